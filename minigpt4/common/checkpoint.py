@@ -1,0 +1,203 @@
+"""Weight files: read safely, loaded strictly, written atomically.
+
+A training checkpoint is two files: `checkpoint_N.pth`, the original's format with the trained weights only, which any
+MiniGPT-4 demo opens; and `checkpoint_N.resume.pt`, what going on needs (optimizer, RNG, loader positions).
+"""
+
+import os
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .config import resolve_path
+from .errors import CheckpointError
+
+# Buffers the original saved beside the trained weights; they hold nothing that is learned.
+HARMLESS = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .pth/.pt/.bin or .safetensors file, unwrapped from `model` or `state_dict`.
+
+    Pickles are read with `weights_only=True`: no code of the file ever runs.
+    Raises:
+        CheckpointError: no such file, not a weight file, damaged.
+    """
+    path = Path(resolve_path(str(path)))
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weight file")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: a git-lfs pointer, not weights; fetch the real file with `git lfs pull`")
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"{path}: a web page saved under the name of a weight file; download the file itself")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged or not safetensors: {error}") from None
+    except Exception as error:  # torch.load raises many kinds; each means that this file cannot be used
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: damaged, or holds more than weights: {first}") from None
+    for wrapper in ("model", "state_dict", "module"):
+        if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
+            data = data[wrapper]
+            break
+    if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
+        raise CheckpointError(f"{path}: holds no state dict (names and tensors)")
+    return data
+
+
+def load_exact(
+    targets: dict[str, Tensor], state: dict[str, Tensor], path: str | Path, *, required: set[str] | None = None,
+    ignore: Callable[[str], Any] = HARMLESS.search,
+) -> None:  # fmt: skip
+    """Copy `state` into `targets` (name -> parameter or buffer), or say exactly what does not fit.
+
+    Args:
+        required: names that the file must hold (default: all of `targets`).
+        ignore: names of the file for which this is truthy may be left over.
+    Raises:
+        CheckpointError: names what is missing, unexpected, or of another shape. Nothing has been copied then.
+    """
+    missing = sorted((set(targets) if required is None else required) - set(state))
+    unexpected = sorted(name for name in state if name not in targets and not ignore(name))
+    shapes = [
+        f"{name} is {tuple(tensor.shape)} in the file and {tuple(targets[name].shape)} in the model"
+        for name, tensor in sorted(state.items())
+        if name in targets and tensor.shape != targets[name].shape
+    ]
+    lines = [f"  {what}: {_some(names)}" for what, names in
+             (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)) if names]  # fmt: skip
+    if lines:
+        raise CheckpointError(f"{path} does not fit this model\n" + "\n".join(lines))
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if name in targets:
+                targets[name].copy_(tensor)
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name: the live tensors, not copies."""
+    return module.state_dict(keep_vars=True)
+
+
+def atomic_save(data: Any, path: Path, save: Callable[[Any, str], None] = torch.save) -> None:
+    """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then renamed.
+
+    Raises:
+        CheckpointError: the disk is full, the folder read-only, ...; what stood at `path` is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save(data, str(temporary))
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        raise CheckpointError(f"{path}: cannot be written: {error}; earlier checkpoints are untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Trained weights alone, as safetensors."""
+    atomic_save({k: v.detach().cpu().contiguous() for k, v in state.items()}, path, lambda d, p: save_file(d, p))
+
+
+def resume_path(checkpoint: Path) -> Path:
+    """checkpoint_3.pth -> checkpoint_3.resume.pt"""
+    return checkpoint.with_name(checkpoint.stem + ".resume.pt")
+
+
+def save_checkpoint(checkpoint: Path, model: dict[str, Tensor], facts: dict, resume: dict) -> None:
+    """Write a checkpoint and what resuming from it needs.
+
+    Args:
+        checkpoint: `checkpoint_N.pth` (the end of epoch N, from 0) or `checkpoint_step_S.pth` (within an epoch).
+        model: trained weights under their published names.
+        facts: plain values stored beside them (`epoch`, `step`, `config`), as the original did.
+        resume: plain values and tensors for `read_resume`.
+    """
+    # The sidecar first: a checkpoint_N.pth that stands there always has its other half.
+    atomic_save({**resume, "step": facts["step"]}, resume_path(checkpoint))
+    weights = {name: tensor.detach().cpu() for name, tensor in model.items()}
+    atomic_save({"model": weights, **facts}, checkpoint)
+
+
+def read_resume(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
+    """The trained weights and the resume state of a checkpoint.
+
+    Raises:
+        CheckpointError: one of the two files is missing or damaged, or they are of different steps.
+    """
+    sidecar = resume_path(checkpoint)
+    for file in (checkpoint, sidecar):
+        _check_zip(file)
+    try:
+        resume = torch.load(sidecar, map_location="cpu", weights_only=True)
+        step = torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]
+    except Exception as error:
+        raise CheckpointError(f"{sidecar}: cannot be read: {error}") from None
+    if resume["step"] != step:
+        raise CheckpointError(f"{sidecar} is of step {resume['step']}, but {checkpoint.name} of step {step}")
+    return read_state(checkpoint), resume
+
+
+def _check_zip(path: Path) -> None:
+    """torch's files are zip archives; their CRCs find a flipped byte that torch.load would not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: missing or damaged: {error}") from None
+    if bad:
+        raise CheckpointError(f"{path}: damaged: the checksum of {bad} is wrong")
+
+
+def checkpoint_order(path: Path) -> tuple[float, str]:
+    return (path.stat().st_mtime, path.name)
+
+
+def find_latest(output_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, and a line for each newer one that is damaged."""
+    complaints = []
+    found = sorted(output_dir.glob("checkpoint_*.pth"), key=checkpoint_order, reverse=True)
+    for checkpoint in found:
+        try:
+            read_resume(checkpoint)
+        except CheckpointError as error:
+            complaints.append(str(error))
+        else:
+            return checkpoint, complaints
+    return None, complaints
+
+
+def prune_checkpoints(output_dir: Path, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints within epochs, and sidecars nobody will go on from."""
+    within = sorted(output_dir.glob("checkpoint_step_*.pth"), key=checkpoint_order)
+    for old in within[:-keep_last]:
+        old.unlink()
+        resume_path(old).unlink(missing_ok=True)
+    sidecars = sorted(output_dir.glob("checkpoint_*.resume.pt"), key=checkpoint_order)
+    for old in sidecars[: -(keep_last + 1)]:
+        old.unlink()

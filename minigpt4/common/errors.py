@@ -1,0 +1,39 @@
+"""User errors: one clear message, no traceback, a non-zero exit."""
+
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user can put right. Its text says what is wrong, where, and what to write instead."""
+
+
+class ConfigError(UserError):
+    """One or more problems of a config, all in one message."""
+
+
+class CheckpointError(UserError):
+    """A weight file is missing, damaged, or does not fit the model."""
+
+
+class DataError(UserError):
+    """Training data that cannot be read, or too much of it that is bad."""
+
+
+def did_you_mean(word: str, known) -> str:
+    """`; did you mean 'x'?`, or an empty string when nothing known looks like `word`."""
+    close = get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def main_guard(main: Callable[[], int | None]) -> int:
+    """Run a command's `main`; print a UserError's message alone and return 1. Other exceptions keep their traceback."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped by the user", file=sys.stderr)
+        return 130

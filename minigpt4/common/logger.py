@@ -1,0 +1,77 @@
+"""Logging: people read the console of rank 0; programs read log.jsonl; TensorBoard reads its own files."""
+
+import json
+import logging
+from pathlib import Path
+
+log = logging.getLogger("minigpt4")
+
+
+def setup_logging(rank: int = 0) -> None:
+    """Console logging for this process: info on rank 0, errors only elsewhere. Safe to call twice."""
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.propagate = False
+    log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+
+
+class MetricLog:
+    """One JSON object a line in `log.jsonl`, and the same numbers in TensorBoard, on the main process only."""
+
+    def __init__(self, output_dir: Path, from_step: int = 0):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = Path(output_dir) / "log.jsonl"
+        self._drop_after(from_step)
+        self._file = self.path.open("a", buffering=1)
+        self._board = SummaryWriter(str(output_dir), purge_step=from_step or None)
+
+    def _drop_after(self, step: int) -> None:
+        """A resumed run repeats the steps after its checkpoint: forget their first telling, keep the rest."""
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, **values) -> None:
+        """`step` counts optimizer steps from 1. Values are plain numbers or strings."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def plot_log(path: Path, out: Path) -> None:
+    """Draw loss (raw and smoothed) and learning rate of a log.jsonl into a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    rows = [r for r in rows if "loss" in r]
+    if not rows:
+        return
+    steps = [r["step"] for r in rows]
+    loss = [r["loss"] for r in rows]
+    smooth, mean = [], loss[0]
+    for value in loss:
+        mean = 0.95 * mean + 0.05 * value
+        smooth.append(mean)
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    axis.plot(steps, loss, color="#bbbbbb", linewidth=0.8, label="loss")
+    axis.plot(steps, smooth, color="#c44e52", linewidth=1.8, label="loss, smoothed")
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel("loss (nats per target token)")
+    axis.grid(alpha=0.3)
+    right = axis.twinx()
+    right.plot(steps, [r["lr"] for r in rows], color="#4c72b0", linewidth=1, alpha=0.7, label="learning rate")
+    right.set_ylabel("learning rate")
+    axis.legend(handles=[*axis.get_lines(), *right.get_lines()], loc="upper right", frameon=False)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,45 @@
+"""Parameter groups and learning-rate schedules."""
+
+import math
+
+from torch import nn
+
+from .registry import LR_SCHEDULES
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Trained parameters in two groups, with and without weight decay.
+
+    No decay where ndim < 2 or the name contains "bias", "ln" or "bn". Source: the original's optimizer set-up
+    (inherited from LAVIS).
+    """
+    decay, no_decay = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        bare = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
+        (no_decay if bare else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+
+
+@LR_SCHEDULES.register("linear_warmup_cosine_lr")
+def linear_warmup_cosine_lr(
+    step: int, *, total_steps: int, init_lr: float, min_lr: float, warmup_lr: float, warmup_steps: int
+) -> float:
+    """Learning rate of optimizer step `step` (from 0).
+
+    Linear from `warmup_lr` to `init_lr` in `warmup_steps`, then the cosine from `init_lr` to `min_lr` as it stands at
+    `step` of `total_steps` (the warm-up does not shift it). Source: the original, except that it counted the warm-up
+    within the epoch, so that one longer than an epoch began again; ours counts steps (docs/decisions.md).
+    """
+    if step < warmup_steps:
+        return warmup_lr + (init_lr - warmup_lr) * step / max(warmup_steps, 1)
+    return min_lr + (init_lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
+
+
+@LR_SCHEDULES.register("constant_lr")
+def constant_lr(
+    step: int, *, total_steps: int, init_lr: float, min_lr: float, warmup_lr: float, warmup_steps: int
+) -> float:
+    """`init_lr` after a linear warm-up from `warmup_lr`."""
+    return warmup_lr + (init_lr - warmup_lr) * step / warmup_steps if step < warmup_steps else init_lr

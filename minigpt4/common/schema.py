@@ -1,0 +1,161 @@
+"""Every key a config may hold, with its type, unit, default and meaning. `config.py` fills these in."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def key(default: Any, doc: str, *, path: bool = False) -> Any:
+    """A documented config key. `path` marks files and folders that must exist."""
+    make = (
+        {"default_factory": lambda: type(default)(default)}
+        if isinstance(default, (dict, list))
+        else {"default": default}
+    )
+    return field(metadata={"doc": doc, "path": path}, **make)
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """model.qformer_kwargs; the defaults are BLIP-2's."""
+
+    hidden_size: int = key(768, "width D_q")
+    num_hidden_layers: int = key(12, "layers")
+    num_attention_heads: int = key(12, "heads; must divide hidden_size")
+    intermediate_size: int = key(3072, "width of the feed-forward layer")
+    cross_attention_frequency: int = key(2, "every n-th layer, from layer 0, looks at the image")
+    dropout: float = key(0.1, "dropout in training, when freeze_qformer is False")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The `model` section."""
+
+    arch: str = key("mini_gpt4", "registered model class")
+    model_type: str = key("pretrain_vicuna", "the original's key; kept so that its configs open, not used")
+    image_size: int = key(224, "side of the square input image, pixels")
+    vit_model: str = key("eva_clip_g", "eva_clip_g, or any timm model name")
+    vit_kwargs: dict = key({}, "arguments for timm's model, e.g. {depth: 2, embed_dim: 64} for a small ViT")
+    vit_ckpt: str | None = key(None, "weights of the ViT (eva_vit_g.pth, or safetensors with timm's names)", path=True)
+    vit_precision: Literal["fp32", "fp16", "bf16"] = key("fp16", "dtype of the ViT; fp16 becomes fp32 on CPU")
+    drop_path_rate: float = key(0.0, "stochastic depth of the ViT, in training only")
+    use_grad_checkpoint: bool = key(False, "recompute the LLM's layers in backward: less memory, more time")
+    freeze_vit: bool = key(True, "no gradient into the ViT and ln_vision")
+    freeze_qformer: bool = key(True, "no gradient into the Q-Former and query_tokens")
+    num_query_token: int = key(32, "queries Q: image tokens the LLM sees")
+    q_former_model: str | None = key(
+        None,
+        "weights of the Q-Former, query_tokens and ln_vision (blip2_pretrained_flant5xxl.pth)",
+        path=True,
+    )
+    qformer_kwargs: QFormerConfig = field(default_factory=QFormerConfig, metadata={"doc": "size of the Q-Former"})
+    llama_model: str = key("/path/to/vicuna/weights/", "folder of the LLM in transformers format", path=True)
+    llama_precision: Literal["auto", "fp32", "fp16", "bf16"] = key(
+        "auto", "dtype of the LLM; auto: fp16 on CUDA, on CPU bf16 where the processor has it, else fp32"
+    )
+    low_resource: bool = key(False, "LLM in 8 bit (CUDA, needs the extra `gpu`)")
+    pad_token: str | None = key(None, "padding token; null: the tokenizer's EOS, as in the original")
+    prompt: str = key("", "the original's key; kept so that its configs open, not used")
+    prompt_path: str | None = key(None, "file of instructions, one a line; one is drawn for each batch", path=True)
+    prompt_template: str = key("{}", "what stands around an instruction in training")
+    max_txt_len: int = key(32, "a text is cut to this many tokens")
+    end_sym: str = key("\n", "put after every text in training; what chat stops at")
+    conv_template: str = key("vicuna_v0", "how a chat is written: vicuna_v0, chatml")
+    ckpt: str | None = key(None, "a checkpoint of ours or of the original: the trained weights", path=True)
+
+
+@dataclass(frozen=True)
+class ProcessorConfig:
+    """One image or text processor; keys left null take the processor's own default."""
+
+    name: str = key("", "registered processor")
+    image_size: int | None = key(None, "side of the square output, pixels")
+    mean: list | None = key(None, "mean of each channel, 0..1")
+    std: list | None = key(None, "standard deviation of each channel, 0..1")
+    min_scale: float | None = key(None, "smallest share of the image's area a training crop keeps")
+    max_scale: float | None = key(None, "largest share of the image's area a training crop keeps")
+    flip: bool | None = key(None, "mirror half of the training images")
+    prompt: str | None = key(None, "put before every caption")
+    max_words: int | None = key(None, "words of a caption that are kept")
+
+    def kwargs(self) -> dict:
+        """The keys that were set, without the name."""
+        return {k: v for k, v in vars(self).items() if k != "name" and v is not None}
+
+
+@dataclass(frozen=True)
+class ProcessorsConfig:
+    """A processor for training and one for evaluation."""
+
+    train: ProcessorConfig | None = field(default=None, metadata={"doc": "in training (and in chat, as the original)"})
+    eval: ProcessorConfig | None = field(default=None, metadata={"doc": "in evaluation"})
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """Where a dataset lies."""
+
+    storage: Any = key(None, "shards: pattern, glob or list of them; else a folder or file", path=True)
+    images: str | None = key(None, "folder of the images, where the dataset keeps them apart", path=True)
+    splits: list | None = key(None, "which splits of the file to use; null: all")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """One entry of the `datasets` section."""
+
+    builder: str | None = key(None, "registered dataset; null: the entry's own name")
+    data_type: str = key("images", "the original's key; kept so that its configs open, not used")
+    build_info: BuildInfo = field(default_factory=BuildInfo, metadata={"doc": "where it lies"})
+    vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig, metadata={"doc": "image processors"})
+    text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig, metadata={"doc": "text processors"})
+    sample_ratio: float = key(1.0, "how often a batch is drawn from this dataset, against the others")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The `run` section."""
+
+    task: str = key("image_text_pretrain", "registered task")
+    lr_sched: str = key("linear_warmup_cosine_lr", "registered schedule")
+    init_lr: float = key(1e-4, "learning rate after the warm-up")
+    min_lr: float = key(8e-5, "learning rate at the end")
+    warmup_lr: float = key(1e-6, "learning rate at the start")
+    warmup_steps: int = key(0, "optimizer steps of warm-up")
+    weight_decay: float = key(0.05, "AdamW's weight decay")
+    grad_clip: float | None = key(None, "largest gradient norm; null: no clipping, as the original")
+    max_epoch: int = key(1, "epochs; an epoch is iters_per_epoch steps")
+    iters_per_epoch: int = key(1000, "optimizer steps in an epoch")
+    batch_size_train: int = key(64, "samples in a batch, for each process")
+    batch_size_eval: int = key(64, "samples in a batch of evaluation, for each process")
+    accum_grad_iters: int = key(1, "batches whose gradients are averaged in one optimizer step")
+    num_workers: int = key(4, "loader processes, for each process; 0: load in the process itself")
+    seed: int = key(42, "the run is a function of the config and this")
+    output_dir: str = key("output/run", "checkpoints, logs and plots go here, from the working directory")
+    amp: bool = key(True, "mixed precision")
+    amp_dtype: Literal["auto", "bf16", "fp16"] = key(
+        "auto", "auto: bf16 where the device has it, else fp16 (CPU: none)"
+    )
+    device: str = key("auto", "cuda, cpu, or auto: cuda where there is one")
+    resume: Literal["auto", "never"] = key("auto", "auto: go on from the newest checkpoint in output_dir")
+    resume_ckpt_path: str | None = key(None, "go on from this checkpoint instead", path=True)
+    save_every_steps: int | None = key(None, "checkpoint within an epoch, every n optimizer steps")
+    save_every_minutes: float | None = key(None, "checkpoint within an epoch, every n minutes")
+    keep_last: int = key(3, "how many checkpoints within epochs to keep; those at epoch ends all stay")
+    log_freq: int = key(10, "optimizer steps between two lines of log.jsonl")
+    max_bad_share: float = key(0.05, "training stops when more than this share of the samples read is bad")
+    evaluate: bool = key(False, "the original's key; training only here, so it must be False")
+    train_splits: list = key(["train"], "the original's key; kept so that its configs open, not used")
+    world_size: int = key(1, "the original's key; torchrun decides, not used")
+    dist_url: str = key("env://", "the original's key; torchrun decides, not used")
+    distributed: bool = key(True, "the original's key; torchrun decides, not used")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole config. `origin` says for each key where its value came from."""
+
+    model: ModelConfig = field(default_factory=ModelConfig, metadata={"doc": "the model"})
+    datasets: dict[str, DatasetConfig] = field(default_factory=dict, metadata={"doc": "training data, by name"})
+    run: RunConfig = field(default_factory=RunConfig, metadata={"doc": "the training run"})
+    path: str = ""
+    origin: dict[str, str] = field(default_factory=dict, repr=False)

@@ -1,0 +1,34 @@
+"""A dataset's name in the config -> its source.
+
+A builder is a function (DatasetConfig, vis_processor, text_processor) -> Source, registered in DATASETS.
+"""
+
+from collections.abc import Callable
+
+from ...common.config import DatasetConfig, expand_shards, resolve_path
+from ...common.registry import DATASETS
+from ..image_text import ImageTextSource, read_filter_cap, read_photos
+from ..shards import ShardSource
+from ..stream import Source
+
+
+@DATASETS.register("cc_sbu")
+@DATASETS.register("laion")
+def image_text_shards(config: DatasetConfig, vis_processor: Callable, text_processor: Callable) -> Source:
+    """Stage 1: img2dataset shards (`build_info.storage`: pattern, glob or list of them)."""
+    return ShardSource(expand_shards(config.build_info.storage), vis_processor, text_processor)
+
+
+@DATASETS.register("cc_sbu_align")
+def detailed_descriptions(config: DatasetConfig, vis_processor: Callable, text_processor: Callable) -> Source:
+    """Stage 2: a folder with filter_cap.json and image/. Its texts are trained on as they are: the original's configs
+    name blip_caption here too, but the original never applied it."""
+    return ImageTextSource(read_filter_cap(resolve_path(config.build_info.storage)), vis_processor, str.strip)
+
+
+@DATASETS.register("captioned_photos")
+def captioned_photos(config: DatasetConfig, vis_processor: Callable, text_processor: Callable) -> Source:
+    """Stage 0 of the small model: JSON lines with one or more captions a photo."""
+    info = config.build_info
+    pairs = read_photos(resolve_path(info.storage), info.images, info.splits)
+    return ImageTextSource(pairs, vis_processor, text_processor)

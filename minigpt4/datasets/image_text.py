@@ -1,0 +1,107 @@
+"""Images and texts listed in one file: stage 2's `filter_cap.json`, and captioned photos in JSON lines."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..common.errors import DataError
+from .stream import permutation_stream
+
+
+class ImageTextSource:
+    """Every pair once in each pass, in a new order each time.
+
+    Args:
+        pairs: (image file, text or several captions of it).
+        vis_processor, text_processor: PIL image -> (3, H, W); caption -> text.
+    """
+
+    def __init__(
+        self, pairs: Sequence[tuple[Path, str | list[str]]], vis_processor: Callable, text_processor: Callable
+    ):
+        self.pairs = list(pairs)
+        self.vis_processor, self.text_processor = vis_processor, text_processor
+
+    def iterate(self, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, str, tuple]]:
+        """See `Source`."""
+        for place, index in permutation_stream(len(self.pairs), stream, streams, seed, state):
+            yield place, str(self.pairs[index][0]), self.pairs[index]
+
+    def decode(self, raw: tuple[Path, str | list[str]]) -> dict:
+        """See `Source`."""
+        path, text = raw
+        with Image.open(path) as image:
+            pixels = self.vis_processor(image)
+        captions = [self.text_processor(t) for t in ([text] if isinstance(text, str) else text)]
+        return {"image": pixels, "text_input": captions[0] if isinstance(text, str) else captions}
+
+
+def read_filter_cap(folder: str) -> list[tuple[Path, str]]:
+    """The pairs of `folder/filter_cap.json` ({"annotations": [{"image_id", "caption"}]}); images in `folder/image/`.
+
+    Raises:
+        DataError: names the file and the entry that is wrong.
+    """
+    file = Path(folder) / "filter_cap.json"
+    if not file.is_file():
+        raise DataError(f"{folder} has no filter_cap.json; dataset/README_2_STAGE.md describes the folder")
+    try:
+        annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{file}: should be {{"annotations": [...]}}: {type(error).__name__} {error}') from None
+    pairs = []
+    for i, entry in enumerate(annotations):
+        if not isinstance(entry, dict) or "image_id" not in entry or not isinstance(entry.get("caption"), str):
+            raise DataError(f"{file}: annotations[{i}] needs image_id and caption (a text); it is {entry!r}")
+        pairs.append((_inside(Path(folder) / "image", f"{entry['image_id']}.jpg", file), entry["caption"]))
+    if not pairs:
+        raise DataError(f"{file}: no annotations")
+    return pairs
+
+
+def read_photos(
+    file: str, images: str | None = None, splits: Sequence[str] | None = None
+) -> list[tuple[Path, list[str]]]:
+    """The pairs of a JSON-lines file, a photo a line: {"image": path below `images`, "captions": [...], "split": name}.
+
+    Args:
+        images: folder of the images (default: `photos/` beside the file).
+        splits: which splits to take (default: all).
+    Raises:
+        DataError: names the file and the line that is wrong.
+    """
+    path = Path(file)
+    folder = Path(images) if images else path.parent / "photos"
+    if not path.is_file():
+        raise DataError(f"{path}: should be a file of JSON lines, one photo a line")
+    pairs, seen = [], set()
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                entry = json.loads(line)
+                image, captions, split = entry["image"], entry["captions"], entry.get("split")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{path}:{number}: needs image and captions: {type(error).__name__} {error}") from None
+            if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
+                raise DataError(f"{path}:{number}: captions should be a list of texts; it is {captions!r}")
+            seen.add(split)
+            if splits is None or split in splits:
+                pairs.append((_inside(folder, image, path), captions))
+    unknown = sorted(set(splits or ()) - seen)
+    if unknown or not pairs:
+        raise DataError(
+            f"{path}: no photos of split {', '.join(unknown)}; it has {', '.join(map(str, sorted(seen, key=str)))}"
+        )
+    return pairs
+
+
+def _inside(folder: Path, name: str, source: Path) -> Path:
+    """`folder/name`; a name from a data file may not lead out of the folder."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()) and not path.is_symlink():
+        raise DataError(f"{source}: image {name!r} lies outside {folder}")
+    return path

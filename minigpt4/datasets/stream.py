@@ -1,0 +1,150 @@
+"""Endless, seeded, resumable streams of samples, and the batches made of them.
+
+A stream is a function of (seed, rank, worker): the same config gives the same batches. Its place is a small state that
+goes into the checkpoint; going on from it reads at most one shard and decodes nothing twice.
+"""
+
+import logging
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+log = logging.getLogger("minigpt4")
+HOPELESS = 500  # bad samples in a row after which a stream gives up
+
+
+class Source(Protocol):
+    """What a dataset must be: an order of raw samples, and how to decode one."""
+
+    def iterate(self, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, str, Any]]:
+        """Yield (state after this sample, where it lies, raw sample) without end, from `state` ({}: the start)."""
+
+    def decode(self, raw: Any) -> dict:
+        """Raw sample -> {"image": (3, H, W), "text_input": ...}. Raises on a bad one."""
+
+
+def seed_of(*parts) -> int:
+    """A 32-bit seed from anything printable, the same in every process and Python."""
+    return zlib.crc32(":".join(map(str, parts)).encode())
+
+
+class SampleStream(IterableDataset):
+    """The samples that one loader worker of one process sees. Bad ones are skipped and reported with the next good one.
+
+    Args:
+        source: the dataset.
+        name: its name in the config.
+        seed, rank, world_size: this process's place in the run.
+    """
+
+    def __init__(self, source: Source, name: str, seed: int = 0, rank: int = 0, world_size: int = 1):
+        self.source, self.name, self.seed = source, name, seed
+        self.rank, self.world_size = rank, world_size
+        self.place: dict = {}
+
+    def state_dict(self) -> dict:
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.place = state["place"]
+
+    def __iter__(self) -> Iterator[dict]:
+        worker = get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        stream = self.rank * workers + number
+        bad: list[tuple[str, str]] = []
+        for place, where, raw in self.source.iterate(stream, self.world_size * workers, self.seed, self.place):
+            self.place = place
+            try:
+                if isinstance(raw, Exception):
+                    raise raw
+                # Augmentation draws from torch's RNG: seeded by the sample's place, it does not depend on who loads it,
+                # and the fork keeps the process's own RNG (num_workers 0) where it was.
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(seed_of(self.seed, stream, sorted(place.items())))
+                    sample = self.source.decode(raw)
+            except Exception as error:  # whatever a decoder raises, the sample is at fault, not the run
+                bad.append((where, f"{type(error).__name__}: {error}"))
+                if len(bad) >= HOPELESS:
+                    yield {"bad": bad, "hopeless": True}
+                    return
+                continue
+            yield {**sample, "bad": bad}
+            bad = []
+
+
+def collate(samples: Sequence[dict]) -> dict:
+    """Samples -> {"image": (B, 3, H, W), "text_input": list[B], "bad": [(where, why)], "hopeless": bool}."""
+    good = [s for s in samples if "image" in s]
+    batch = {
+        "bad": [b for s in samples for b in s["bad"]],
+        "hopeless": any(s.get("hopeless") for s in samples),
+    }
+    if good:
+        batch["image"] = torch.stack([s["image"] for s in good])
+        batch["text_input"] = [s["text_input"] for s in good]
+    return batch
+
+
+def make_loader(stream: SampleStream, batch_size: int, num_workers: int) -> StatefulDataLoader:
+    """Batches of a stream. Its `state_dict()` is the place after the last batch that was taken, not prefetched."""
+    return StatefulDataLoader(
+        stream,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=collate,
+        persistent_workers=False,
+        pin_memory=torch.cuda.is_available(),
+        drop_last=True,
+    )
+
+
+class MixedLoader:
+    """Draws each batch from one of several loaders, with chances in proportion to their ratios.
+
+    Which one is a function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
+    """
+
+    def __init__(self, loaders: dict[str, StatefulDataLoader], ratios: dict[str, float], seed: int, rank: int):
+        self.loaders, self.seed, self.rank = loaders, seed, rank
+        self.names, self.weights = list(loaders), [ratios[name] for name in loaders]
+        self.drawn = 0
+        self._iterators: dict[str, Iterator] = {}
+
+    def state_dict(self) -> dict:
+        """Taken between two batches."""
+        return {"drawn": self.drawn, "loaders": {n: self.loaders[n].state_dict() for n in self._iterators}}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.drawn = state["drawn"]
+        for name, place in state["loaders"].items():
+            self.loaders[name].load_state_dict(place)
+
+    def __iter__(self) -> Iterator[tuple[str, dict]]:
+        while True:
+            rng = random.Random(seed_of(self.seed, self.rank, self.drawn))
+            name = rng.choices(self.names, self.weights)[0]
+            if name not in self._iterators:
+                self._iterators[name] = iter(self.loaders[name])
+            self.drawn += 1
+            yield name, next(self._iterators[name])
+
+
+def permutation_stream(length: int, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, int]]:
+    """(state, index) for a dataset that can be indexed: every sample once in each pass, in a new order each time.
+
+    The streams share each pass between them; when it does not divide, the rest belongs to the first streams.
+    """
+    turn, taken = state.get("turn", 0), state.get("taken", 0)
+    while True:
+        order = list(range(length))
+        random.Random(seed_of(seed, turn)).shuffle(order)
+        mine = order[stream::streams] or order[stream % length :][:1]  # fewer samples than streams: share one
+        for i in range(taken, len(mine)):
+            yield {"turn": turn, "taken": i + 1}, mine[i]
+        turn, taken = turn + 1, 0

@@ -1,0 +1,78 @@
+"""The visual encoder: EVA-ViT-g as BLIP-2 uses it, or any timm model by name.
+
+Notation: B batch, N tokens, D_vit width.
+"""
+
+import math
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+# EVA-ViT-g/14 of BLIP-2: 39 of EVA's 40 blocks, no final norm, no head.
+EVA_CLIP_G = dict(
+    patch_size=14, embed_dim=1408, depth=39, num_heads=16, mlp_ratio=4.3637, qkv_bias=True, num_classes=0,
+    global_pool="", class_token=True,
+)  # fmt: skip
+
+
+def create_vit(name: str, image_size: int, drop_path_rate: float = 0.0, **kwargs) -> nn.Module:
+    """A visual encoder with random weights.
+
+    Args:
+        name: `eva_clip_g` (kwargs change its sizes) or the name of a timm model.
+        image_size: side of the square input, pixels.
+    Returns:
+        a module for `encode_tokens`, with the attribute `num_features` (D_vit).
+    """
+    if name == "eva_clip_g":
+        vit = Eva(img_size=image_size, drop_path_rate=drop_path_rate, **{**EVA_CLIP_G, **kwargs})
+        vit.norm = nn.Identity()  # BLIP-2's own ln_vision takes its place
+        return vit
+    arguments = {"pretrained": False, "num_classes": 0, "drop_path_rate": drop_path_rate, **kwargs}
+    try:
+        return timm.create_model(name, **{"img_size": image_size, **arguments})
+    except TypeError:  # convolutional networks take any size and no such argument
+        return timm.create_model(name, **arguments)
+
+
+def encode_tokens(vit: nn.Module, image: Tensor) -> Tensor:
+    """image (B, 3, H, W) -> tokens (B, N, D_vit): a ViT's tokens with CLS, or a CNN's feature map read row by row."""
+    features = vit.forward_features(image)
+    return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+
+
+def published_vit_state(state: dict[str, Tensor], vit: nn.Module) -> dict[str, Tensor]:
+    """`eva_vit_g.pth` (flat, EVA's names, which are timm's too) -> what `vit` loads strictly.
+
+    Drops what BLIP-2 drops (the blocks past `depth`, final norm, head) and interpolates position embeddings when the
+    grid differs (bicubic). Source: the original's create_eva_vit_g.
+    """
+    own = vit.state_dict()
+    # `default_cfg` names the classifier of every timm model but the one built here, whose files call it `head`
+    classifier = (getattr(vit, "default_cfg", None) or {}).get("classifier") or "head"
+    dropped = ("norm.", "fc_norm.", f"{classifier}.")
+    depth = len(vit.blocks) if isinstance(vit, Eva) else None
+    kept = {}
+    for name, tensor in state.items():
+        if depth and name.startswith("blocks.") and int(name.split(".")[1]) >= depth:
+            continue
+        if name not in own and name.startswith(dropped):
+            continue
+        kept[name] = tensor
+    if "pos_embed" in kept and "pos_embed" in own:
+        kept["pos_embed"] = _resize_pos_embed(kept["pos_embed"], own["pos_embed"].shape[1])
+    return kept
+
+
+def _resize_pos_embed(pos_embed: Tensor, tokens: int) -> Tensor:
+    """(1, 1 + g*g, D) -> (1, tokens, D): the grid is interpolated, the CLS entry stays."""
+    if pos_embed.shape[1] == tokens:
+        return pos_embed
+    old, new = math.isqrt(pos_embed.shape[1] - 1), math.isqrt(tokens - 1)
+    cls, grid = pos_embed[:, :1], pos_embed[:, 1:]
+    grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2).float()
+    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+    return torch.cat([cls, grid.flatten(2).transpose(1, 2).to(cls.dtype)], dim=1)

@@ -1,0 +1,338 @@
+"""MiniGPT-4: image -> frozen ViT -> frozen Q-Former -> one trained linear layer -> frozen LLM.
+
+Notation for shapes: B batch, N patches, Q queries, P prefix tokens, T text tokens, S = P + T, K captions of an image,
+D_vit, D_q, D_llm widths, V vocabulary.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..common.checkpoint import load_exact, named_tensors, read_state
+from ..common.config import ModelConfig, resolve_path
+from ..common.errors import ConfigError, UserError
+from ..common.registry import MODELS
+from . import qformer as qf
+from .eva_vit import create_vit, encode_tokens, published_vit_state
+from .llm import DTYPES, cpu_has_bf16, head_input_hidden_states, llm_dtype, load_llm, load_tokenizer
+
+log = logging.getLogger("minigpt4")
+IMAGE_TAG = "<ImageHere>"
+PARTS = ("visual_encoder", "ln_vision", "query_tokens", "Qformer", "llama_proj", "llama_model")
+
+
+class PromptError(UserError):
+    """A prompt that cannot take an image."""
+
+
+@MODELS.register("mini_gpt4")
+class MiniGPT4(nn.Module):
+    """Module names are part of the checkpoint format: visual_encoder, ln_vision, query_tokens, Qformer, llama_proj,
+    llama_model."""
+
+    def __init__(self, config: ModelConfig, device: torch.device | str = "cpu"):
+        """Build the model and load every frozen weight that the config names, strictly.
+
+        Raises:
+            CheckpointError, ConfigError: a file does not hold what the config says.
+        """
+        super().__init__()
+        device = torch.device(device)
+        self.config = config
+        q = config.qformer_kwargs
+
+        self.visual_encoder = create_vit(
+            config.vit_model, config.image_size, config.drop_path_rate, **config.vit_kwargs
+        )
+        width = self.visual_encoder.num_features  # D_vit
+        self.ln_vision = nn.LayerNorm(width, eps=1e-5)  # transformers' BLIP-2 has 1e-6; the original this
+        self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_token, q.hidden_size).normal_(std=0.02))
+        self.Qformer = qf.create_qformer(width, **vars(q))
+        self._load_vision()
+
+        self.tokenizer = load_tokenizer(resolve_path(config.llama_model), config.pad_token)
+        self.llama_model = load_llm(
+            resolve_path(config.llama_model),
+            llm_dtype(config.llama_precision, device),
+            device,
+            config.low_resource,
+        )
+        if config.use_grad_checkpoint:
+            self.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.llama_proj = nn.Linear(q.hidden_size, self.llama_model.config.get_text_config().hidden_size)
+        self.prompt_list = read_prompts(config.prompt_path, config.prompt_template) if config.prompt_path else []
+        self._check_end_symbol()
+
+        if config.freeze_vit:
+            self.visual_encoder.requires_grad_(False)
+            self.ln_vision.requires_grad_(False)
+        if config.freeze_qformer:
+            self.Qformer.requires_grad_(False)
+            self.query_tokens.requires_grad_(False)
+        if config.ckpt:
+            self.load_trained(config.ckpt)
+        self._set_vit_precision(device)
+        self.to(device)
+        self.train()
+
+    # -- weights ------------------------------------------------------------------------------------------------
+
+    def _load_vision(self) -> None:
+        if self.config.vit_ckpt:
+            state = published_vit_state(read_state(self.config.vit_ckpt), self.visual_encoder)
+            load_exact(named_tensors(self.visual_encoder), state, self.config.vit_ckpt)
+        if self.config.q_former_model:
+            load_exact(
+                self.published_tensors(("Qformer", "query_tokens", "ln_vision")),
+                read_state(self.config.q_former_model),
+                self.config.q_former_model,
+                ignore=lambda name: qf.IGNORED.match(name) or name.startswith("llama_proj."),
+            )
+
+    def published_tensors(self, modules: Sequence[str] = PARTS) -> dict[str, Tensor]:
+        """The live tensors of these parts (all by default) under the published names."""
+        found: dict[str, Tensor] = {}
+        for name in modules:
+            module = getattr(self, name)
+            if isinstance(module, nn.Parameter):
+                found[name] = module
+            elif name == "Qformer":
+                found |= qf.to_published_state(named_tensors(module))
+            else:
+                found |= {f"{name}.{k}": v for k, v in named_tensors(module).items()}
+        return found
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: the parameters that are trained, under their published names."""
+        return {k: v.detach() for k, v in self.published_tensors().items() if v.requires_grad}
+
+    def load_trained(self, path: str) -> None:
+        """Load a checkpoint of ours or of the original (`{"model": ...}`), or safetensors with the same names.
+
+        It must hold llama_proj. Of each other part (Q-Former, ViT) it must hold all or nothing, and all when no other
+        file of the config brings that part.
+        """
+        state = read_state(path)
+        brought = {"llama_proj": None, "visual_encoder": self.config.vit_ckpt} | dict.fromkeys(
+            ("ln_vision", "query_tokens", "Qformer"), self.config.q_former_model
+        )
+        targets, required = {}, set()
+        for part, source in brought.items():
+            tensors = self.published_tensors([part])
+            targets |= tensors
+            if source is None or any(name in tensors for name in state):
+                required |= set(tensors)
+        load_exact(targets, state, path, required=required)
+
+    # -- modes and devices --------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "MiniGPT4":
+        """Frozen parts stay in eval mode whatever is asked: no dropout, no batch-norm updates."""
+        super().train(mode)
+        self.llama_model.eval()
+        if self.config.freeze_vit:
+            self.visual_encoder.eval()
+            self.ln_vision.eval()
+        if self.config.freeze_qformer:
+            self.Qformer.eval()
+        return self
+
+    def _set_vit_precision(self, device: torch.device) -> None:
+        """Conv and Linear weights of the ViT in `vit_precision`, norms in fp32. Source: convert_weights_to_fp16."""
+        dtype = DTYPES[self.config.vit_precision]
+        slow_here = device.type == "cpu" and (dtype == torch.float16 or not cpu_has_bf16())
+        self.vit_dtype = torch.float32 if slow_here or not self.config.freeze_vit else dtype
+        for module in self.visual_encoder.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.to(self.vit_dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.llama_proj.weight.device
+
+    # -- from image and text to embeddings ----------------------------------------------------------------------
+
+    def encode_img(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W) -> image_embeds (B, Q, D_llm), what the LLM sees of each image."""
+        image = image.to(self.device)
+        half = torch.autocast(self.device.type, self.vit_dtype, enabled=self.vit_dtype != torch.float32)
+        with half, torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vit):
+            patches = encode_tokens(self.visual_encoder, image)  # (B, N, D_vit)
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and not (self.config.freeze_vit and self.config.freeze_qformer)
+        ):
+            patches = self.ln_vision(patches.float())
+            queries = self.Qformer(
+                query_embeds=self.query_tokens.expand(len(image), -1, -1), encoder_hidden_states=patches
+            ).last_hidden_state  # (B, Q, D_q)
+        return self.llama_proj(queries)
+
+    def token_ids(self, text: str) -> list[int]:
+        """Ids of `text` by itself, without BOS or EOS."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        return self.llama_model.get_input_embeddings()(ids.to(self.device))
+
+    def embed_segments(self, segments: Sequence[str | Tensor]) -> Tensor:
+        """Text and images in the order given -> embeds (1, T, D_llm).
+
+        Each text is tokenized by itself, so each gets the tokenizer's own leading-space piece, as in the original. BOS
+        goes first, unless the first text already begins with it (ChatML with `<|im_start|>` as BOS) or there is none.
+
+        Args:
+            segments: texts, and image embeddings (Q, D_llm).
+        """
+        bos = self.tokenizer.bos_token_id
+        parts: list[Tensor] = []
+        for i, segment in enumerate(segments):
+            if isinstance(segment, Tensor):
+                if i == 0 and bos is not None:
+                    parts.append(self.embed_ids(torch.tensor([bos])))
+                parts.append(segment)
+                continue
+            ids = self.token_ids(segment)
+            if i == 0 and bos is not None and ids[:1] != [bos]:
+                ids = [bos, *ids]
+            parts.append(self.embed_ids(torch.tensor(ids, dtype=torch.long)))
+        dtype = self.llama_model.get_input_embeddings().weight.dtype
+        return torch.cat([p.to(dtype) for p in parts])[None]
+
+    def wrap_prompt(self, image_embeds: Tensor, prompt: str) -> Tensor:
+        """Put each image between the two halves of `prompt`, split at `<ImageHere>`, after BOS.
+
+        Args:
+            image_embeds: (B, Q, D_llm), one image a row.
+            prompt: text with exactly one `<ImageHere>`, or empty: BOS and the image alone (stage 1).
+        Returns:
+            (B, P, D_llm)
+        Raises:
+            PromptError: `<ImageHere>` is missing or repeated.
+        Source: MiniGPT-4, section 3.2; the original's prompt_wrap.
+        """
+        before, after = split_prompt(prompt) if prompt else ("", "")
+        batch, queries, _ = image_embeds.shape
+        text = self.embed_segments([before, image_embeds[0], after] if prompt else [image_embeds[0]])  # (1, P, D_llm)
+        tail = len(self.token_ids(after)) if prompt else 0
+        start = text.shape[1] - tail - queries
+        text = text.detach().expand(batch, -1, -1)
+        return torch.cat([text[:, :start], image_embeds.to(text.dtype), text[:, start + queries :]], dim=1)
+
+    # -- loss -----------------------------------------------------------------------------------------------------
+
+    def tokenize_texts(self, texts: Sequence[str | Sequence[str]]) -> dict[str, Tensor]:
+        """Training texts, each closed by `end_sym` and cut to `max_txt_len`, laid out after a common prefix.
+
+        Args:
+            texts: one text a row, or several captions a row, which then share the row's image and prefix.
+        Returns:
+            input_ids (B, T) padded on the right; attention_mask (B, T); segment (B, T), the number of the caption a
+            token belongs to, -1 for padding; position (B, T), the token's place within its caption.
+        """
+        rows = []
+        for captions in texts:
+            captions = [captions] if isinstance(captions, str) else captions
+            encoded = [self.token_ids(c + self.config.end_sym)[: self.config.max_txt_len] for c in captions]
+            rows.append([(token, k, i) for k, ids in enumerate(encoded) for i, token in enumerate(ids)])
+        length = max(map(len, rows))
+        padding = (self.tokenizer.pad_token_id, -1, 0)
+        table = torch.tensor([row + [padding] * (length - len(row)) for row in rows], device=self.device)
+        ids, segment, position = table.reshape(len(rows), length, 3).unbind(-1)
+        return {
+            "input_ids": ids,
+            "attention_mask": (segment >= 0).long(),
+            "segment": segment,
+            "position": position,
+        }
+
+    def build_inputs(self, samples: dict, prompt: str | None = None) -> dict[str, Tensor]:
+        """The sequence [BOS, prompt before, image, prompt after, text] with its labels.
+
+        Args:
+            samples: {"image": (B, 3, H, W), "text_input": list[B] of a text or of several captions}.
+            prompt: with `<ImageHere>`; None draws one of `prompt_list` for the whole batch, if there is a list.
+        Returns:
+            inputs_embeds (B, S, D_llm); attention_mask (B, S); labels (B, S), -100 for all but the text and for text
+            positions that equal the padding id; source (B, S), the position whose hidden state predicts each label;
+            with several captions a row also position_ids (B, S) and a mask (B, 1, S, S) that parts the captions.
+        """
+        if prompt is None:
+            pick = torch.randint(len(self.prompt_list), ()).item() if self.prompt_list else None
+            prompt = "" if pick is None else self.prompt_list[pick]
+        prefix = self.wrap_prompt(self.encode_img(samples["image"]), prompt)  # (B, P, D_llm)
+        text = self.tokenize_texts(samples["text_input"])
+        ids, segment = text["input_ids"], text["segment"]
+        batch, p = prefix.shape[:2]
+        labels = torch.where((segment >= 0) & (ids != self.tokenizer.pad_token_id), ids, -100)
+        # A caption's first token is predicted by the prefix's last position, every other by the token before it.
+        place = torch.arange(ids.shape[1], device=ids.device) + p
+        source = torch.where(text["position"] == 0, p - 1, place - 1)
+        inputs = {
+            "inputs_embeds": torch.cat([prefix, self.embed_ids(ids)], dim=1),
+            "attention_mask": F.pad(text["attention_mask"], (p, 0), value=1),
+            "labels": F.pad(labels, (p, 0), value=-100),
+            "source": F.pad(source, (p, 0), value=0),
+        }
+        if (segment > 0).any():
+            segments = F.pad(segment, (p, 0), value=-2)  # -2: the prefix, which every caption sees
+            same = segments[:, :, None] == segments[:, None, :]
+            seen = (same | (segments == -2)[:, None, :]).tril()  # (B, S, S)
+            dtype = inputs["inputs_embeds"].dtype
+            inputs["attention_mask"] = torch.zeros(seen.shape, dtype=dtype, device=ids.device).masked_fill(
+                ~seen, torch.finfo(dtype).min
+            )[:, None]
+            before = torch.arange(p, device=ids.device).expand(batch, -1)
+            inputs["position_ids"] = torch.cat([before, text["position"] + p], dim=1)
+        return inputs
+
+    def forward(self, samples: dict) -> dict[str, Tensor]:
+        """Mean cross-entropy over the target tokens of the batch: {"loss": scalar}.
+
+        Only hidden states that predict a target meet lm_head: logits for image and prompt tokens are never made.
+
+        Raises:
+            PromptError: every label of the batch is masked.
+        """
+        inputs = self.build_inputs(samples)
+        labels, source = inputs.pop("labels"), inputs.pop("source")
+        hidden = head_input_hidden_states(self.llama_model, **inputs)  # (B, S, D_llm)
+        rows, columns = (labels != -100).nonzero(as_tuple=True)
+        if not len(rows):
+            raise PromptError(
+                "no token of this batch is trained on: every text is empty or made of the padding token "
+                f"{self.tokenizer.pad_token!r} alone; look at model.end_sym, model.max_txt_len and the captions"
+            )
+        # index_select makes the rows contiguous; a strided slice before a bf16 lm_head is slower than all logits.
+        picked = hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + source[rows, columns])
+        logits = self.llama_model.get_output_embeddings()(picked)  # (targets, V)
+        return {"loss": F.cross_entropy(logits.float(), labels[rows, columns])}
+
+    def _check_end_symbol(self) -> None:
+        if self.tokenizer.pad_token_id in self.token_ids(self.config.end_sym):
+            raise ConfigError(
+                f"model.end_sym: {self.config.end_sym!r} is also the padding token, which is never trained on, so "
+                "answers would not learn to end; set model.pad_token to another token of the vocabulary"
+            )
+
+
+def split_prompt(prompt: str) -> tuple[str, str]:
+    """The halves of `prompt` around its one `<ImageHere>`."""
+    if prompt.count(IMAGE_TAG) != 1:
+        raise PromptError(f"a prompt needs exactly one {IMAGE_TAG}, this has {prompt.count(IMAGE_TAG)}: {prompt!r}")
+    before, after = prompt.split(IMAGE_TAG)
+    return before, after
+
+
+def read_prompts(path: str, template: str) -> list[str]:
+    """The instructions of a file, one a line, each put into `template`; lines without `<ImageHere>` are left out."""
+    lines = [line.strip() for line in Path(resolve_path(path)).read_text(encoding="utf-8").splitlines()]
+    prompts = [template.format(line) for line in lines if IMAGE_TAG in line]
+    if not prompts:
+        raise ConfigError(f"model.prompt_path: no line of {path} holds {IMAGE_TAG}")
+    for prompt in prompts:
+        split_prompt(prompt)
+    return prompts

@@ -1,0 +1,5 @@
+"""The training loop."""
+
+from .runner import Runner
+
+__all__ = ["Runner"]

@@ -1,0 +1,48 @@
+"""Training on image-text pairs, with or without a prompt around the image: both stages of MiniGPT-4."""
+
+import torch
+from torch import Tensor, nn
+
+from .. import datasets, models, processors  # noqa: F401  (fills the registries)
+from ..common.config import Config, ModelConfig, ProcessorConfig
+from ..common.registry import DATASETS, MODELS, PROCESSORS, TASKS
+from ..datasets.stream import MixedLoader, SampleStream, make_loader
+
+
+def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> nn.Module:
+    """The model that `model.arch` names, with its weights, on `device`."""
+    return MODELS.get(config.arch)(config, device)
+
+
+def build_processor(config: ProcessorConfig):
+    """The image or text processor that the config names."""
+    return PROCESSORS.get(config.name)(**config.kwargs())
+
+
+@TASKS.register("image_text_pretrain")
+class ImageTextPretrain:
+    """The loss of a batch is the model's loss on it."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def build_model(self, device: torch.device | str) -> nn.Module:
+        return build_model(self.config.model, device)
+
+    def build_loader(self, rank: int, world_size: int, seed: int) -> MixedLoader:
+        """Endless batches for this process, mixed over the datasets by `sample_ratio`."""
+        loaders, ratios = {}, {}
+        for name, dataset in self.config.datasets.items():
+            source = DATASETS.get(dataset.builder or name)(
+                dataset,
+                build_processor(dataset.vis_processor.train),
+                build_processor(dataset.text_processor.train),
+            )
+            stream = SampleStream(source, name, seed, rank, world_size)
+            loaders[name] = make_loader(stream, self.config.run.batch_size_train, self.config.run.num_workers)
+            ratios[name] = dataset.sample_ratio
+        return MixedLoader(loaders, ratios, seed, rank)
+
+    def train_step(self, model: nn.Module, batch: dict) -> Tensor:
+        """The loss, a scalar."""
+        return model(batch)["loss"]
