@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# ccs_synthetic_filtered_large.tsv -> cc_sbu_dataset/00000.tar ... in the working directory.
+# Arguments go on to img2dataset; download.sh says which variables set processes and threads.
+set -euo pipefail
+
+exec "$(dirname "${BASH_SOURCE[0]}")/download.sh" ccs_synthetic_filtered_large.tsv cc_sbu_dataset "$@"
