@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from ..common.schema import ModelConfig, QFormerConfig
 from ..models.mini_gpt4 import MiniGPT4
@@ -41,6 +42,7 @@ def write_published_files(golden: Path, out: Path) -> dict:
     sizes["rope_theta"] = sizes.pop("rope_base")
     llama = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False))
     llama.load_state_dict({k: v for k, v in below("llama_model.").items() if not k.endswith("inv_freq")})
+    transformers_logging.disable_progress_bar()
     llama.save_pretrained(out / "llama")
     for file in (golden / "tokenizer").iterdir():
         if "config.json" not in file.name or file.name == "tokenizer_config.json":

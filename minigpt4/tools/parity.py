@@ -1,0 +1,221 @@
+"""`minigpt4 parity DIR`: does this MiniGPT-4 compute what the original does?
+
+DIR is a golden set: tiny random weights and the numbers that the original's code made of them (tests/golden/data/a is
+one). The model is built through the real loaders, every array is compared, and the largest errors are printed.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..common.checkpoint import read_state
+from ..common.errors import CheckpointError
+from ..common.optims import linear_warmup_cosine_lr, parameter_groups
+from ..common.registry import PROCESSORS
+from .golden import golden_model, read_meta
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: the largest absolute error, or infinity where shapes or exact values differ."""
+
+    file: str
+    array: str
+    error: float
+    exact: bool  # ids, labels, masks: must be equal
+
+    def holds(self, tolerance: float = TOLERANCE) -> bool:
+        return self.error <= (0 if self.exact else tolerance)
+
+
+def compare(golden: Path) -> Iterator[Row]:
+    """Every array of a golden set against ours.
+
+    Raises:
+        CheckpointError: DIR is no golden set, or its weights do not fit the dimensions it states.
+    """
+    golden = Path(golden)
+    if not (golden / "meta.json").is_file():
+        raise CheckpointError(f"{golden}: no golden set here: meta.json is missing")
+    from .. import processors  # noqa: F401  (fills the registry)
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder)
+        meta = read_meta(golden)
+        model = golden_model(golden, files).eval()
+        yield from _vision(golden, model)
+        for case in ("stage1", "stage1_eos_in_text", "stage2"):
+            if (golden / f"{case}.npz").is_file():
+                yield from _loss(golden, files, case, meta[f"{case}.npz"])
+        yield from _training(golden, files, meta["train_run"])
+        yield from _images(golden, meta["config"]["vit"]["img_size"])
+        yield from _chat(golden, model, meta["chat"])
+
+
+def _arrays(golden: Path, name: str) -> dict[str, np.ndarray]:
+    with np.load(golden / f"{name}.npz") as archive:
+        return {k: archive[k] for k in archive.files}
+
+
+def _row(file: str, array: str, ours, theirs: np.ndarray) -> Row:
+    ours = ours.detach().float().numpy() if torch.is_tensor(ours) and ours.is_floating_point() else np.asarray(ours)
+    exact = theirs.dtype.kind in "iu"
+    if ours.shape != theirs.shape:
+        return Row(file, array, float("inf"), exact)
+    error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(initial=0.0)
+    return Row(file, array, float(error) if np.isfinite(error) else float("inf"), exact)
+
+
+@torch.no_grad()
+def _vision(golden: Path, model) -> Iterator[Row]:
+    from ..models.eva_vit import encode_tokens
+
+    g = _arrays(golden, "forward")
+    image = torch.from_numpy(g["image"])
+    patches = encode_tokens(model.visual_encoder, image)
+    normed = model.ln_vision(patches)
+    queries = model.Qformer(
+        query_embeds=model.query_tokens.expand(len(image), -1, -1), encoder_hidden_states=normed
+    ).last_hidden_state
+    projected = model.encode_img(image)
+    yield _row("forward", "vit_out", patches, g["vit_out"])
+    yield _row("forward", "ln_vision_out", normed, g["ln_vision_out"])
+    yield _row("forward", "qformer_out", queries, g["qformer_out"])
+    yield _row("forward", "proj_out", projected, g["proj_out"])
+    yield _row("forward", "atts_img", torch.ones(projected.shape[:2], dtype=torch.long), g["atts_img"])
+
+
+def _loss(golden: Path, files: Path, case: str, facts: dict) -> Iterator[Row]:
+    g, image = _arrays(golden, case), torch.from_numpy(_arrays(golden, "forward")["image"])
+    model = golden_model(golden, files, max_txt_len=facts["max_txt_len"], end_sym=facts["end_sym"])
+    model.prompt_list = [facts["prompt"]] if facts["prompt"] else []
+    samples = {"image": image, "text_input": facts["captions"]}
+
+    text = model.tokenize_texts(facts["captions"])
+    yield _row(case, "input_ids", text["input_ids"], g["input_ids"])
+    yield _row(case, "text_attention_mask", text["attention_mask"], g["text_attention_mask"])
+    if "prompt_before_ids" in g:
+        before, after = facts["prompt"].split("<ImageHere>")
+        yield _row(case, "prompt_before_ids", model.token_ids(before), g["prompt_before_ids"])
+        yield _row(case, "prompt_after_ids", model.token_ids(after), g["prompt_after_ids"])
+    inputs = model.build_inputs(samples)
+    for array in ("inputs_embeds", "attention_mask", "labels"):
+        yield _row(case, array, inputs[array], g[array])
+
+    with torch.no_grad():
+        logits = model.llama_model(
+            inputs_embeds=inputs["inputs_embeds"], attention_mask=inputs["attention_mask"]
+        ).logits
+    real = g["attention_mask"] == 1
+    yield _row(case, "logits", logits[torch.from_numpy(real)], g["logits"][real])
+    per_token = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten(), reduction="none"
+    ).reshape(len(logits), -1)
+    yield _row(case, "per_token_loss", per_token, g["per_token_loss"])
+
+    loss = model(samples)["loss"]
+    loss.backward()
+    yield _row(case, "loss", loss, g["loss"])
+    yield _row(case, "grad_llama_proj_weight", model.llama_proj.weight.grad, g["grad_llama_proj_weight"])
+    yield _row(case, "grad_llama_proj_bias", model.llama_proj.bias.grad, g["grad_llama_proj_bias"])
+
+
+def _training(golden: Path, files: Path, facts: dict) -> Iterator[Row]:
+    """The steps of meta's `batch_rule`."""
+    g, run, captions = _arrays(golden, "train_run"), facts["run_cfg"], facts["captions"]
+    model = golden_model(golden, files)
+    optimizer = torch.optim.AdamW(parameter_groups(model, run["weight_decay"]), lr=run["init_lr"])
+    losses, rates = [], []
+    for step in range(len(g["loss"])):
+        rate = linear_warmup_cosine_lr(
+            step,
+            total_steps=run["max_epoch"] * run["iters_per_epoch"],
+            **{k: run[k] for k in ("init_lr", "min_lr", "warmup_lr", "warmup_steps")},
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        i = step % len(captions)
+        image = torch.from_numpy(g["images"][step % len(g["images"])])
+        loss = model({"image": image, "text_input": captions[i:] + captions[:i]})["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        rates.append(rate)
+    yield _row("train_run", "loss", np.array(losses), g["loss"])
+    yield _row("train_run", "lr", np.array(rates), g["lr"])
+    for name in ("weight", "bias"):
+        trained = getattr(model.llama_proj, name)
+        yield _row("train_run", f"final_llama_proj_{name}", trained, g[f"final_llama_proj_{name}"])
+        written = read_state(golden / "checkpoint_1.pth")[f"llama_proj.{name}"]
+        yield _row("checkpoint_1.pth", f"llama_proj.{name}", trained, written.numpy())
+
+
+def _images(golden: Path, size: int) -> Iterator[Row]:
+    g = _arrays(golden, "image")
+    image = Image.fromarray(g["raw_uint8"])
+    yield _row("image", "eval_out", PROCESSORS.get("blip2_image_eval")(image_size=size)(image), g["eval_out"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(123)  # as the set was made
+        ours = PROCESSORS.get("blip2_image_train")(image_size=size)(image)
+    yield _row("image", "train_out", ours, g["train_out"])
+
+
+def _chat(golden: Path, model, turns: list[dict]) -> Iterator[Row]:
+    from ..conversation.chat import Chat
+
+    g = _arrays(golden, "chat")
+    chat = Chat(model, None)
+    conv = chat.new_conversation()
+    chat.upload_img(torch.from_numpy(g["chat_image"]), conv)
+    yield _row("chat", "image_emb", conv.pending[0][None], g["image_emb"])
+    seen: list[torch.Tensor] = []
+    hook = model.llama_model.get_output_embeddings().register_forward_hook(lambda *a: seen.append(a[2][0, -1].clone()))
+    try:
+        for number, turn in enumerate(turns, start=1):
+            chat.ask(turn["question"], conv)
+            segments = conv.segments()
+            context = model.embed_segments(segments)
+            bos = [model.tokenizer.bos_token_id]
+            for i, text in enumerate([s for s in segments if isinstance(s, str)]):
+                ids = (bos if i == 0 else []) + model.token_ids(text)
+                yield _row("chat", f"turn{number}_seg{i}_ids", ids, g[f"turn{number}_seg{i}_ids"])
+            yield _row("chat", f"turn{number}_context_embs", context, g[f"turn{number}_context_embs"])
+            seen.clear()
+            greedy = g[f"turn{number}_greedy_ids"]
+            _, ids = chat.answer(conv, do_sample=False, max_new_tokens=len(greedy))
+            yield _row("chat", f"turn{number}_greedy_ids", ids, greedy)
+            yield _row("chat", f"turn{number}_step_logits", torch.stack(seen), g[f"turn{number}_step_logits"])
+            conv.turns[-1].answer = turn["answer_text"]  # with the `</s>` that the original left in it
+    finally:
+        hook.remove()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("golden", metavar="DIR", help="a golden set, e.g. tests/golden/data/a")
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, help="largest error allowed (default: %(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table; exit code 1 when an array is past the tolerance."""
+    rows = []
+    print(f"{'file':20} {'array':28} {'largest error':>14}")
+    for row in compare(Path(args.golden)):
+        rows.append(row)
+        verdict = "" if row.holds(args.tolerance) else "  PAST TOLERANCE" if not row.exact else "  DIFFERS"
+        error = "equal" if row.exact and not row.error else f"{row.error:.2e}"
+        print(f"{row.file:20} {row.array:28} {error:>14}{verdict}")
+    failed = sum(not row.holds(args.tolerance) for row in rows)
+    print(f"{len(rows)} arrays, {failed} past {args.tolerance:g}")
+    return 1 if failed else 0
