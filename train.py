@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
     """config -> task -> model -> Runner.train()"""
     import torch
 
-    from minigpt4 import tasks  # noqa: F401  (fills the registries, so that the config's names can be checked)
+    from minigpt4 import conversation, tasks  # noqa: F401  (fill the registries, so that names can be checked)
     from minigpt4.common import dist_utils
     from minigpt4.common.config import load_config
     from minigpt4.common.logger import setup_logging

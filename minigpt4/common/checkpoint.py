@@ -31,10 +31,13 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: no such file, not a weight file, damaged.
     """
     path = Path(resolve_path(str(path)))
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weight file")
-    with path.open("rb") as file:
-        head = file.read(64)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; write the weight file itself, e.g. {path / 'checkpoint_0.pth'}")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path}: no such weight file ({error.strerror})") from None
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: a git-lfs pointer, not weights; fetch the real file with `git lfs pull`")
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
@@ -155,11 +158,11 @@ def read_resume(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
         _check_zip(file)
     try:
         resume = torch.load(sidecar, map_location="cpu", weights_only=True)
-        step = torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]
+        steps = resume["step"], torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]
     except Exception as error:
         raise CheckpointError(f"{sidecar}: cannot be read: {error}") from None
-    if resume["step"] != step:
-        raise CheckpointError(f"{sidecar} is of step {resume['step']}, but {checkpoint.name} of step {step}")
+    if steps[0] != steps[1]:
+        raise CheckpointError(f"{sidecar} is of step {steps[0]}, but {checkpoint.name} of step {steps[1]}")
     return read_state(checkpoint), resume
 
 
@@ -168,7 +171,7 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a flipped byte in a header raises anything from NotImplementedError to zlib.error
         raise CheckpointError(f"{path}: missing or damaged: {error}") from None
     if bad:
         raise CheckpointError(f"{path}: damaged: the checksum of {bad} is wrong")
@@ -193,11 +196,12 @@ def find_latest(output_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def prune_checkpoints(output_dir: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints within epochs, and sidecars nobody will go on from."""
+    """Delete all but the newest `keep_last` checkpoints within epochs, sidecars nobody will go on from, and what a
+    killed run left half-written."""
     within = sorted(output_dir.glob("checkpoint_step_*.pth"), key=checkpoint_order)
     for old in within[:-keep_last]:
         old.unlink()
         resume_path(old).unlink(missing_ok=True)
     sidecars = sorted(output_dir.glob("checkpoint_*.resume.pt"), key=checkpoint_order)
-    for old in sidecars[: -(keep_last + 1)]:
+    for old in [*sidecars[: -(keep_last + 1)], *output_dir.glob(".checkpoint_*.tmp")]:
         old.unlink()

@@ -2,18 +2,21 @@
 
 import json
 import logging
+import warnings
 from pathlib import Path
 
 log = logging.getLogger("minigpt4")
 
 
 def setup_logging(rank: int = 0) -> None:
-    """Console logging for this process: info on rank 0, errors only elsewhere. Safe to call twice."""
-    if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        log.addHandler(handler)
-        log.propagate = False
+    """Console logging for this process: info on rank 0, errors only elsewhere. A second call takes today's stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.handlers = [handler]
+    # Libraries talking to each other (torchao to torch, torchdata to torch): nothing a user could do anything about.
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*set_vital.*")
+    log.propagate = False
     log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
 
 
@@ -26,13 +29,15 @@ class MetricLog:
         self.path = Path(output_dir) / "log.jsonl"
         self._drop_after(from_step)
         self._file = self.path.open("a", buffering=1)
-        self._board = SummaryWriter(str(output_dir), purge_step=from_step or None)
+        self._board = SummaryWriter(str(output_dir), purge_step=from_step + 1)
 
     def _drop_after(self, step: int) -> None:
         """A resumed run repeats the steps after its checkpoint: forget their first telling, keep the rest."""
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            kept = [json.dumps(row) + "\n" for row in read_log(self.path) if row["step"] <= step]
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text("".join(kept))
+            temporary.replace(self.path)
 
     def write(self, step: int, **values) -> None:
         """`step` counts optimizer steps from 1. Values are plain numbers or strings."""
@@ -46,6 +51,17 @@ class MetricLog:
         self._board.close()
 
 
+def read_log(path: Path) -> list[dict]:
+    """The rows of a log.jsonl. A last line that a killed run wrote by half is left out."""
+    rows = []
+    for line in Path(path).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
 def plot_log(path: Path, out: Path) -> None:
     """Draw loss (raw and smoothed) and learning rate of a log.jsonl into a PNG."""
     import matplotlib
@@ -53,8 +69,7 @@ def plot_log(path: Path, out: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
-    rows = [r for r in rows if "loss" in r]
+    rows = [row for row in read_log(path) if "loss" in row]
     if not rows:
         return
     steps = [r["step"] for r in rows]

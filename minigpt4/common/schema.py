@@ -52,7 +52,7 @@ class ModelConfig:
     llama_precision: Literal["auto", "fp32", "fp16", "bf16"] = key(
         "auto", "dtype of the LLM; auto: fp16 on CUDA, on CPU bf16 where the processor has it, else fp32"
     )
-    low_resource: bool = key(False, "LLM in 8 bit (CUDA, needs the extra `gpu`)")
+    low_resource: bool = key(False, "LLM in 8 bit: bitsandbytes on CUDA (extra `gpu`), torchao on CPU")
     pad_token: str | None = key(None, "padding token; null: the tokenizer's EOS, as in the original")
     prompt: str = key("", "the original's key; kept so that its configs open, not used")
     prompt_path: str | None = key(None, "file of instructions, one a line; one is drawn for each batch", path=True)

@@ -1,6 +1,7 @@
 """Images and texts listed in one file: stage 2's `filter_cap.json`, and captioned photos in JSON lines."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def read_filter_cap(folder: str) -> list[tuple[Path, str]]:
     if not file.is_file():
         raise DataError(f"{folder} has no filter_cap.json; dataset/README_2_STAGE.md describes the folder")
     try:
-        annotations = json.loads(file.read_text(encoding="utf-8"))["annotations"]
+        annotations = list(json.loads(file.read_text(encoding="utf-8"))["annotations"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{file}: should be {{"annotations": [...]}}: {type(error).__name__} {error}') from None
     pairs = []
@@ -86,6 +87,8 @@ def read_photos(
                 image, captions, split = entry["image"], entry["captions"], entry.get("split")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}:{number}: needs image and captions: {type(error).__name__} {error}") from None
+            if not isinstance(image, str):
+                raise DataError(f"{path}:{number}: image should be a file name; it is {image!r}")
             if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
                 raise DataError(f"{path}:{number}: captions should be a list of texts; it is {captions!r}")
             seen.add(split)
@@ -101,7 +104,7 @@ def read_photos(
 
 def _inside(folder: Path, name: str, source: Path) -> Path:
     """`folder/name`; a name from a data file may not lead out of the folder."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()) and not path.is_symlink():
+    path = Path(os.path.normpath(folder / name))  # by its letters: links that the user laid in the folder are fine
+    if not path.is_relative_to(os.path.normpath(folder)):
         raise DataError(f"{source}: image {name!r} lies outside {folder}")
     return path

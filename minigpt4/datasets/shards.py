@@ -47,7 +47,7 @@ class ShardSource:
             taken = 0
 
     def _samples(self, stream: int, seed: int, draw: int, offset: int) -> Iterator[tuple[int, int, str, Any]]:
-        """(draw, place in its shard after the sample, where, raw) from the `offset`-th sample of the `draw`-th shard."""
+        """(draw, place after the sample in its shard, where, raw), from sample `offset` of the `draw`-th shard on."""
         while True:
             url = self.urls[random.Random(seed_of("shard", seed, stream, draw)).randrange(len(self.urls))]
             for place, (where, raw) in enumerate(read_shard(url), start=1):

@@ -5,7 +5,11 @@ goes into the checkpoint; going on from it reads at most one shard and decodes n
 """
 
 import logging
+import os
 import random
+import signal
+import threading
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -66,13 +70,15 @@ class SampleStream(IterableDataset):
                 # Augmentation draws from torch's RNG: seeded by the sample's place, it does not depend on who loads it,
                 # and the fork keeps the process's own RNG (num_workers 0) where it was.
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(seed_of(self.seed, stream, sorted(place.items())))
+                    torch.default_generator.manual_seed(seed_of(self.seed, stream, sorted(place.items())))
                     sample = self.source.decode(raw)
             except Exception as error:  # whatever a decoder raises, the sample is at fault, not the run
                 bad.append((where, f"{type(error).__name__}: {error}"))
                 if len(bad) >= HOPELESS:
-                    yield {"bad": bad, "hopeless": True}
-                    return
+                    # Without end: a batch that is not full would be dropped, and nobody would hear of it.
+                    while True:
+                        yield {"bad": bad, "hopeless": True}
+                        bad = []
                 continue
             yield {**sample, "bad": bad}
             bad = []
@@ -91,17 +97,40 @@ def collate(samples: Sequence[dict]) -> dict:
     return batch
 
 
+def _leave_signals_to_the_run(_worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach every process of the group: the run saves on them, so its loaders stay.
+
+    A SIGTERM of the run itself still ends them: ignoring that too would hang Python's exit, which waits for them.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: out of the group, at least
+        os.setpgid(0, 0)
+        return
+    run = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def heed_the_run() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=heed_the_run, daemon=True).start()
+
+
 def make_loader(stream: SampleStream, batch_size: int, num_workers: int) -> StatefulDataLoader:
     """Batches of a stream. Its `state_dict()` is the place after the last batch that was taken, not prefetched."""
-    return StatefulDataLoader(
-        stream,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=collate,
-        persistent_workers=False,
-        pin_memory=torch.cuda.is_available(),
-        drop_last=True,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's own affair
+        return StatefulDataLoader(
+            stream,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=collate,
+            persistent_workers=False,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=True,
+            worker_init_fn=_leave_signals_to_the_run,
+        )
 
 
 class MixedLoader:
@@ -124,6 +153,8 @@ class MixedLoader:
         self.drawn = state["drawn"]
         for name, place in state["loaders"].items():
             self.loaders[name].load_state_dict(place)
+            # Now, not when it is next drawn: a checkpoint before that must know of its place too.
+            self._iterators[name] = iter(self.loaders[name])
 
     def __iter__(self) -> Iterator[tuple[str, dict]]:
         while True:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from ..common.errors import ConfigError, did_you_mean
+
 # EVA-ViT-g/14 of BLIP-2: 39 of EVA's 40 blocks, no final norm, no head.
 EVA_CLIP_G = dict(
     patch_size=14, embed_dim=1408, depth=39, num_heads=16, mlp_ratio=4.3637, qkv_bias=True, num_classes=0,
@@ -26,22 +28,34 @@ def create_vit(name: str, image_size: int, drop_path_rate: float = 0.0, **kwargs
         image_size: side of the square input, pixels.
     Returns:
         a module for `encode_tokens`, with the attribute `num_features` (D_vit).
+    Raises:
+        ConfigError: timm has no such model, or it takes no such argument.
     """
-    if name == "eva_clip_g":
-        vit = Eva(img_size=image_size, drop_path_rate=drop_path_rate, **{**EVA_CLIP_G, **kwargs})
-        vit.norm = nn.Identity()  # BLIP-2's own ln_vision takes its place
-        return vit
-    arguments = {"pretrained": False, "num_classes": 0, "drop_path_rate": drop_path_rate, **kwargs}
     try:
-        return timm.create_model(name, **{"img_size": image_size, **arguments})
-    except TypeError:  # convolutional networks take any size and no such argument
-        return timm.create_model(name, **arguments)
+        if name == "eva_clip_g":
+            vit = Eva(img_size=image_size, drop_path_rate=drop_path_rate, **{**EVA_CLIP_G, **kwargs})
+            vit.norm = nn.Identity()  # BLIP-2's own ln_vision takes its place
+            return vit
+        if not timm.is_model(name):
+            close = did_you_mean(name, ["eva_clip_g", *timm.list_models()])
+            raise ConfigError(f"model.vit_model: {name!r} is neither eva_clip_g nor a model of timm{close}")
+        arguments = {"pretrained": False, "num_classes": 0, "drop_path_rate": drop_path_rate, **kwargs}
+        try:
+            return timm.create_model(name, **{"img_size": image_size, **arguments})
+        except TypeError:  # convolutional networks take any size and no such argument
+            return timm.create_model(name, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"model.vit_kwargs: {kwargs} does not suit {name}: {error}") from None
 
 
 def encode_tokens(vit: nn.Module, image: Tensor) -> Tensor:
     """image (B, 3, H, W) -> tokens (B, N, D_vit): a ViT's tokens with CLS, or a CNN's feature map read row by row."""
     features = vit.forward_features(image)
-    return features.flatten(2).transpose(1, 2) if features.ndim == 4 else features
+    if features.ndim == 3:
+        return features
+    if getattr(vit, "output_fmt", "NCHW") == "NHWC":  # Swin and its kin
+        return features.flatten(1, 2)
+    return features.flatten(2).transpose(1, 2)
 
 
 def published_vit_state(state: dict[str, Tensor], vit: nn.Module) -> dict[str, Tensor]:
@@ -53,7 +67,7 @@ def published_vit_state(state: dict[str, Tensor], vit: nn.Module) -> dict[str, T
     own = vit.state_dict()
     # `default_cfg` names the classifier of every timm model but the one built here, whose files call it `head`
     classifier = (getattr(vit, "default_cfg", None) or {}).get("classifier") or "head"
-    dropped = ("norm.", "fc_norm.", f"{classifier}.")
+    dropped = ("norm.", "fc_norm.", "mask_token", f"{classifier}.")
     depth = len(vit.blocks) if isinstance(vit, Eva) else None
     kept = {}
     for name, tensor in state.items():

@@ -28,30 +28,35 @@ def llm_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
 
 
+def check_folder(path: str) -> None:
+    """Raises CheckpointError when `path` is not the folder of an LLM."""
+    if not (Path(path) / "config.json").is_file():
+        raise CheckpointError(
+            f"model.llama_model: {path} has no config.json; write the folder of an LLM in transformers format"
+        )
+
+
 def load_llm(path: str, dtype: torch.dtype, device: torch.device, low_resource: bool = False) -> PreTrainedModel:
     """A causal LM with frozen weights, in eval mode, on `device`.
 
     Args:
         path: folder with config.json and weights (safetensors or .bin, sharded or not).
-        low_resource: 8-bit weights, with bitsandbytes (CUDA).
+        low_resource: 8-bit weights: bitsandbytes on CUDA, torchao's int8 weights elsewhere.
     Raises:
         CheckpointError: the folder does not hold what it should.
     """
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"model.llama_model: {path} has no config.json; write the folder of an LLM in transformers format"
-        )
+    check_folder(path)
     # On CPU the fused attention's backward is the slow part: eager takes 0.7 of its time for the small model's step.
     options = {"attn_implementation": "sdpa" if device.type == "cuda" else "eager"}
-    if low_resource:
-        if device.type != "cuda":
-            raise ConfigError(
-                f"model.low_resource: True needs a CUDA GPU, and the device is {device}; set model.low_resource=False"
-            )
+    if low_resource and device.type == "cuda":
         from transformers import BitsAndBytesConfig
 
         options |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
+    elif low_resource:
+        from torchao.quantization import Int8WeightOnlyConfig
+        from transformers import TorchAoConfig
+
+        options |= {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -102,6 +107,7 @@ def load_tokenizer(path: str, pad_token: str | None = None) -> PreTrainedTokeniz
     Args:
         pad_token: a token of the vocabulary, or None: EOS, as in the original.
     """
+    check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, add_bos_token=True, padding_side="right")
     except (OSError, ValueError) as error:

@@ -11,11 +11,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..common.checkpoint import load_exact, named_tensors, read_state
-from ..common.config import ModelConfig, resolve_path
+from ..common.config import resolve_path
 from ..common.errors import ConfigError, UserError
 from ..common.registry import MODELS
+from ..common.schema import ModelConfig
 from . import qformer as qf
 from .eva_vit import create_vit, encode_tokens, published_vit_state
 from .llm import DTYPES, cpu_has_bf16, head_input_hidden_states, llm_dtype, load_llm, load_tokenizer
@@ -106,9 +108,21 @@ class MiniGPT4(nn.Module):
                 found |= {f"{name}.{k}": v for k, v in named_tensors(module).items()}
         return found
 
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """The live tensors that a checkpoint holds, under their published names: the parameters that are trained, and
+        the buffers that change with them (a CNN's batch-norm statistics)."""
+        found: dict[str, Tensor] = {}
+        for part in PARTS:
+            tensors = self.published_tensors([part])
+            trained = any(v.requires_grad for v in tensors.values())
+            found |= {
+                k: v for k, v in tensors.items() if v.requires_grad or (trained and not isinstance(v, nn.Parameter))
+            }
+        return found
+
     def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: the parameters that are trained, under their published names."""
-        return {k: v.detach() for k, v in self.published_tensors().items() if v.requires_grad}
+        """`trained_tensors`, apart from the graph."""
+        return {k: v.detach() for k, v in self.trained_tensors().items()}
 
     def load_trained(self, path: str) -> None:
         """Load a checkpoint of ours or of the original (`{"model": ...}`), or safetensors with the same names.
@@ -134,6 +148,11 @@ class MiniGPT4(nn.Module):
         """Frozen parts stay in eval mode whatever is asked: no dropout, no batch-norm updates."""
         super().train(mode)
         self.llama_model.eval()
+        if self.config.use_grad_checkpoint:
+            # A layer recomputes only when it is itself in training mode; what it is made of stays in eval mode.
+            for module in self.llama_model.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = mode
         if self.config.freeze_vit:
             self.visual_encoder.eval()
             self.ln_vision.eval()
@@ -240,7 +259,9 @@ class MiniGPT4(nn.Module):
             rows.append([(token, k, i) for k, ids in enumerate(encoded) for i, token in enumerate(ids)])
         length = max(map(len, rows))
         padding = (self.tokenizer.pad_token_id, -1, 0)
-        table = torch.tensor([row + [padding] * (length - len(row)) for row in rows], device=self.device)
+        table = torch.tensor(
+            [row + [padding] * (length - len(row)) for row in rows], dtype=torch.long, device=self.device
+        )
         ids, segment, position = table.reshape(len(rows), length, 3).unbind(-1)
         return {
             "input_ids": ids,

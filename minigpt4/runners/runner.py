@@ -1,9 +1,7 @@
 """The loop: backward, step, schedule, log, checkpoint. It is handed the model and a task; accelerate the plumbing."""
 
 import dataclasses
-import fcntl
 import math
-import signal
 import sys
 import time
 from pathlib import Path
@@ -22,12 +20,14 @@ from ..common.checkpoint import (
     read_resume,
     save_checkpoint,
 )
-from ..common.config import Config, resolve_path
+from ..common.config import resolve_path
 from ..common.errors import CheckpointError, UserError
 from ..common.logger import MetricLog, log, plot_log
 from ..common.optims import parameter_groups
 from ..common.registry import LR_SCHEDULES
+from ..common.schema import Config
 from .data_monitor import DataMonitor
+from .process import StopSignals, lock_folder
 
 
 def resolve_device(name: str) -> torch.device:
@@ -61,7 +61,7 @@ class Runner:
     Args:
         config: the whole config; its `run` section drives the loop, and it is stored in every checkpoint.
         task: builds the loader and defines a step.
-        model: has `trained_state()`.
+        model: has `trained_tensors()` (live, by name) and `trained_state()` (detached).
     """
 
     def __init__(self, config: Config, task, model: nn.Module, device: torch.device):
@@ -88,14 +88,14 @@ class Runner:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.schedule = LR_SCHEDULES.get(run.lr_sched)
         self.step = 0
-        self._stop_signal = 0
+        self.signals = StopSignals()
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Train to the end, from the newest checkpoint when `run.resume` is auto."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        with self._lock(), self._signals():
+        with lock_folder(self.output_dir, self.rank), self.signals:
             self._train()
 
     def _train(self) -> None:
@@ -113,17 +113,30 @@ class Runner:
         self.metrics = MetricLog(self.output_dir, self.step) if self.is_main else None
         count = sum(p.numel() for p in self.bare_model.parameters() if p.requires_grad)
         log.info(
-            "training %s parameters on %s x %d, %s, steps %d to %d, into %s", f"{count:,}", self.accelerator.device.type,
-            self.world_size, self.accelerator.mixed_precision.replace("no", "fp32"), self.step,
-            self.total_steps, self.output_dir,
+            "training %s parameters on %s x %d, %s, steps %d to %d, into %s", f"{count:,}",
+            self.accelerator.device.type, self.world_size, self.accelerator.mixed_precision.replace("no", "fp32"),
+            self.step, self.total_steps, self.output_dir,
         )  # fmt: skip
+        started = time.monotonic()
+        try:
+            self._loop(started)
+        finally:
+            if self.is_main:
+                self.metrics.close()
+        log.info(
+            "done in %s. Checkpoint: %s; loss curve: %s; %s", _hms(time.monotonic() - started),
+            self._epoch_checkpoint(), self.output_dir / "loss.png", self.monitor.summary(),
+        )  # fmt: skip
+
+    def _loop(self, started: float) -> None:
+        run = self.run
         self.model.train()
         batches = iter(self.loader)
         bar = tqdm(
             total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.1,
             disable=not (self.is_main and sys.stderr.isatty()),
         )  # fmt: skip
-        self._saved_at = self._told_at = started = time.monotonic()
+        self._saved_at = self._told_at = started
         first = self.step
         while self.step < self.total_steps:
             lr = self._set_lr()
@@ -139,13 +152,6 @@ class Runner:
             self._tell(loss, lr, rate, eta, bar)
             self._save_if_due(stop, save_now)
         bar.close()
-        if self.is_main:
-            self.metrics.close()
-            plot_log(self.output_dir / "log.jsonl", self.output_dir / "loss.png")
-        log.info(
-            "done in %s. Checkpoint: %s; loss curve: %s; %s", _hms(time.monotonic() - started),
-            self._epoch_checkpoint(), self.output_dir / "loss.png", self.monitor.summary(),
-        )  # fmt: skip
 
     def _optimizer_step(self, batches) -> torch.Tensor:
         """One optimizer step over `accum_grad_iters` batches; the mean of their losses."""
@@ -177,7 +183,7 @@ class Runner:
         """What all processes must see alike: the mean loss, a stop signal any of them got, rank 0's clock."""
         minutes = (time.monotonic() - self._saved_at) / 60
         due = float(bool(self.is_main and self.run.save_every_minutes and minutes >= self.run.save_every_minutes))
-        facts = torch.tensor([loss.item(), self._stop_signal, due], dtype=torch.float64)
+        facts = torch.tensor([loss.item(), self.signals.received, due], dtype=torch.float64)
         if self.world_size > 1:
             on_device = facts.to(self.accelerator.device, torch.float32)
             facts = self.accelerator.reduce(on_device, "sum").double().cpu()
@@ -218,7 +224,7 @@ class Runner:
                 plot_log(self.output_dir / "log.jsonl", self.output_dir / "loss.png")
         elif stop or save_now or (run.save_every_steps and self.step % run.save_every_steps == 0):
             self._save(self.output_dir / f"checkpoint_step_{self.step}.pth")
-        if stop:
+        if stop and self.step < self.total_steps:
             raise UserError(f"stopped by a signal after step {self.step}; saved. The same command goes on from there")
 
     def _save(self, checkpoint: Path) -> None:
@@ -261,8 +267,7 @@ class Runner:
             if checkpoint is None:
                 return
         weights, resume = read_resume(checkpoint)
-        targets = {k: v for k, v in self.bare_model.published_tensors().items() if v.requires_grad}
-        load_exact(targets, weights, checkpoint)
+        load_exact(self.bare_model.trained_tensors(), weights, checkpoint)
         try:
             self.optimizer.load_state_dict(resume["optimizer"])
         except ValueError as error:
@@ -285,36 +290,6 @@ class Runner:
             )  # fmt: skip
             self.loader = self.task.build_loader(self.rank, self.world_size, self.run.seed + self.step)
         log.info("going on from %s (step %d)", checkpoint, self.step)
-
-    # -- the process ----------------------------------------------------------------------------------------------
-
-    def _lock(self):
-        """One run at a time in a folder. The lock goes with the process, however it ends."""
-        lock = (self.output_dir / f".lock_{self.rank}").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another run is writing into {self.output_dir}; write another run.output_dir") from None
-        return lock
-
-    def _signals(self):
-        """SIGTERM and the first Ctrl-C end the run after the current step, with a checkpoint."""
-        runner = self
-
-        class Signals:
-            def __enter__(self):
-                self.before = {s: signal.signal(s, self.note) for s in (signal.SIGTERM, signal.SIGINT)}
-
-            def note(self, number, _frame):
-                if runner._stop_signal:
-                    raise KeyboardInterrupt
-                runner._stop_signal = number
-
-            def __exit__(self, *_):
-                for number, handler in self.before.items():
-                    signal.signal(number, handler)
-
-        return Signals()
 
 
 def _hms(seconds: float) -> str:

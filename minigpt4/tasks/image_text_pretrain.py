@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import datasets, models, processors  # noqa: F401  (fills the registries)
-from ..common.config import Config, ModelConfig, ProcessorConfig
 from ..common.registry import DATASETS, MODELS, PROCESSORS, TASKS
+from ..common.schema import Config, ModelConfig, ProcessorConfig
 from ..datasets.stream import MixedLoader, SampleStream, make_loader
 
 
@@ -21,26 +21,33 @@ def build_processor(config: ProcessorConfig):
 
 @TASKS.register("image_text_pretrain")
 class ImageTextPretrain:
-    """The loss of a batch is the model's loss on it."""
+    """The loss of a batch is the model's loss on it.
+
+    Raises:
+        DataError: a dataset's files are not as they should be; said here, before a weight is read.
+    """
 
     def __init__(self, config: Config):
         self.config = config
+        self.sources = {
+            name: DATASETS.get(dataset.builder or name)(
+                dataset,
+                build_processor(dataset.vis_processor.train),
+                build_processor(dataset.text_processor.train),
+            )
+            for name, dataset in config.datasets.items()
+        }
 
     def build_model(self, device: torch.device | str) -> nn.Module:
         return build_model(self.config.model, device)
 
     def build_loader(self, rank: int, world_size: int, seed: int) -> MixedLoader:
         """Endless batches for this process, mixed over the datasets by `sample_ratio`."""
-        loaders, ratios = {}, {}
-        for name, dataset in self.config.datasets.items():
-            source = DATASETS.get(dataset.builder or name)(
-                dataset,
-                build_processor(dataset.vis_processor.train),
-                build_processor(dataset.text_processor.train),
-            )
+        run, loaders = self.config.run, {}
+        for name, source in self.sources.items():
             stream = SampleStream(source, name, seed, rank, world_size)
-            loaders[name] = make_loader(stream, self.config.run.batch_size_train, self.config.run.num_workers)
-            ratios[name] = dataset.sample_ratio
+            loaders[name] = make_loader(stream, run.batch_size_train, run.num_workers)
+        ratios = {name: dataset.sample_ratio for name, dataset in self.config.datasets.items()}
         return MixedLoader(loaders, ratios, seed, rank)
 
     def train_step(self, model: nn.Module, batch: dict) -> Tensor:

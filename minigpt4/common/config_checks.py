@@ -1,0 +1,159 @@
+"""What types cannot say of a config: names, ranges, paths, and keys that contradict each other.
+
+Each check appends lines `key: what is wrong; what to write instead` to `problems`.
+"""
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .errors import did_you_mean
+from .paths import REMOTE, expand_shards, resolve_path
+from .registry import CONVERSATIONS, DATASETS, LR_SCHEDULES, MODELS, PROCESSORS, TASKS
+from .schema import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
+
+AT_LEAST = {
+    "model": {"image_size": 1, "num_query_token": 1, "max_txt_len": 1},
+    "model.qformer_kwargs": {"hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1,
+                             "intermediate_size": 1, "cross_attention_frequency": 1},
+    "run": {"batch_size_train": 1, "iters_per_epoch": 1, "max_epoch": 1, "accum_grad_iters": 1, "num_workers": 0,
+            "log_freq": 1, "warmup_steps": 0, "keep_last": 1},
+}  # fmt: skip
+
+
+def suggest(word: str, known) -> str:
+    """`; did you mean 'x'?` when something looks like `word`, else everything that is known."""
+    return did_you_mean(word, known) or "; known: " + ", ".join(map(str, known))
+
+
+def check_meaning(config: Config, mode: str, problems: list[str]) -> None:
+    """Every check that `mode` (see `load_config`) asks for."""
+    _check_name(MODELS, config.model.arch, "model.arch", problems)
+    _check_name(CONVERSATIONS, config.model.conv_template, "model.conv_template", problems)
+    for name, dataset in config.datasets.items():
+        _check_processors(name, dataset, config.model.image_size, problems)
+    _check_model(config.model, mode, problems)
+    if mode == "train":
+        _check_run(config, problems)
+    if mode == "show":
+        return
+    _check_paths(config.model, "model", problems)
+    if mode == "train":
+        _check_paths(config.run, "run", problems)
+        for name, dataset in config.datasets.items():
+            where = f"datasets.{name}.builder" if dataset.builder else f"datasets.{name}"
+            _check_name(DATASETS, dataset.builder or name, where, problems)
+            if dataset.build_info.storage is None:
+                problems.append(f"datasets.{name}.build_info.storage: not set; write where the dataset lies")
+            _check_paths(dataset.build_info, f"datasets.{name}.build_info", problems)
+
+
+def _check_name(registry, name: str, where: str, problems: list[str]) -> None:
+    """Only when something is registered: `minigpt4 config` of a bare install has nothing to compare with."""
+    if registry.names() and name not in registry.names():
+        problems.append(f"{where}: {name!r} is not registered{suggest(name, registry.names())}")
+
+
+def _check_processors(name: str, dataset: DatasetConfig, image_size: int, problems: list[str]) -> None:
+    for kind in ("vis_processor", "text_processor"):
+        for split in ("train", "eval"):
+            processor: ProcessorConfig | None = getattr(getattr(dataset, kind), split)
+            if processor is None:
+                continue
+            where = f"datasets.{name}.{kind}.{split}"
+            _check_name(PROCESSORS, processor.name, f"{where}.name", problems)
+            if processor.name not in PROCESSORS.names():
+                continue
+            takes = inspect.signature(PROCESSORS.get(processor.name)).parameters
+            problems += [
+                f"{where}.{k}: {processor.name} takes no such key; it takes {', '.join(takes)}"
+                for k in processor.kwargs()
+                if k not in takes
+            ]
+            size = processor.image_size or (takes["image_size"].default if "image_size" in takes else image_size)
+            if size != image_size:
+                problems.append(f"{where}.image_size: {size}, but model.image_size is {image_size}; write the same")
+
+
+def _check_at_least(section: Any, prefix: str, problems: list[str]) -> None:
+    for name, low in AT_LEAST[prefix].items():
+        if getattr(section, name) < low:
+            problems.append(f"{prefix}.{name}: {getattr(section, name)} should be at least {low}")
+
+
+def _check_model(model: ModelConfig, mode: str, problems: list[str]) -> None:
+    q = model.qformer_kwargs
+    _check_at_least(model, "model", problems)
+    _check_at_least(q, "model.qformer_kwargs", problems)
+    if q.hidden_size % max(q.num_attention_heads, 1):
+        problems.append(
+            f"model.qformer_kwargs.num_attention_heads: {q.num_attention_heads} does not divide "
+            f"hidden_size {q.hidden_size}"
+        )
+    if "{}" not in model.prompt_template:
+        problems.append(f"model.prompt_template: {model.prompt_template!r} has no {{}} where the instruction goes")
+    if mode == "show":
+        return
+    if mode == "chat" and model.ckpt is None:
+        problems.append("model.ckpt: not set; chat needs a trained projection: write the path of a checkpoint_N.pth")
+    if model.freeze_vit and model.vit_ckpt is None:
+        problems.append(
+            "model.vit_ckpt: not set, so a frozen ViT would have random weights; write the path of its weights"
+        )
+    if model.freeze_qformer and model.q_former_model is None:
+        problems.append(
+            "model.q_former_model: not set, so a frozen Q-Former would be random; write the path of its weights"
+        )
+
+
+def _check_run(config: Config, problems: list[str]) -> None:
+    run = config.run
+    _check_name(TASKS, run.task, "run.task", problems)
+    _check_name(LR_SCHEDULES, run.lr_sched, "run.lr_sched", problems)
+    if not config.datasets:
+        problems.append("datasets: nothing to train on; name at least one dataset")
+    _check_at_least(run, "run", problems)
+    if run.evaluate:
+        problems.append("run.evaluate: True, but train.py only trains; leave it False")
+    for name, dataset in config.datasets.items():
+        if dataset.sample_ratio <= 0:
+            problems.append(f"datasets.{name}.sample_ratio: {dataset.sample_ratio} should be above 0")
+        for kind in ("vis_processor", "text_processor"):
+            if getattr(dataset, kind).train is None:
+                problems.append(f"datasets.{name}.{kind}.train: not set; write its name, e.g. "
+                                + ("blip2_image_train" if kind == "vis_processor" else "blip_caption"))  # fmt: skip
+
+
+def _check_paths(section: Any, prefix: str, problems: list[str]) -> None:
+    for f in fields(section):
+        value = getattr(section, f.name)
+        if not f.metadata.get("path") or value is None:
+            continue
+        where = f"{prefix}.{f.name}"
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(v, str) for v in values):
+            problems.append(f"{where}: {value!r} should be a path, or a list of paths")
+        elif any("/path/to" in v for v in values):
+            problems.append(f"{where}: {value!r} is a placeholder: set it to the path of: {f.metadata['doc']}")
+        elif isinstance(section, BuildInfo) and f.name == "storage":
+            _check_shards(values, where, problems)
+        elif not Path(resolve_path(value)).exists():
+            problems.append(f"{where}: {value!r}: no such file or folder")
+
+
+def _check_shards(patterns: list[str], where: str, problems: list[str]) -> None:
+    shown = patterns[0] if len(patterns) == 1 else patterns
+    try:
+        shards = expand_shards(patterns)
+    except ValueError as error:
+        problems.append(f"{where}: {shown!r} is not a pattern like {{00000..01255}}.tar: {error}")
+        return
+    missing = [s for s in shards if not s.startswith(REMOTE) and not Path(s).exists()]
+    if not shards or (len(missing) == 1 and len(shards) == 1):
+        problems.append(f"{where}: {shown!r}: no such file or folder")
+    elif missing:
+        problems.append(
+            f"{where}: {len(missing)} of {len(shards)} files are missing, the first {missing[0]}; "
+            "to use those that are there, write a pattern with *"
+        )

@@ -1,0 +1,82 @@
+"""Who may import whom, read from the sources."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+PACKAGE = PROJECT / "minigpt4"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Rooms that join across (tools, serve, evaluation, curation) are not named here: they may import any.
+MAY_IMPORT = {
+    "common": set(),
+    "processors": {"common"},
+    "models": {"common"},
+    "conversation": {"common"},
+    "runners": {"common"},
+    "datasets": {"common", "processors"},
+    "tasks": {"common", "processors", "models", "datasets"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    """Full names of what a file imports, anywhere in it; `from a import b` gives a.b."""
+    names = set()
+    package = ("minigpt4", *file.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, (base, node.module)))
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(name: str) -> str | None:
+    """minigpt4.models.llm.x -> models"""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "minigpt4" and len(parts) > 1 else None
+
+
+def test_the_reader_reads():
+    names = imported(PACKAGE / "datasets/builders/__init__.py")
+    assert "minigpt4.common.registry.DATASETS" in names and "minigpt4.datasets.stream.Source" in names
+    assert "minigpt4.datasets.builders" in imported(PACKAGE / "datasets/__init__.py")
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_a_room_imports_only_what_it_may(name):
+    files = [f for f in FILES if f.relative_to(PACKAGE).parts[0] == name]
+    assert files
+    wrong = {
+        f"{file.relative_to(PROJECT)} imports {other}"
+        for file in files
+        for other in imported(file)
+        if room(other) not in {None, name} | MAY_IMPORT[name]
+    }
+    assert wrong == set()
+
+
+def test_no_star_imports():
+    stars = {
+        str(file.relative_to(PROJECT))
+        for file in [*FILES, *PROJECT.glob("*.py"), *PROJECT.glob("tests/**/*.py")]
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "*" for alias in node.names)
+    }
+    assert stars == set()
+
+
+def test_importing_the_package_does_no_work():
+    """`import minigpt4` and the command's `--help` come back at once: no torch."""
+    code = (
+        "import sys, minigpt4, minigpt4.tools.cli, minigpt4.common.config\n"
+        "print({'torch', 'transformers', 'gradio', 'timm'} & set(sys.modules) or 'none')"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)
+    assert out.stdout.strip() == "none"

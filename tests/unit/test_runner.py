@@ -1,0 +1,255 @@
+"""The loop on batches that are given: accumulation, the schedule, and what ends a run."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from minigpt4.common.errors import UserError
+from minigpt4.common.logger import MetricLog, read_log
+from minigpt4.common.schema import Config, RunConfig
+from minigpt4.runners import runner as runner_module
+from minigpt4.runners.runner import Runner, mixed_precision, resolve_device
+
+CPU = torch.device("cpu")
+
+
+class Given:
+    """A loader of these batches, over and over."""
+
+    def __init__(self, batches):
+        self.batches, self.taken = batches, 0
+
+    def __iter__(self):
+        while True:
+            self.taken += 1
+            yield "given", {"bad": [], "hopeless": False, **self.batches[(self.taken - 1) % len(self.batches)]}
+
+    def state_dict(self):
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state):
+        self.taken = state["taken"]
+
+
+class GivenTask:
+    def __init__(self, batches, before_step=lambda step: None):
+        self.batches, self.before_step, self.steps = batches, before_step, 0
+
+    def build_loader(self, rank, world_size, seed):
+        return Given(self.batches)
+
+    def train_step(self, model, batch):
+        self.before_step(self.steps)
+        self.steps += 1
+        return model(batch)["loss"]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(model, task, batch_size_train=2, ...) -> its Runner after training."""
+    monkeypatch.setattr(runner_module, "plot_log", lambda *_: None)
+
+    def run(model, task, folder="out", **keys):
+        keys = {"max_epoch": 1, "iters_per_epoch": 3, "log_freq": 1, "amp": False, "device": "cpu", **keys}
+        config = Config(run=RunConfig(output_dir=str(tmp_path / folder), num_workers=0, **keys))
+        runner = Runner(config, task, model, CPU)
+        runner.train()
+        return runner
+
+    return run
+
+
+def log_rows(tmp_path, folder="out"):
+    return read_log(tmp_path / folder / "log.jsonl")
+
+
+def test_two_batches_of_two_are_a_batch_of_four(run, make_model, golden, tmp_path):
+    image = torch.from_numpy(golden("forward")["image"])
+    texts = ["a house", "two people walk", "two people walk", "a house"]  # as many tokens in each half
+    halves = [{"image": image[i : i + 2], "text_input": texts[i : i + 2]} for i in (0, 2)]
+    one, two = make_model(), make_model()
+    run(one, GivenTask(halves), "accumulated", batch_size_train=2, accum_grad_iters=2, init_lr=1e-2)
+    run(two, GivenTask([{"image": image, "text_input": texts}]), "whole", batch_size_train=4, init_lr=1e-2)
+    losses = [[r["loss"] for r in log_rows(tmp_path, f)] for f in ("accumulated", "whole")]
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0][2] < losses[0][0]
+    assert (one.llama_proj.weight - two.llama_proj.weight).abs().max() < 1e-5
+
+
+class Slope(nn.Module):
+    """loss = w * x: the gradient is x, whatever w is."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(()))
+
+    def forward(self, batch):
+        return {"loss": self.w * batch["x"]}
+
+    def trained_tensors(self):
+        return {"w": self.w}
+
+    def trained_state(self):
+        return {"w": self.w.detach()}
+
+
+def test_the_schedule_is_set_before_each_step(run, tmp_path):
+    keys = dict(init_lr=1.0, min_lr=0.5, warmup_lr=0.0, warmup_steps=2, weight_decay=0.0)
+    model = Slope()
+    run(model, GivenTask([{"x": 1.0}]), iters_per_epoch=2, max_epoch=2, **keys)
+    lrs = [r["lr"] for r in log_rows(tmp_path)]
+    assert lrs == pytest.approx([0.0, 0.5, 0.75, 0.5 + 0.25 * (1 + 0.5**0.5 * -1)])
+    # AdamW's step is lr times 1 here, for the gradient never changes.
+    assert model.w.item() == pytest.approx(-sum(lrs), rel=1e-4)
+    assert [r["epoch"] for r in log_rows(tmp_path)] == [0, 0, 1, 1]
+
+
+def test_gradients_are_clipped_to_their_norm(run, monkeypatch):
+    seen = []
+    model = Slope()
+    step = torch.optim.AdamW.step
+
+    def spied(self, *arguments, **keys):
+        seen.append(model.w.grad.item())
+        return step(self, *arguments, **keys)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spied)
+    run(model, GivenTask([{"x": 40.0}]), "clipped", grad_clip=0.5)
+    run(model, GivenTask([{"x": 40.0}]), "free")
+    assert seen == pytest.approx([0.5] * 3 + [40.0] * 3, rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(run, tmp_path):
+    batches = [{"x": 1.0}, {"x": 1.0}, {"x": float("nan")}]
+    with pytest.raises(UserError, match=r"the loss of step 3 is nan; .*Lower run\.init_lr, or set run\.amp=False"):
+        run(Slope(), GivenTask(batches), save_every_steps=2)
+    assert [p.name for p in (tmp_path / "out").glob("*.pth")] == ["checkpoint_step_2.pth"]
+    assert len(log_rows(tmp_path)) == 2
+
+
+def test_a_signal_ends_after_the_step_and_restores_the_handlers(run, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    task = GivenTask([{"x": 1.0}], lambda step: step == 1 and os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(UserError, match="stopped by a signal after step 2; saved"):
+        run(Slope(), task, iters_per_epoch=5)
+    assert (tmp_path / "out" / "checkpoint_step_2.pth").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+    done = run(Slope(), GivenTask([{"x": 1.0}]), iters_per_epoch=5)
+    assert done.step == 5 and done.loader.taken == 5
+
+
+def test_a_signal_in_the_last_step_changes_nothing(run, tmp_path):
+    task = GivenTask([{"x": 1.0}], lambda step: step == 2 and os.kill(os.getpid(), signal.SIGINT))
+    assert run(Slope(), task).step == 3
+    assert (tmp_path / "out" / "checkpoint_0.pth").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once(run, tmp_path):
+    task = GivenTask([{"x": 1.0}], lambda step: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    with pytest.raises(KeyboardInterrupt):
+        run(Slope(), task)
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
+def test_another_number_of_workers_goes_on_with_fresh_data(run, tmp_path, caplog, monkeypatch):
+    run(Slope(), GivenTask([{"x": 1.0}]), iters_per_epoch=2)
+    sidecar = tmp_path / "out" / "checkpoint_0.resume.pt"
+    resume = torch.load(sidecar, weights_only=True)
+    torch.save({**resume, "num_workers": 3}, sidecar)
+    monkeypatch.setattr(runner_module.log, "propagate", True)
+    done = run(Slope(), GivenTask([{"x": 1.0}]), iters_per_epoch=2, max_epoch=2)
+    assert "is of 1 processes x 3 workers, this run of 1 x 0: going on with freshly drawn data" in caplog.text
+    assert (done.step, done.loader.taken) == (4, 2)
+
+
+def test_a_checkpoint_of_another_model_is_refused(run):
+    run(Slope(), GivenTask([{"x": 1.0}]))
+
+    class Other(Slope):
+        def trained_tensors(self):
+            return {"v": self.w}
+
+    with pytest.raises(UserError, match=r"(?s)checkpoint_0\.pth does not fit this model.*missing: v.*unexpected: w"):
+        run(Other(), GivenTask([{"x": 1.0}]), max_epoch=2)
+    done = run(Other(), GivenTask([{"x": 1.0}]), resume="never")
+    assert done.step == 3
+
+
+def test_nothing_to_train_is_refused(run):
+    with pytest.raises(UserError, match="nothing to train"):
+        run(Slope().requires_grad_(False), GivenTask([{"x": 1.0}]))
+
+
+def test_minutes_between_checkpoints(run, tmp_path):
+    run(Slope(), GivenTask([{"x": 1.0}]), iters_per_epoch=4, save_every_minutes=1e-9, keep_last=2)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.pth")) == [
+        "checkpoint_0.pth", "checkpoint_step_2.pth", "checkpoint_step_3.pth",
+    ]  # fmt: skip
+
+
+# -- devices and precision ----------------------------------------------------------------------------------------
+
+
+def test_devices():
+    assert resolve_device("auto") == CPU  # the tests hide any GPU
+    with pytest.raises(UserError, match=r"run\.device: 'cuda', but this machine has no CUDA GPU; .*run\.device=cpu"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [({"amp": False}, "no"), ({}, "no"), ({"amp_dtype": "bf16"}, "bf16"), ({"amp": False, "amp_dtype": "bf16"}, "no")],
+)
+def test_precision_on_cpu(keys, wanted):
+    assert mixed_precision(Config(run=dataclasses.replace(RunConfig(), **keys)), CPU) == wanted
+
+
+# -- the log ------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_is_taken_up_at_its_checkpoint(tmp_path):
+    log = MetricLog(tmp_path)
+    for step in range(1, 6):
+        log.write(step, loss=float(step), lr=0.1)
+    log.close()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')  # killed while writing
+    log = MetricLog(tmp_path, from_step=3)
+    log.write(4, loss=40.0, lr=0.2)
+    log.close()
+    assert [(r["step"], r["loss"]) for r in read_log(tmp_path / "log.jsonl")] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == {"step": 1, "loss": 1.0, "lr": 0.1}
+
+
+def test_tensorboard_keeps_the_step_of_the_checkpoint(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, values in ((0, (1, 2, 3, 4)), (2, (3, 4))):
+        log = MetricLog(tmp_path, from_step=start)
+        for step in values:
+            log.write(step, loss=float(step + 10 * start))
+        log.close()
+    scalars = EventAccumulator(str(tmp_path)).Reload().Scalars("loss")
+    assert [(e.step, e.value) for e in scalars] == [(1, 1), (2, 2), (3, 23), (4, 24)]
+
+
+def test_the_plot(tmp_path):
+    from PIL import Image
+
+    from minigpt4.common.logger import plot_log
+
+    log = MetricLog(tmp_path)
+    plot_log(tmp_path / "log.jsonl", tmp_path / "loss.png")  # nothing to draw yet
+    assert not (tmp_path / "loss.png").exists()
+    for step in range(1, 20):
+        log.write(step, loss=5 / step, lr=1e-3)
+    log.close()
+    plot_log(tmp_path / "log.jsonl", tmp_path / "loss.png")
+    assert Image.open(tmp_path / "loss.png").width > 600
