@@ -1,0 +1,41 @@
+"""Chat about images in the browser: config -> model -> Chat -> page.
+
+python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --gpu-id 0
+"""
+
+import argparse
+import sys
+
+from minigpt4.common.config import load_config
+from minigpt4.common.errors import main_guard
+from minigpt4.common.logger import setup_logging
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Chat about images in the browser.")
+    parser.add_argument("--cfg-path", default="eval_configs/tiny_eval.yaml", help="config (default: %(default)s)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--gpu-id", type=int, metavar="N", help="run on this GPU")
+    where.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: %(default)s)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--share", action="store_true", help="a public link through gradio's servers")
+    parser.add_argument("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    setup_logging()
+    from minigpt4.serve import build_chat, choose_device
+
+    device = choose_device(args.device, args.gpu_id)
+    config = load_config(args.cfg_path, args.options, mode="chat")
+    chat = build_chat(config, device)
+    from minigpt4.serve.app import build_app, launch
+
+    launch(build_app(chat, subtitle=f"{args.cfg_path} on {device}"), args.host, args.port, args.share)
+
+
+if __name__ == "__main__":
+    sys.exit(main_guard(main))

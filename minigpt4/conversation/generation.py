@@ -1,0 +1,216 @@
+"""Around transformers' `generate`: options, ids to text, stop strings, a token stream, the reused prefix."""
+
+import codecs
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from threading import Event
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from ..common.errors import UserError
+
+
+class DecodingError(UserError):
+    """A decoding option that makes no sense."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is drawn. The defaults are the original's demo (`top_k` was transformers' own then)."""
+
+    max_new_tokens: int = 300
+    num_beams: int = 1
+    min_length: int = 1  # n asks for n - 1 tokens: the original's output began with BOS
+    top_p: float = 0.9
+    top_k: int = 50
+    repetition_penalty: float = 1.0  # over the answer so far, never over the prompt
+    length_penalty: float = 1.0  # beams only
+    temperature: float = 1.0
+    do_sample: bool = True  # False: greedy, or plain beam search
+
+    def __post_init__(self):
+        warm = self.temperature > 0 and math.isfinite(self.temperature)
+        checks = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "num_beams": (self.num_beams >= 1, "at least 1"),
+            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "temperature": (warm, "above 0 (greedy: do_sample=False)"),
+        }
+        for name, (good, wanted) in checks.items():
+            if not good:
+                raise DecodingError(f"{name} is {getattr(self, name)}: it must be {wanted}")
+
+    def to_config(self, max_new_tokens: int, eos: Collection[int], pad: int) -> GenerationConfig:
+        """For `generate`, with the room that is really there and the tokens that end or fill a row."""
+        sampling = {}
+        if self.do_sample:
+            sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        if self.num_beams > 1:
+            sampling["length_penalty"] = self.length_penalty
+        if self.min_length > 1:
+            sampling["min_new_tokens"] = min(self.min_length - 1, max_new_tokens)
+        return GenerationConfig(
+            do_sample=self.do_sample,
+            num_beams=self.num_beams,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(eos) or None,
+            pad_token_id=pad,
+            return_dict_in_generate=True,
+            **sampling,
+        )
+
+    def processors(self) -> LogitsProcessorList:
+        """The repetition penalty, over all new tokens. (`generate` itself, given embeddings, would spare as
+        many of them as the row has padding.)"""
+        penalty = self.repetition_penalty
+        return LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else [])
+
+
+class Detokenizer:
+    """Token ids -> text, special tokens included: an answer is cleaned by rule, not by what is special.
+
+    Vocabularies with byte pieces (`<0x0A>`; LLaMA's) are put together here, as sentencepiece and the original
+    did: transformers 5 turns a whole run of bytes into U+FFFD when one of them is no UTF-8, LLaMA's newline
+    (a byte) included. Others go through `tokenizer.decode`.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab()
+        names = {f"<0x{value:02X}>": bytes([value]) for value in range(256)}
+        self.bytes = {vocabulary[name]: value for name, value in names.items() if name in vocabulary}
+        self.special = {i: tokenizer.decode([i]).strip().encode() for i in tokenizer.all_special_ids}
+
+    def __call__(self, ids: list[int]) -> str:
+        if not self.bytes:
+            return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text, run = b"", b""
+        for i, piece in zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True):
+            if i in self.special:
+                # the blank is transformers 4's; it survives only between two special tokens
+                text += (b" " + run.removeprefix(b" ") if run else b"") + self.special[i]
+                run = b""
+            else:
+                run += self.bytes.get(i) or piece.replace("▁", " ").encode()
+        return (text + run.removeprefix(b" ")).decode(errors="one_by_one")
+
+
+# A wrong byte is one U+FFFD, and the next byte has its own chance.
+codecs.register_error("one_by_one", lambda error: ("\ufffd", error.start + 1))
+
+
+class StopOnText(StoppingCriteria):
+    """Ends each row by itself once its text has a stop string, whatever tokens spell it; an event ends all.
+
+    Only the last few tokens are decoded each step (0.04 ms). transformers' StopStringCriteria first tables
+    the whole vocabulary (0.6 s for 49,152 tokens), and sees a stop string only where the text ends with it.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], stop: Collection[str], events: Collection[Event] = ()):
+        self.decode = decode
+        self.stop = tuple(stop)
+        self.events = tuple(events)
+        # A token spells at least one byte; one more, because some decoders strip a blank off the first token.
+        self.window = max((len(mark.encode()) for mark in self.stop), default=0) + 1
+
+    def found(self, ids: list[int]) -> bool:
+        """Does the end of `ids` hold a stop string?"""
+        tail = self.decode(ids[-self.window :]) if self.stop else ""
+        return any(mark in tail for mark in self.stop)
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        """input_ids (B, T): the new tokens only, as the prompt is given as embeddings. Returns bool (B,)."""
+        if any(event.is_set() for event in self.events):
+            done = [True] * len(input_ids)
+        else:
+            done = [self.found(row) for row in input_ids[:, -self.window :].tolist()]
+        return torch.tensor(done, device=input_ids.device)
+
+    def cut(self, ids: list[int], eos: Collection[int]) -> list[int]:
+        """A finished row up to and including its EOS or stop string, without the padding that follows."""
+        for end in range(1, len(ids) + 1):
+            if ids[end - 1] in eos or self.found(ids[:end]):
+                return ids[:end]
+        return ids
+
+
+def presentable(text: str, stop: Collection[str]) -> str:
+    """Unfinished text that may be shown: without half a character, or what may become a stop string."""
+    text = text.rstrip("\ufffd")
+    for mark in stop:
+        for length in range(len(mark) - 1, 0, -1):
+            if text.endswith(mark[:length]):
+                text = text[:-length]
+                break
+    return text
+
+
+class TokenStream(BaseStreamer):
+    """Hands every new token id to `put_token` at once.
+
+    transformers' TextIteratorStreamer holds words back until a blank follows, for ever in Chinese-like or
+    blank-free text; and text is made only after cleaning here anyway.
+    """
+
+    def __init__(self, put_token: Callable[[int], None]):
+        self.put_token = put_token
+
+    def put(self, value: Tensor) -> None:
+        for token in value.flatten().tolist():  # none in the first call: the prompt is embeddings
+            self.put_token(token)
+
+    def end(self) -> None:
+        """The one who runs `generate` tells the end, errors included."""
+
+
+class PrefixCache:
+    """Keys and values of the last context read, so that the next turn reads only what is new.
+
+    Contexts are compared by their embeddings, row by row: equal rows are equal inputs, for text and images
+    alike, whoever asks. A context that shares nothing is read in full. One context is held at a time.
+    """
+
+    def __init__(self, llm):
+        self.llm = llm
+        self.clear()
+
+    def clear(self) -> None:
+        self._embeds: Tensor | None = None  # (T, D_llm), what `_cache` has read
+        self._cache: DynamicCache | None = None
+        self.reused = 0  # tokens of the last context that were not read again
+
+    def take(self, context: Tensor) -> DynamicCache:
+        """The cache to read `context` (1, T, D_llm) with: it holds its longest known prefix, T - 1 at most.
+
+        The cache is handed over for good; give it back with `keep` when nothing went wrong.
+        """
+        embeds, cache = self._embeds, self._cache
+        self.clear()
+        if cache is None or not getattr(cache, "is_croppable", False):
+            return DynamicCache(config=self.llm.config)
+        size = min(len(embeds), context.shape[1] - 1)  # `generate` needs one new row at least
+        same = (embeds[:size] == context[0, :size]).all(dim=1)
+        prefix = int(same.long().cumprod(0).sum())
+        if prefix == 0:
+            return DynamicCache(config=self.llm.config)
+        cache.crop(prefix - cache.get_seq_length())  # minus the number of rows to remove
+        self.reused = prefix
+        return cache
+
+    def keep(self, context: Tensor, ids: list[int], cache: DynamicCache) -> None:
+        """Remember `cache` after it read `context` and wrote `ids` (the last of them is not read yet)."""
+        answer = self.llm.get_input_embeddings()(torch.tensor(ids, dtype=torch.long, device=context.device))
+        self._embeds = torch.cat([context[0], answer.to(context.dtype)])[: cache.get_seq_length()].detach()
+        self._cache = cache

@@ -1,0 +1,156 @@
+"""What a conversation looks like as text, for each family of LLMs. Strings only: no model, no tensors.
+
+A template says how a turn is written, where generation stops, and how the raw text becomes an answer. It is
+chosen in the config by `model.conv_template` and must be the form that the LLM was tuned on: Vicuna v0
+talks in `###Human:` / `###Assistant:`, SmolLM2 in ChatML.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..common.registry import CONVERSATIONS
+
+IMAGE_MARK = "<ImageHere>"  # stands for the image tokens, in prompt texts and in what people read
+IMAGE_BEFORE, IMAGE_AFTER = "<Img>", "</Img> "  # the text around each image, as in stage-2 training
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation template.
+
+    The whole context of turn n is: system, then for every earlier turn `user` `assistant` `answer`, then
+    `user` and `assistant` of this turn; the LLM goes on from there. The model adds BOS in front, once.
+    """
+
+    name: str
+    system: str
+    user: str  # one question, `{text}` holds the images and the words
+    assistant: str  # opens the answer; the last thing the LLM reads
+    answer: str  # `{text}`: a finished answer, as read in later turns
+    stop: tuple[str, ...]  # generation of a row ends when its text contains one of these
+    drop_leading_ids: tuple[int, ...] = ()  # dropped in this order, once each, where ids begin so
+    keep_after: str = ""  # when the LLM writes this, only what follows the last one is the answer
+
+    def clean_ids(self, ids: list[int]) -> list[int]:
+        """Token ids without the leading ones that belong to no answer."""
+        for unwanted in self.drop_leading_ids:
+            if ids and ids[0] == unwanted:
+                ids = ids[1:]
+        return ids
+
+    def clean_text(self, text: str, eos: str | None = None) -> str:
+        """Decoded text -> answer: cut at the first stop string, keep what follows the last `keep_after`.
+
+        A trailing `eos` goes too; the original left `</s>` in the answer, and so in the next prompt.
+        """
+        for mark in self.stop:
+            text = text.split(mark, 1)[0]
+        if self.keep_after:
+            text = text.rsplit(self.keep_after, 1)[-1]
+        text = text.strip()
+        while eos and text.endswith(eos):
+            text = text.removesuffix(eos).rstrip()
+        return text
+
+
+@dataclass
+class Turn:
+    """One question and its answer. `images` are the images uploaded for it, encoded: (Q, D_llm) each."""
+
+    question: str
+    images: list[Any] = field(default_factory=list)
+    answer: str | None = None
+
+
+@dataclass
+class ChatState:
+    """One conversation as it goes: what was said, the encoded images, and what the user should be told."""
+
+    template: Conversation
+    turns: list[Turn] = field(default_factory=list)
+    pending: list[Any] = field(default_factory=list)  # images that go with the next question
+    notices: list[str] = field(default_factory=list)  # about the last answer, for people to read
+    forgotten: int = 0  # old turns that were dropped to make room
+
+    @property
+    def waiting(self) -> bool:
+        """A question has been asked and not been answered yet."""
+        return bool(self.turns) and self.turns[-1].answer is None
+
+    def take_back(self) -> None:
+        """Undo an `ask` that got no answer: its images wait for the next question again."""
+        if self.waiting:
+            self.pending = self.turns.pop().images + self.pending
+
+    def forget_oldest(self) -> None:
+        """Drop the oldest turn. Its images move to the next turn: a chat about an image keeps the image."""
+        dropped = self.turns.pop(0)
+        self.turns[0].images = dropped.images + self.turns[0].images
+        self.forgotten += 1
+
+    def segments(self) -> list[Any]:
+        """The context as texts and images in turn, cut only at images: each text is tokenized by itself."""
+        parts: list[Any] = [self.template.system]
+
+        def write(text: str) -> None:
+            if isinstance(parts[-1], str):
+                parts[-1] += text
+            else:
+                parts.append(text)
+
+        for turn in self.turns:
+            before, after = self.template.user.split("{text}")
+            write(before)
+            for image in turn.images:
+                write(IMAGE_BEFORE)
+                parts.append(image)
+                write(IMAGE_AFTER)
+            write(turn.question + after + self.template.assistant)
+            if turn.answer is not None:
+                write(self.template.answer.replace("{text}", turn.answer))
+        return [part for part in parts if not isinstance(part, str) or part]
+
+    def prompt(self) -> str:
+        """The context as people read it, `<ImageHere>` for every image. Not for the model: see `segments`."""
+        return "".join(part if isinstance(part, str) else IMAGE_MARK for part in self.segments())
+
+
+# MiniGPT-4's own. The blanks are not a slip: training has ` ###Assistant: ` with blanks around it, the chat
+# `###Assistant:` without (the answer brings its leading blank along).
+VICUNA_V0 = Conversation(
+    name="vicuna_v0",
+    system=(
+        "Give the following image: <Img>ImageContent</Img>. "
+        "You will be able to see the image once I provide it to you. Please answer my questions."
+    ),
+    user="###Human: {text}",
+    assistant="###Assistant:",
+    answer=" {text}",
+    stop=("###",),
+    drop_leading_ids=(0, 1),  # LLaMA's <unk> and <s>
+    keep_after="Assistant:",
+)
+
+# BOS of the ChatML models is `<|im_start|>` itself, so the first turn opens with it either way.
+CHATML = Conversation(
+    name="chatml",
+    system="",
+    user="<|im_start|>user\n{text}<|im_end|>\n",
+    assistant="<|im_start|>assistant\n",
+    answer="{text}<|im_end|>\n",
+    stop=("<|im_end|>", "<|im_start|>"),
+)
+
+for _template in (VICUNA_V0, CHATML):
+    CONVERSATIONS.register(_template.name)(_template)
+
+# What the demo page offers to ask.
+EXAMPLE_QUESTIONS = (
+    "Describe this image in detail.",
+    "What is unusual about this picture?",
+    "Write a short poem about this image.",
+    "Explain why this meme is funny.",
+    "Help me draft a professional advertisement for this.",
+    "How should I make something like this?",
+)
+DEFAULT_QUESTION = EXAMPLE_QUESTIONS[0]

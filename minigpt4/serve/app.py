@@ -1,0 +1,279 @@
+"""The chat page: an image on the left, the conversation on the right. Local unless told otherwise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+import gradio as gr
+
+from ..common.errors import UserError
+from ..conversation.chat import Chat, ImageError, read_image
+from ..conversation.prompts import EXAMPLE_QUESTIONS
+from .sessions import Sessions
+
+SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
+MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+#header h1 { margin: 0.4rem 0 0.1rem; font-size: 1.6rem; letter-spacing: -0.01em; }
+#header p { margin: 0; color: var(--body-text-color-subdued); }
+#hint { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
+#examples { gap: 0.4rem; flex-wrap: wrap; }
+#examples button { flex: 0 1 auto; min-width: 0; border-radius: 999px; font-weight: 400; }
+#ask-row { align-items: stretch; }
+#chat .message img { max-height: 180px; width: auto; border-radius: var(--radius-lg); }
+#chat .icon-button-wrapper:has([aria-label="Clear"], [aria-label="Share"]) { display: none; }
+footer { display: none !important; }
+"""
+
+
+class Page:
+    """What the buttons do. Outputs are in the order that `build_app` wires them."""
+
+    def __init__(self, chat: Chat, max_new_tokens: int):
+        self.chat = chat
+        self.max_new_tokens = max_new_tokens
+        self.sessions = Sessions(chat)
+
+    def check_image(self, path: str | None):
+        """After an upload -> the image box: emptied at once, with a reason, when the file is no picture."""
+        try:
+            if path:
+                read_image(path)
+        except ImageError as error:
+            gr.Warning(_by_name(error, path))
+            return None
+        return gr.skip()
+
+    def take(self, question: str, path: str | None, history: list, request: gr.Request):
+        """Show a question at once, before the model is free -> (question box, history, send, stop, asked).
+
+        `asked` = (session, number in the session, text) sets off `respond`; nothing changes on a refusal.
+        """
+        session = self.sessions.get(request.session_hash)
+        question = question.strip()
+        refusal = (
+            "The last answer is still being written: wait for it, or press Stop." if session.busy
+            else "Write a question first." if not question
+            else "Upload an image first, then ask about it." if path is None and not session.conv.turns
+            else None
+        )  # fmt: skip
+        if refusal:
+            gr.Warning(refusal)
+            return [gr.skip()] * 5
+        session.busy = True
+        session.stop.clear()
+        session.asked += 1
+        content = [question]
+        if path and path != session.image:
+            content.insert(0, {"path": path, "alt_text": "the uploaded image"})
+        history = [*history, {"role": "user", "content": content}]
+        asked = (session.number, session.asked, question)
+        return "", history, gr.update(interactive=False), gr.update(interactive=True), asked
+
+    def respond(
+        self,
+        asked: tuple,
+        path: str | None,
+        history: list,
+        beams: int,
+        temperature: float,
+        request: gr.Request,
+    ) -> Iterator[tuple]:
+        """Answer, as a stream of (history, question box)."""
+        number, _, question = asked
+        session = self.sessions.get(request.session_hash)
+        # Gradio shows the last thing yielded once more at the end: after Restart that must be an empty page.
+        if session.number != number:
+            yield [], gr.skip()
+            return
+        try:
+            if path and path != session.image:
+                self.chat.upload_img(path, session.conv)
+                session.image = path
+            self.chat.ask(question, session.conv)
+            options = {"num_beams": int(beams), "temperature": float(temperature)}
+            answer = {"role": "assistant", "content": ""}
+            for answer["content"] in self.chat.stream_answer(
+                session.conv, stop=session.stop, max_new_tokens=self.max_new_tokens, **options
+            ):
+                if session.closed:
+                    yield [], gr.skip()
+                    return
+                yield [*history, answer], gr.skip()
+            for notice in session.conv.notices:
+                gr.Info(notice)
+            if not answer["content"]:
+                yield [*history, answer | {"content": "*The model gave an empty answer.*"}], gr.skip()
+        except UserError as error:
+            session.conv.take_back()
+            gr.Warning(_by_name(error, path))
+            yield history[:-1], question  # back into the box, to be put right
+        finally:
+            session.busy = False
+
+    def ready(self):
+        """For (send, stop): another question may come."""
+        return gr.update(interactive=True), gr.update(interactive=False)
+
+    def stop(self, request: gr.Request) -> None:
+        self.sessions.get(request.session_hash).stop.set()
+
+    def restart(self, request: gr.Request):
+        """A new conversation -> (image, history, question box, send, stop)."""
+        self.sessions.close(request.session_hash)
+        return None, [], "", *self.ready()
+
+    def leave(self, request: gr.Request) -> None:
+        self.sessions.close(request.session_hash)
+
+
+def _file_as_it_is(payload) -> str | None:
+    """What the image box hands over. Gradio's own way opens the file first, and fails there when it is broken."""
+    return payload.path if payload else None
+
+
+def _by_name(error: UserError, path: str | None) -> str:
+    """The message with the file's own name: people do not know the folder it was uploaded to."""
+    return str(error).replace(path, Path(path).name) if path else str(error)
+
+
+def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_new_tokens: int = 300) -> gr.Blocks:
+    """The page as gradio Blocks; `launch` opens it.
+
+    Args:
+        chat: shared by all pages; it answers one question at a time, the others wait in gradio's queue.
+        subtitle: a line below the title, e.g. which model this is.
+    """
+    page = Page(chat, max_new_tokens)
+    # delete_cache: uploads are looked at once an hour, and deleted after a day
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 86400)) as app:
+        gr.HTML(f"<h1>{title}</h1><p>{subtitle}</p>", elem_id="header")
+        with gr.Row():
+            with gr.Column(scale=4, min_width=300):
+                image = gr.Image(
+                    type="filepath",
+                    sources=["upload", "clipboard"],
+                    placeholder="Drop an image here\nor click to choose one",
+                    label="Image",
+                    height=340,
+                    buttons=["fullscreen"],
+                    elem_id="image",
+                )
+                image.preprocess = _file_as_it_is
+                with gr.Accordion("How to answer"):
+                    beams = gr.Slider(
+                        1,
+                        5,
+                        1,
+                        step=1,
+                        label="Beams",
+                        elem_id="beams",
+                        info="More: slower, and not streamed.",
+                    )
+                    temperature = gr.Slider(
+                        0.1,
+                        2,
+                        1,
+                        step=0.1,
+                        label="Temperature",
+                        elem_id="temperature",
+                        info="Less: more sober.",
+                    )
+                restart = gr.Button("Restart", elem_id="restart")
+                gr.Markdown("A new image at any time goes with your next question.", elem_id="hint")
+            with gr.Column(scale=7, min_width=380):
+                history = gr.Chatbot(
+                    show_label=False,
+                    placeholder="Upload an image, then ask about it.",
+                    height=520,
+                    buttons=["copy"],
+                    feedback_options=None,
+                    latex_delimiters=[],
+                    elem_id="chat",
+                )
+                with gr.Row(elem_id="ask-row"):
+                    question = gr.Textbox(
+                        placeholder="Ask about the image",
+                        show_label=False,
+                        container=False,
+                        scale=8,
+                        max_lines=6,
+                        autofocus=True,
+                        elem_id="question",
+                    )
+                    send = gr.Button("Send", variant="primary", min_width=80, elem_id="send")
+                    stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop", interactive=False)
+                with gr.Row(elem_id="examples"):
+                    examples = [gr.Button(text, size="sm") for text in EXAMPLE_QUESTIONS]
+        asked = gr.State()
+
+        # Queued, for gr.Warning speaks through the queue; but not behind the model.
+        soon = {"concurrency_limit": None, "show_progress": "hidden"}
+        image.upload(page.check_image, image, image, **soon)
+        for trigger, text in [
+            (question.submit, question),
+            (send.click, question),
+            *((button.click, button) for button in examples),
+        ]:
+            trigger(page.take, [text, image, history], [question, history, send, stop, asked], **soon)
+        asked.change(
+            page.respond,
+            [asked, image, history, beams, temperature],
+            [history, question],
+            concurrency_limit=1,
+            show_progress="minimal",
+        ).then(page.ready, None, [send, stop], **soon)
+        stop.click(page.stop, **soon)
+        restart.click(page.restart, None, [image, history, question, send, stop], **soon)
+        app.unload(page.leave)
+    app.page = page
+    return app.queue(api_open=False)
+
+
+def theme() -> gr.themes.Base:
+    """Plain, in the system's own fonts: the page loads nothing from other hosts."""
+    plain = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=SYSTEM_FONTS, font_mono=MONO_FONTS)
+    return plain.set(
+        block_title_background_fill="none",
+        block_title_padding="0",
+        block_title_text_color="*body_text_color",
+        block_label_background_fill="*neutral_100",
+        block_label_text_color="*neutral_700",
+        block_shadow="*shadow_drop",
+    )
+
+
+def launch(
+    app: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, share: bool = False, block: bool = True
+) -> str:
+    """Open the page. Only this machine sees it, unless `host` or `share` says otherwise.
+
+    Args:
+        port: None takes the first free one from 7860.
+        block: stay until Ctrl-C.
+    Returns:
+        its address.
+    Raises:
+        UserError: the port is taken.
+    """
+    try:
+        _, address, _ = app.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            theme=theme(),
+            css=CSS,
+            show_error=True,
+            ssr_mode=False,
+            enable_monitoring=False,
+            prevent_thread_lock=not block,
+            quiet=not block,
+        )
+    except OSError as error:
+        where = f"--port {port}" if port else "--host"
+        raise UserError(f"{where}: the page cannot open there: {error}") from None
+    return address
