@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every key; the exit code is 1 when the config could not be used for training (or chat, with --mode)."""
-    from .. import conversation, tasks  # noqa: F401  (fill the registries, so that names are checked)
+    from .. import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
 
     config = load_config(args.cfg_path, args.options, mode="show")
     rows = [(name, repr(value), origin, doc) for name, value, origin, doc in describe_config(config)]

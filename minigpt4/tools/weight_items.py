@@ -120,8 +120,7 @@ def map_by_order(published: Mapping, expected: Mapping) -> dict:
         same_kind = old.rpartition(".")[2] == new.rpartition(".")[2]
         if tensor.shape != like.shape or not same_kind:
             raise WeightsError(
-                f"{old} {tuple(tensor.shape)} of the checkpoint does not fit "
-                f"{new} {tuple(like.shape)} of the model"
+                f"{old} {tuple(tensor.shape)} of the checkpoint does not fit {new} {tuple(like.shape)} of the model"
             )
         mapped[new] = tensor.contiguous()
     return mapped
