@@ -2,7 +2,6 @@
 
 import json
 import logging
-import warnings
 from pathlib import Path
 
 log = logging.getLogger("minigpt4")
@@ -13,9 +12,6 @@ def setup_logging(rank: int = 0) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     log.handlers = [handler]
-    # Libraries talking to each other (torchao to torch, torchdata to torch): nothing a user could do anything about.
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=".*set_vital.*")
     log.propagate = False
     log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 import gradio as gr
+from gradio.utils import get_upload_folder
 
 from ..common.errors import UserError
 from ..conversation.chat import Chat, ImageError, read_image
 from ..conversation.prompts import EXAMPLE_QUESTIONS
+from ..processors.image_processors import to_rgb
 from .sessions import Sessions
 
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
@@ -38,11 +41,16 @@ class Page:
         self.max_new_tokens = max_new_tokens
         self.sessions = Sessions(chat)
 
-    def check_image(self, path: str | None):
-        """After an upload -> the image box: emptied at once, with a reason, when the file is no picture."""
+    def check_image(self, upload: dict | None):
+        """After an upload -> the image box: emptied at once, with a reason, when the file is no picture.
+
+        `upload` is what the browser sent: gradio's own reading would fail on a broken file, without a reason.
+        """
+        path = Path(upload["path"]).resolve() if upload else None
+        if path is None or not path.is_relative_to(Path(get_upload_folder()).resolve()):
+            return gr.skip()
         try:
-            if path:
-                read_image(path)
+            read_image(path)
         except ImageError as error:
             gr.Warning(_by_name(error, path))
             return None
@@ -64,12 +72,16 @@ class Page:
         if refusal:
             gr.Warning(refusal)
             return [gr.skip()] * 5
+        content: list = [question]
+        if path and path != session.image:
+            try:
+                content.insert(0, {"path": thumbnail(path), "alt_text": "the uploaded image"})
+            except ImageError as error:
+                gr.Warning(_by_name(error, path))
+                return [gr.skip()] * 5
         session.busy = True
         session.stop.clear()
         session.asked += 1
-        content = [question]
-        if path and path != session.image:
-            content.insert(0, {"path": path, "alt_text": "the uploaded image"})
         history = [*history, {"role": "user", "content": content}]
         asked = (session.number, session.asked, question)
         return "", history, gr.update(interactive=False), gr.update(interactive=True), asked
@@ -131,14 +143,25 @@ class Page:
         self.sessions.close(request.session_hash)
 
 
-def _file_as_it_is(payload) -> str | None:
-    """What the image box hands over. Gradio's own way opens the file first, and fails there when it is broken."""
-    return payload.path if payload else None
+def thumbnail(path: str, side: int = 480) -> str:
+    """A small copy next to an upload, for the conversation: gradio reads and sends it again with every token.
+
+    Raises:
+        ImageError: the upload is no picture.
+    """
+    small = Path(path).with_name(f"{Path(path).stem}_{side}px.jpg")
+    if not small.exists():
+        image = to_rgb(read_image(path))
+        image.thumbnail((side, side))
+        with NamedTemporaryFile(dir=small.parent, suffix=".jpg", delete=False) as whole:
+            image.save(whole, quality=90)
+        os.replace(whole.name, small)  # at once, for others may upload the same picture now
+    return str(small)
 
 
-def _by_name(error: UserError, path: str | None) -> str:
+def _by_name(error: UserError, path: str | Path | None) -> str:
     """The message with the file's own name: people do not know the folder it was uploaded to."""
-    return str(error).replace(path, Path(path).name) if path else str(error)
+    return str(error).replace(str(path), Path(path).name) if path else str(error)
 
 
 def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_new_tokens: int = 300) -> gr.Blocks:
@@ -156,6 +179,7 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
             with gr.Column(scale=4, min_width=300):
                 image = gr.Image(
                     type="filepath",
+                    image_mode=None,  # the file as it is, neither converted nor written anew
                     sources=["upload", "clipboard"],
                     placeholder="Drop an image here\nor click to choose one",
                     label="Image",
@@ -163,7 +187,6 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
                     buttons=["fullscreen"],
                     elem_id="image",
                 )
-                image.preprocess = _file_as_it_is
                 with gr.Accordion("How to answer"):
                     beams = gr.Slider(
                         1,
@@ -213,7 +236,7 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
 
         # Queued, for gr.Warning speaks through the queue; but not behind the model.
         soon = {"concurrency_limit": None, "show_progress": "hidden"}
-        image.upload(page.check_image, image, image, **soon)
+        image.upload(page.check_image, image, image, preprocess=False, **soon)
         for trigger, text in [
             (question.submit, question),
             (send.click, question),

@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import random
+import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -185,7 +186,8 @@ def heldout_plan(split: Split, count: int, rng: random.Random) -> Iterator[tuple
 def _make(folder: Path, seed: int, counts: dict[str, int]) -> None:
     split = split_combinations(seed)
     sheet: list[tuple[Image.Image, str]] = []
-    with tqdm(total=sum(counts.values()), desc="sample set", unit="picture") as bar:
+    seldom = 0.1 if sys.stderr.isatty() else 15  # seconds: a log file wants few lines
+    with tqdm(total=sum(counts.values()), desc="sample set", unit="picture", mininterval=seldom) as bar:
 
         def pictures(name: str, show: int, caption: Callable) -> Iterator[tuple[int, Picture, str]]:
             """The pictures of a part with their captions; the first `show` go onto the contact sheet too."""

@@ -13,9 +13,6 @@ import webdataset as wds
 import yaml
 from PIL import Image, ImageDraw
 
-PROJECT = Path(__file__).parents[2]
-sys.path.insert(0, str(PROJECT))  # for `import train`
-
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 190), "white": (250, 250, 250)}
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 
@@ -211,10 +212,8 @@ def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     with zipfile.ZipFile(file) as archive:
         info = next(i for i in archive.infolist() if i.filename.endswith("data/0"))
-    at = info.header_offset + 30 + len(info.filename)
-    while not any(content[at : at + 4]):  # the alignment's padding
-        at += 1
-    content[at + 40] ^= 1
+    name, extra = struct.unpack_from("<HH", content, info.header_offset + 26)  # the local header's own lengths
+    content[info.header_offset + 30 + name + extra + 40] ^= 1
     file.write_bytes(content)
 
 

@@ -1,0 +1,36 @@
+"""Made data for tests: pictures, shards, and a processor that is easy to check."""
+
+import io
+import itertools
+import json
+
+import torch
+import webdataset as wds
+from PIL import Image
+
+
+def picture(grey: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (grey, grey, grey)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_shard(path, samples) -> str:
+    """samples: dicts of member suffix -> bytes."""
+    with wds.TarWriter(str(path)) as tar:
+        for i, sample in enumerate(samples):
+            tar.write({"__key__": f"{i:05}", **sample})
+    return str(path)
+
+
+def good(caption: str, grey: int = 0) -> dict:
+    return {"png": picture(grey), "json": json.dumps({"caption": caption}).encode()}
+
+
+def noisy(image: Image.Image) -> torch.Tensor:
+    """A processor that draws from torch's RNG, as the random crop does."""
+    return torch.stack([torch.tensor(float(image.getpixel((0, 0))[0])), torch.rand(()), torch.rand(())])[:, None, None]
+
+
+def take(iterable, n: int) -> list:
+    return list(itertools.islice(iterable, n))
