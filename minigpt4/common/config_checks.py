@@ -46,6 +46,7 @@ def check_meaning(config: Config, mode: str, problems: list[str]) -> None:
             _check_name(DATASETS, dataset.builder or name, where, problems)
             if dataset.build_info.storage is None:
                 problems.append(f"datasets.{name}.build_info.storage: not set; write where the dataset lies")
+            _check_paths(dataset, f"datasets.{name}", problems)
             _check_paths(dataset.build_info, f"datasets.{name}.build_info", problems)
 
 

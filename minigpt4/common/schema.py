@@ -108,6 +108,7 @@ class DatasetConfig:
     build_info: BuildInfo = field(default_factory=BuildInfo, metadata={"doc": "where it lies"})
     vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig, metadata={"doc": "image processors"})
     text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig, metadata={"doc": "text processors"})
+    prompt_path: str | None = key(None, "instructions for this dataset's batches, not model.prompt_path's", path=True)
     sample_ratio: float = key(1.0, "how often a batch is drawn from this dataset, against the others")
 
 

@@ -163,7 +163,7 @@ class MixedLoader:
             if name not in self._iterators:
                 self._iterators[name] = iter(self.loaders[name])
             self.drawn += 1
-            yield name, next(self._iterators[name])
+            yield name, {**next(self._iterators[name]), "dataset": name}
 
 
 def permutation_stream(length: int, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, int]]:

@@ -275,6 +275,7 @@ class MiniGPT4(nn.Module):
 
         Args:
             samples: {"image": (B, 3, H, W), "text_input": list[B] of a text or of several captions}.
+                May bring "prompts", a list to draw from instead of the model's own.
             prompt: with `<ImageHere>`; None draws one of `prompt_list` for the whole batch, if there is a list.
         Returns:
             inputs_embeds (B, S, D_llm); attention_mask (B, S); labels (B, S), -100 for all but the text and for text
@@ -282,8 +283,8 @@ class MiniGPT4(nn.Module):
             with several captions a row also position_ids (B, S) and a mask (B, 1, S, S) that parts the captions.
         """
         if prompt is None:
-            pick = torch.randint(len(self.prompt_list), ()).item() if self.prompt_list else None
-            prompt = "" if pick is None else self.prompt_list[pick]
+            prompts = samples.get("prompts") or self.prompt_list
+            prompt = prompts[torch.randint(len(prompts), ()).item()] if prompts else ""
         prefix = self.wrap_prompt(self.encode_img(samples["image"]), prompt)  # (B, P, D_llm)
         text = self.tokenize_texts(samples["text_input"])
         ids, segment = text["input_ids"], text["segment"]

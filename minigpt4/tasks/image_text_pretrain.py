@@ -7,6 +7,7 @@ from .. import datasets, models, processors  # noqa: F401  (fills the registries
 from ..common.registry import DATASETS, MODELS, PROCESSORS, TASKS
 from ..common.schema import Config, ModelConfig, ProcessorConfig
 from ..datasets.stream import MixedLoader, SampleStream, make_loader
+from ..models.mini_gpt4 import read_prompts
 
 
 def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> nn.Module:
@@ -37,6 +38,11 @@ class ImageTextPretrain:
             )
             for name, dataset in config.datasets.items()
         }
+        self.prompts = {
+            name: read_prompts(dataset.prompt_path, config.model.prompt_template)
+            for name, dataset in config.datasets.items()
+            if dataset.prompt_path
+        }
 
     def build_model(self, device: torch.device | str) -> nn.Module:
         return build_model(self.config.model, device)
@@ -51,5 +57,6 @@ class ImageTextPretrain:
         return MixedLoader(loaders, ratios, seed, rank)
 
     def train_step(self, model: nn.Module, batch: dict) -> Tensor:
-        """The loss, a scalar."""
-        return model(batch)["loss"]
+        """The loss, a scalar. A dataset with instructions of its own is asked by these."""
+        prompts = self.prompts.get(batch.get("dataset"))
+        return model({**batch, "prompts": prompts} if prompts else batch)["loss"]
