@@ -1,5 +1,5 @@
 # `make quickstart` and `make test` work on a fresh clone: each makes its own .venv and reuses it.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
@@ -11,7 +11,8 @@ help:  ## list the targets
 $(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 	  { echo "error: Python 3.11 or 3.12 is needed, $(PYTHON) is another; write make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# A python without pip is what a failed call leaves, e.g. on a Debian without python3-venv.
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the pinned packages into $(VENV) (about 6 GB with PyTorch; once)"
 	$(PIP) -e .
 	touch $@

@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from minigpt4.common.config import load_config
+from minigpt4.common.dist_utils import choose_device
 from minigpt4.common.errors import main_guard
 from minigpt4.common.logger import setup_logging
 
@@ -27,9 +28,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     setup_logging()
-    from minigpt4.serve import build_chat, choose_device
+    from minigpt4.serve import build_chat
 
-    device = choose_device(args.device, args.gpu_id)
+    name = f"cuda:{args.gpu_id}" if args.gpu_id is not None else args.device
+    device = choose_device(name, f"--device {args.device}" if args.device else f"--gpu-id {args.gpu_id}")
     config = load_config(args.cfg_path, args.options, mode="chat")
     chat = build_chat(config, device)
     from minigpt4.serve.app import build_app, launch

@@ -29,13 +29,12 @@ def run(args: argparse.Namespace) -> None:
     from minigpt4.common.config import load_config
     from minigpt4.common.logger import setup_logging
     from minigpt4.common.registry import TASKS
-    from minigpt4.runners.runner import Runner, resolve_device
+    from minigpt4.runners.runner import Runner
 
     setup_logging(dist_utils.rank())
     config = load_config(args.cfg_path, args.options, mode="train")
-    device = resolve_device(config.run.device)
+    device = dist_utils.training_device(config.run.device)
     if device.type == "cuda":
-        device = torch.device("cuda", dist_utils.local_rank())
         torch.cuda.set_device(device)
     torch.manual_seed(config.run.seed)
     task = TASKS.get(config.run.task)(config)

@@ -4,6 +4,7 @@ Each check appends lines `key: what is wrong; what to write instead` to `problem
 """
 
 import inspect
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,14 @@ AT_LEAST = {
     "run": {"batch_size_train": 1, "iters_per_epoch": 1, "max_epoch": 1, "accum_grad_iters": 1, "num_workers": 0,
             "log_freq": 1, "warmup_steps": 0, "keep_last": 1},
 }  # fmt: skip
+
+
+# What the small configs read is made by commands: folders, as the configs name them, and the command that fills each.
+MADE_BY = {
+    "weights/": "`minigpt4 weights` makes it",
+    "data/sample_set/": "`minigpt4 sample-set` makes it",
+    "output/": "the training run of that folder makes it",
+}
 
 
 def suggest(word: str, known) -> str:
@@ -115,6 +124,8 @@ def _check_run(config: Config, problems: list[str]) -> None:
     if not config.datasets:
         problems.append("datasets: nothing to train on; name at least one dataset")
     _check_at_least(run, "run", problems)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
+        problems.append(f"run.device: {run.device!r} should be auto, cpu, cuda or cuda:N")
     if run.evaluate:
         problems.append("run.evaluate: True, but train.py only trains; leave it False")
     for name, dataset in config.datasets.items():
@@ -140,7 +151,11 @@ def _check_paths(section: Any, prefix: str, problems: list[str]) -> None:
         elif isinstance(section, BuildInfo) and f.name == "storage":
             _check_shards(values, where, problems)
         elif not Path(resolve_path(value)).exists():
-            problems.append(f"{where}: {value!r}: no such file or folder")
+            problems.append(f"{where}: {value!r}: no such file or folder{_made_by(value)}")
+
+
+def _made_by(path: str) -> str:
+    return next((f"; {how}" for folder, how in MADE_BY.items() if path.startswith(folder)), "")
 
 
 def _check_shards(patterns: list[str], where: str, problems: list[str]) -> None:
@@ -152,7 +167,7 @@ def _check_shards(patterns: list[str], where: str, problems: list[str]) -> None:
         return
     missing = [s for s in shards if not s.startswith(REMOTE) and not Path(s).exists()]
     if not shards or (len(missing) == 1 and len(shards) == 1):
-        problems.append(f"{where}: {shown!r}: no such file or folder")
+        problems.append(f"{where}: {shown!r}: no such file or folder{_made_by(patterns[0])}")
     elif missing:
         problems.append(
             f"{where}: {len(missing)} of {len(shards)} files are missing, the first {missing[0]}; "

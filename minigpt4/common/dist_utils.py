@@ -1,6 +1,18 @@
-"""What a process knows about the others: read from torchrun's environment, so that it is known before torch is."""
+"""Where a process stands: its number among the others, read from torchrun's environment, and its device."""
+
+from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class DeviceError(UserError):
+    """A device that this machine does not have."""
 
 
 def rank() -> int:
@@ -8,18 +20,43 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def world_size() -> int:
-    """How many processes the run has (1 without torchrun)."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+def choose_device(name: str | None = None, said: str = "", instead: str = "--device cpu") -> torch.device:
+    """The device called `name`, once it is known to be there.
 
-
-def local_rank() -> int:
-    """This process's number on its machine, which is the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
-def default_device() -> str:
-    """cuda where there is a GPU, else cpu."""
+    Args:
+        name: cpu, cuda or cuda:N; None or auto: CUDA where there is one, else the CPU.
+        said: what the user wrote, for the message.
+        instead: what to write for the CPU, for the message.
+    Raises:
+        DeviceError: it is not there.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name in (None, "auto"):
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"{said}: not a device to run on; write cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise DeviceError(f"{said}: PyTorch finds no CUDA GPU on this machine; write {instead}")
+        if (device.index or 0) >= count:
+            raise DeviceError(f"{said}: the GPUs here are 0 to {count - 1}; write one of these, or {instead}")
+    return device
+
+
+def training_device(name: str) -> torch.device:
+    """`run.device` for this process: under torchrun each takes the GPU of its number on this machine.
+
+    Raises:
+        DeviceError: it is not there.
+    """
+    device, local_rank = choose_device(name, f"run.device={name}", "run.device=cpu"), os.environ.get("LOCAL_RANK")
+    if device.type == "cuda" and local_rank is not None:
+        said = f"torchrun --nproc-per-node, process {local_rank}"
+        return choose_device(f"cuda:{local_rank}", said, "fewer processes")
+    return device

@@ -30,19 +30,6 @@ from .data_monitor import DataMonitor
 from .process import StopSignals, lock_folder
 
 
-def resolve_device(name: str) -> torch.device:
-    """run.device -> a device that is there.
-
-    Raises:
-        UserError: cuda was asked for and there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"run.device: {name!r}, but this machine has no CUDA GPU; add --options run.device=cpu")
-    return torch.device(name)
-
-
 def mixed_precision(config: Config, device: torch.device) -> str:
     """What accelerate calls `mixed_precision`: no, bf16 or fp16 (the original's fp16 only where bf16 is missing)."""
     run = config.run

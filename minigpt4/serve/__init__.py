@@ -5,36 +5,10 @@ from __future__ import annotations
 import torch
 
 from .. import processors  # noqa: F401  registers them, for the config's names
-from ..common.errors import UserError
 from ..common.registry import PROCESSORS
 from ..common.schema import Config
 from ..conversation.chat import Chat
 from ..tasks import build_model
-
-
-class DeviceError(UserError):
-    """A device that this machine does not have."""
-
-
-def choose_device(device: str | None = None, gpu_id: int | None = None) -> torch.device:
-    """The device asked for (`--device`, or `--gpu-id N`), else CUDA where there is one, else the CPU.
-
-    Raises:
-        DeviceError: it is not there.
-    """
-    name = device or (f"cuda:{gpu_id}" if gpu_id is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    flag = f"--device {device}" if device else f"--gpu-id {gpu_id}"
-    try:
-        chosen = torch.device(name)
-    except RuntimeError:
-        raise DeviceError(f"{flag}: not a device; write cpu, cuda, or cuda:N") from None
-    if chosen.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise DeviceError(f"{flag}: PyTorch finds no CUDA GPU on this machine; write --device cpu")
-        if (chosen.index or 0) >= count:
-            raise DeviceError(f"{flag}: the GPUs here are 0 to {count - 1}; write one of these, or --device cpu")
-    return chosen
 
 
 def chat_processor(config: Config):

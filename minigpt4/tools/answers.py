@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from ..common.config import load_config
+from ..common.dist_utils import choose_device
 from ..common.errors import DataError
 from ..conversation.prompts import DEFAULT_QUESTION
 from . import scores
@@ -46,7 +47,7 @@ def ask(
         cfg_path, options: a chat config; its `model.ckpt` is replaced by `checkpoints`, in turn.
         files: the pictures; `batch` of them are answered at once.
     """
-    from ..serve import build_chat, choose_device
+    from ..serve import build_chat
 
     first = next(iter(checkpoints.values()))
     chat = build_chat(load_config(cfg_path, [*options, f"model.ckpt={first}"], mode="chat"), choose_device())

@@ -20,7 +20,12 @@ def run(args: argparse.Namespace) -> int:
     """Print every key; the exit code is 1 when the config could not be used for training (or chat, with --mode)."""
     from .. import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
 
-    config = load_config(args.cfg_path, args.options, mode="show")
+    try:
+        config = load_config(args.cfg_path, args.options, mode="show")
+    except ConfigError:
+        if args.mode:  # its own message names the paths too
+            load_config(args.cfg_path, args.options, mode=args.mode)
+        raise
     rows = [(name, repr(value), origin, doc) for name, value, origin, doc in describe_config(config)]
     wide = max(len(name) for name, *_ in rows)
     value_wide = min(max(len(value) for _, value, *_ in rows), 48)

@@ -8,6 +8,7 @@ import sys
 import time
 
 from ..common.config import load_config
+from ..common.dist_utils import choose_device
 from ..common.errors import UserError
 from ..conversation.prompts import DEFAULT_QUESTION
 
@@ -26,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Describe every image; 1 when one of them could not be read (the others are answered all the same)."""
-    from ..serve import build_chat, choose_device
+    from ..serve import build_chat
 
-    device = choose_device(args.device)
+    device = choose_device(args.device, f"--device {args.device}")
     chat = build_chat(load_config(args.cfg_path, args.options, mode="chat"), device)
     return describe(chat, args)
 

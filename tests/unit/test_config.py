@@ -10,6 +10,7 @@ from minigpt4.common.config import PROJECT, describe_config, load_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.paths import expand_shards, resolve_path
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
+from minigpt4.tools import cli
 
 TRAIN = {"train": {"name": "blip2_image_train"}}
 TEXT = {"train": {"name": "blip_caption"}}
@@ -380,6 +381,23 @@ def test_the_models_defaults_file_agrees_with_the_schema():
     differs = {k for k, v in data.items() if v != default[k]}
     assert differs == {"vit_ckpt", "q_former_model"}
     assert all("/path/to" in data[k] for k in differs)
+
+
+def test_what_a_command_makes_is_named_with_it(problems, good):
+    good["model"]["vit_ckpt"] = "weights/none.safetensors"
+    good["run"]["device"] = "cuda:x"
+    assert problems(good) == [
+        "run.device: 'cuda:x' should be auto, cpu, cuda or cuda:N",
+        "model.vit_ckpt: 'weights/none.safetensors': no such file or folder; `minigpt4 weights` makes it",
+    ]
+
+
+def test_the_config_command_says_everything_at_once(capsys):
+    """With --mode, an unknown key does not hide the paths that are missing."""
+    file = str(PROJECT / "eval_configs/minigpt4_eval.yaml")
+    assert cli.main(["config", "--mode", "chat", "--cfg-path", file, "--options", "model.llama_modle=x"]) == 1
+    said = capsys.readouterr().err
+    assert "5 problems" in said and "did you mean 'llama_model'" in said and "model.ckpt: '/path/to" in said
 
 
 def test_describe_says_where_each_value_came_from(load, good):

@@ -17,7 +17,7 @@ from minigpt4.conversation.chat import Chat, ChatError, ImageError, read_image
 from minigpt4.conversation.generation import Decoding, DecodingError, Detokenizer, StopOnText, presentable
 from minigpt4.conversation.prompts import CHATML, VICUNA_V0, ChatState, Turn
 from minigpt4.processors.image_processors import Blip2ImageEval
-from minigpt4.serve import DeviceError, chat_processor, choose_device
+from minigpt4.serve import chat_processor
 from minigpt4.tools import describe
 
 GREEDY = {"do_sample": False, "max_new_tokens": 12}
@@ -381,20 +381,6 @@ def test_unreadable_images(tmp_path):
             read_image(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
     assert read_image(tmp_path / "whole.jpg").size == (64, 64)
-
-
-def test_devices(monkeypatch):
-    assert choose_device() == torch.device("cpu") == choose_device("cpu")
-    for wrong in ({"gpu_id": 0}, {"device": "cuda"}):
-        with pytest.raises(DeviceError, match="--device cpu"):
-            choose_device(**wrong)
-    with pytest.raises(DeviceError, match="not a device"):
-        choose_device("gpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device(gpu_id=1) == torch.device("cuda:1")
-    with pytest.raises(DeviceError, match="0 to 1"):
-        choose_device(gpu_id=2)
 
 
 def test_chat_sees_as_the_config_says():

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from minigpt4.common.dist_utils import DeviceError, choose_device, training_device
 from minigpt4.common.errors import UserError
 from minigpt4.common.logger import MetricLog, read_log
 from minigpt4.common.schema import Config, RunConfig
 from minigpt4.runners import runner as runner_module
-from minigpt4.runners.runner import Runner, mixed_precision, resolve_device
+from minigpt4.runners.runner import Runner, mixed_precision
 
 CPU = torch.device("cpu")
 
@@ -196,10 +197,27 @@ def test_minutes_between_checkpoints(run, tmp_path):
 # -- devices and precision ----------------------------------------------------------------------------------------
 
 
-def test_devices():
-    assert resolve_device("auto") == CPU  # the tests hide any GPU
-    with pytest.raises(UserError, match=r"run\.device: 'cuda', but this machine has no CUDA GPU; .*run\.device=cpu"):
-        resolve_device("cuda")
+def test_devices(monkeypatch):
+    assert choose_device() == choose_device("auto") == CPU == training_device("auto")  # the tests hide any GPU
+    with pytest.raises(DeviceError, match=r"^run\.device=cuda: PyTorch finds no CUDA GPU .*; write run\.device=cpu$"):
+        training_device("cuda")
+    with pytest.raises(DeviceError, match=r"^--gpu-id 0: PyTorch finds no CUDA GPU .*; write --device cpu$"):
+        choose_device("cuda:0", "--gpu-id 0")
+    for wrong in ("gpu", "cuda:x", "xpu"):
+        with pytest.raises(DeviceError, match="not a device"):
+            choose_device(wrong)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert training_device("auto") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1") == training_device("cuda:1")
+    with pytest.raises(DeviceError, match="0 to 1"):
+        choose_device("cuda:2")
+    monkeypatch.setenv("LOCAL_RANK", "1")  # torchrun's word counts more than the config's
+    assert training_device("cuda") == training_device("cuda:0") == torch.device("cuda:1")
+    assert training_device("cpu") == CPU
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DeviceError, match=r"process 2: the GPUs here are 0 to 1; .*fewer processes"):
+        training_device("cuda")
 
 
 @pytest.mark.parametrize(
