@@ -50,7 +50,7 @@ class ModelConfig:
     qformer_kwargs: QFormerConfig = field(default_factory=QFormerConfig, metadata={"doc": "size of the Q-Former"})
     llama_model: str = key("/path/to/vicuna/weights/", "folder of the LLM in transformers format", path=True)
     llama_precision: Literal["auto", "fp32", "fp16", "bf16"] = key(
-        "auto", "dtype of the LLM; auto: fp16 on CUDA, on CPU bf16 where the processor has it, else fp32"
+        "auto", "dtype of the LLM; auto: bf16 where the device has it, else fp16 on CUDA and fp32 on CPU"
     )
     low_resource: bool = key(False, "LLM in 8 bit: bitsandbytes on CUDA (extra `gpu`), torchao on CPU")
     pad_token: str | None = key(None, "padding token; null: the tokenizer's EOS, as in the original")

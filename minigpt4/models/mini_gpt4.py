@@ -110,7 +110,8 @@ class MiniGPT4(nn.Module):
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """The live tensors that a checkpoint holds, under their published names: the parameters that are trained, and
-        the buffers that change with them (a CNN's batch-norm statistics)."""
+        the buffers that change with them (a CNN's batch-norm statistics). With a Q-Former from scratch goes ln_vision,
+        so that the checkpoint can be the next run's q_former_model."""
         found: dict[str, Tensor] = {}
         for part in PARTS:
             tensors = self.published_tensors([part])
@@ -118,6 +119,8 @@ class MiniGPT4(nn.Module):
             found |= {
                 k: v for k, v in tensors.items() if v.requires_grad or (trained and not isinstance(v, nn.Parameter))
             }
+        if not self.config.freeze_qformer and self.config.q_former_model is None:
+            found |= self.published_tensors(["ln_vision"])
         return found
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -349,12 +352,15 @@ def split_prompt(prompt: str) -> tuple[str, str]:
     return before, after
 
 
-def read_prompts(path: str, template: str) -> list[str]:
+def read_prompts(path: str, template: str, key: str = "model.prompt_path") -> list[str]:
     """The instructions of a file, one a line, each put into `template`; lines without `<ImageHere>` are left out."""
-    lines = [line.strip() for line in Path(resolve_path(path)).read_text(encoding="utf-8").splitlines()]
-    prompts = [template.format(line) for line in lines if IMAGE_TAG in line]
+    try:
+        text = Path(resolve_path(path)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}: {path} should be a text file of instructions: {error}") from None
+    prompts = [template.replace("{}", line.strip()) for line in text.splitlines() if IMAGE_TAG in line]
     if not prompts:
-        raise ConfigError(f"model.prompt_path: no line of {path} holds {IMAGE_TAG}")
+        raise ConfigError(f"{key}: no line of {path} holds {IMAGE_TAG}")
     for prompt in prompts:
         split_prompt(prompt)
     return prompts

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import datasets, models, processors  # noqa: F401  (fills the registries)
+from ..common.errors import DataError
 from ..common.registry import DATASETS, MODELS, PROCESSORS, TASKS
 from ..common.schema import Config, ModelConfig, ProcessorConfig
 from ..datasets.stream import MixedLoader, SampleStream, make_loader
@@ -30,16 +31,20 @@ class ImageTextPretrain:
 
     def __init__(self, config: Config):
         self.config = config
-        self.sources = {
-            name: DATASETS.get(dataset.builder or name)(
-                dataset,
-                build_processor(dataset.vis_processor.train),
-                build_processor(dataset.text_processor.train),
-            )
-            for name, dataset in config.datasets.items()
-        }
+        self.sources, problems = {}, []
+        for name, dataset in config.datasets.items():
+            try:
+                self.sources[name] = DATASETS.get(dataset.builder or name)(
+                    dataset,
+                    build_processor(dataset.vis_processor.train),
+                    build_processor(dataset.text_processor.train),
+                )
+            except DataError as error:
+                problems.append(f"datasets.{name}.build_info.storage: {error}")
+        if problems:
+            raise DataError("\n  ".join([f"{config.path}: the data cannot be used", *problems]))
         self.prompts = {
-            name: read_prompts(dataset.prompt_path, config.model.prompt_template)
+            name: read_prompts(dataset.prompt_path, config.model.prompt_template, f"datasets.{name}.prompt_path")
             for name, dataset in config.datasets.items()
             if dataset.prompt_path
         }

@@ -10,6 +10,7 @@ VERBS = {
     "config": ("config_verb", "print a resolved config and where each value came from"),
     "describe": ("describe", "say what is in pictures, without a browser"),
     "parity": ("parity", "compare this model with the original on a golden set"),
+    "export": ("export", "write the weights of a checkpoint alone, as safetensors"),
     "weights": ("weights", "fetch and convert the small frozen weights"),
     "sample-set": ("sample_set", "make the sample set that the quickstart trains on"),
     "quickstart": ("quickstart", "train both stages on the sample set and write a report"),

@@ -2,8 +2,13 @@
 
 from types import SimpleNamespace
 
+import pytest
+import torch
+
+from minigpt4.common.errors import DataError
 from minigpt4.common.schema import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig, ProcessorsConfig
 from minigpt4.tasks import ImageTextPretrain
+from minigpt4.tools import cli
 
 
 def test_a_dataset_with_instructions_of_its_own_is_asked_by_these(tmp_path):
@@ -35,10 +40,36 @@ def test_a_dataset_with_instructions_of_its_own_is_asked_by_these(tmp_path):
 
 
 def test_prompts_of_a_batch_replace_the_models_own(tiny_model, golden):
-    import torch
-
     samples = {"image": torch.from_numpy(golden("forward")["image"]), "text_input": ["a dog"] * 4}
     prompt = "###Human: <Img><ImageHere></Img> a ###Assistant: "
     asked = tiny_model.build_inputs({**samples, "prompts": [prompt]})["inputs_embeds"]
     assert torch.equal(asked, tiny_model.build_inputs(samples, prompt)["inputs_embeds"])
     assert asked.shape[1] > tiny_model.build_inputs(samples)["inputs_embeds"].shape[1]
+
+
+def test_wrong_data_of_every_dataset_is_told_by_its_key(tmp_path):
+    processors = {
+        "vis_processor": ProcessorsConfig(train=ProcessorConfig(name="blip2_image_eval")),
+        "text_processor": ProcessorsConfig(train=ProcessorConfig(name="plain_text")),
+    }
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    datasets = {
+        name: DatasetConfig(builder="cc_sbu_align", build_info=BuildInfo(storage=str(tmp_path / name)), **processors)
+        for name in ("a", "b")
+    }
+    with pytest.raises(DataError) as error:
+        ImageTextPretrain(Config(datasets=datasets))
+    assert "datasets.a.build_info.storage" in str(error.value)
+    assert "datasets.b.build_info.storage" in str(error.value)
+
+
+def test_a_qformer_from_scratch_can_be_the_next_runs_q_former_model(make_model, tmp_path, capsys):
+    first = make_model(freeze_qformer=False, q_former_model=None, ckpt=None)
+    checkpoint, out = tmp_path / "checkpoint_0.pth", tmp_path / "out" / "qformer.safetensors"
+    torch.save({"model": first.trained_state()}, checkpoint)
+    assert cli.main(["export", str(checkpoint), str(out), "--fp16"]) == 0
+    assert "Qformer, llama_proj, ln_vision, query_tokens" in capsys.readouterr().out
+    second = make_model(q_former_model=str(out), ckpt=str(out))
+    assert torch.equal(second.query_tokens, first.query_tokens.half().float())
+    assert torch.equal(second.llama_proj.weight, first.llama_proj.weight.half().float())
