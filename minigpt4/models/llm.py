@@ -21,8 +21,8 @@ def cpu_has_bf16() -> bool:
 
 def llm_dtype(precision: str, device: torch.device) -> torch.dtype:
     """model.llama_precision on this device. `auto`: on CUDA bf16, or fp16 (the original's) on GPUs without it; on CPU
-    bf16 if fast, else fp32. It follows run.amp_dtype's `auto`: under autocast of another dtype every frozen weight would be
-    cast and the copy kept for backward, 26 GB for Vicuna-13B."""
+    bf16 if fast, else fp32. It follows run.amp_dtype's `auto`: under autocast of another dtype every frozen weight
+    would be cast and the copy kept for backward, 26 GB for Vicuna-13B."""
     if precision != "auto":
         return DTYPES[precision]
     if device.type == "cuda":
