@@ -177,14 +177,19 @@ def _check_zip(path: Path) -> None:
         raise CheckpointError(f"{path}: damaged: the checksum of {bad} is wrong")
 
 
-def checkpoint_order(path: Path) -> tuple[float, str]:
-    return (path.stat().st_mtime, path.name)
+def step_of(path: Path) -> float:
+    """The optimizer step of a checkpoint or its sidecar, from inside the file: times do not survive a copy. A file that
+    cannot be read counts as the newest, so that it is looked at, and complained about, before an older one is used."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+    except Exception:  # torch.load raises many kinds
+        return float("inf")
 
 
 def find_latest(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and a line for each newer one that is damaged."""
     complaints = []
-    found = sorted(output_dir.glob("checkpoint_*.pth"), key=checkpoint_order, reverse=True)
+    found = sorted(output_dir.glob("checkpoint_*.pth"), key=step_of, reverse=True)
     for checkpoint in found:
         try:
             read_resume(checkpoint)
@@ -198,10 +203,10 @@ def find_latest(output_dir: Path) -> tuple[Path | None, list[str]]:
 def prune_checkpoints(output_dir: Path, keep_last: int) -> None:
     """Delete all but the newest `keep_last` checkpoints within epochs, sidecars nobody will go on from, and what a
     killed run left half-written."""
-    within = sorted(output_dir.glob("checkpoint_step_*.pth"), key=checkpoint_order)
+    within = sorted(output_dir.glob("checkpoint_step_*.pth"), key=step_of)
     for old in within[:-keep_last]:
         old.unlink()
         resume_path(old).unlink(missing_ok=True)
-    sidecars = sorted(output_dir.glob("checkpoint_*.resume.pt"), key=checkpoint_order)
+    sidecars = sorted(output_dir.glob("checkpoint_*.resume.pt"), key=step_of)
     for old in [*sidecars[: -(keep_last + 1)], *output_dir.glob(".checkpoint_*.tmp")]:
         old.unlink()

@@ -175,12 +175,12 @@ def test_an_interrupt_while_writing_leaves_the_old_file_whole(tmp_path):
 
 
 def write(folder: Path, name: str, step: int) -> Path:
-    """A checkpoint whose weights are its step, newer than all before."""
+    """A checkpoint whose weights are its step. Its time runs backwards: a copied folder's times mean nothing."""
     checkpoint = folder / name
     facts = {"epoch": 0, "step": step, "config": {"run": {"seed": 1}}}
     save_checkpoint(checkpoint, {"llama_proj.weight": torch.full((64,), float(step))}, facts, {"optimizer": {"a": [1]}})
     for file in (checkpoint, resume_path(checkpoint)):
-        os.utime(file, (1e9 + step, 1e9 + step))
+        os.utime(file, (1e9 - step, 1e9 - step))
     return checkpoint
 
 
