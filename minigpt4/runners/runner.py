@@ -231,15 +231,19 @@ class Runner:
             "scaler": scaler.state_dict() if scaler else None,
             "ranks": everyone,
             "num_workers": self.run.num_workers,
+            "config": self._plain_config(),
         }
         facts = {
             "epoch": (self.step - 1) // self.run.iters_per_epoch,
             "step": self.step,
-            "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k in ("model", "datasets", "run")},
+            "config": self._plain_config(),
         }
         save_checkpoint(checkpoint, self.bare_model.trained_state(), facts, resume)
         prune_checkpoints(self.output_dir, self.run.keep_last)
         log.info("saved %s", checkpoint)
+
+    def _plain_config(self) -> dict:
+        return {k: v for k, v in dataclasses.asdict(self.config).items() if k in ("model", "datasets", "run")}
 
     def _resume(self) -> None:
         """Take up where a checkpoint stands: weights, optimizer, RNG, place in the data."""
@@ -277,6 +281,20 @@ class Runner:
             )  # fmt: skip
             self.loader = self.task.build_loader(self.rank, self.world_size, self.run.seed + self.step)
         log.info("going on from %s (step %d)", checkpoint, self.step)
+        for line in changes(resume.get("config", {}), self._plain_config()):
+            log.warning("the config has changed since: %s", line)
+
+
+def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
+    """`a.b: old -> new` for every key of two nested dictionaries that differs."""
+    lines = []
+    for key in [*before, *(k for k in now if k not in before)]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
+    return lines
 
 
 def _hms(seconds: float) -> str:

@@ -14,7 +14,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.logger import MetricLog, read_log
 from minigpt4.common.schema import Config, RunConfig
 from minigpt4.runners import runner as runner_module
-from minigpt4.runners.runner import Runner, mixed_precision
+from minigpt4.runners.runner import Runner, changes, mixed_precision
 
 CPU = torch.device("cpu")
 
@@ -271,3 +271,9 @@ def test_the_plot(tmp_path):
     log.close()
     plot_log(tmp_path / "log.jsonl", tmp_path / "loss.png")
     assert Image.open(tmp_path / "loss.png").width > 600
+
+
+def test_changes_of_a_config_are_told_by_key():
+    before = {"run": {"init_lr": 1e-4, "seed": 1}, "model": {"ckpt": None}}
+    now = {"run": {"init_lr": 3e-5, "seed": 1}, "model": {"ckpt": None, "new": 2}}
+    assert changes(before, now) == ["run.init_lr: 0.0001 -> 3e-05", "model.new: None -> 2"]
