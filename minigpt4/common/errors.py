@@ -1,5 +1,6 @@
 """User errors: one clear message, no traceback, a non-zero exit."""
 
+import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -32,7 +33,9 @@ def main_guard(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Under torchrun every process finds the same fault in the config: one of them says so.
+        if not (isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"):
+            print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)

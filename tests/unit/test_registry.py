@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt4 import conversation, runners, tasks  # noqa: F401  (fill the registries)
-from minigpt4.common.errors import UserError, main_guard
+from minigpt4.common.errors import ConfigError, DataError, UserError, main_guard
 from minigpt4.common.registry import (
     CONVERSATIONS,
     DATASETS,
@@ -72,3 +72,17 @@ def test_main_guard_shows_a_user_error_as_one_message(capsys):
     assert main_guard(lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
         main_guard(lambda: 1 / 0)
+
+
+def test_a_config_error_is_told_by_one_process_only(monkeypatch, capsys):
+    def fail(error):
+        raise error
+
+    monkeypatch.setenv("RANK", "1")
+    assert main_guard(lambda: fail(ConfigError("wrong key"))) == 1
+    assert capsys.readouterr().err == ""
+    assert main_guard(lambda: fail(DataError("my shard"))) == 1
+    assert capsys.readouterr().err == "error: my shard\n"
+    monkeypatch.setenv("RANK", "0")
+    assert main_guard(lambda: fail(ConfigError("wrong key"))) == 1
+    assert capsys.readouterr().err == "error: wrong key\n"
