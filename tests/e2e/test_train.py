@@ -214,7 +214,9 @@ def test_a_wrong_data_folder_is_told_before_a_weight_is_read(write_config, tmp_p
     broken.write_bytes(b"no weights")
     config = write_config("stage2", model={"vit_ckpt": str(broken)})
     assert main(config, f"datasets.cc_sbu_align.build_info.storage={tmp_path}/empty") == 1
-    assert f"error: {tmp_path}/empty has no filter_cap.json" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert f"  datasets.cc_sbu_align.build_info.storage: {tmp_path}/empty has no filter_cap.json" in said
+    assert str(broken) not in said
 
 
 def test_too_much_bad_data_ends_the_run(write_config, tmp_path, capfd):
