@@ -101,6 +101,8 @@ def _check_model(model: ModelConfig, mode: str, problems: list[str]) -> None:
             f"model.qformer_kwargs.num_attention_heads: {q.num_attention_heads} does not divide "
             f"hidden_size {q.hidden_size}"
         )
+    if model.temperature <= 0:
+        problems.append(f"model.temperature: {model.temperature} should be above 0")
     if "{}" not in model.prompt_template:
         problems.append(f"model.prompt_template: {model.prompt_template!r} has no {{}} where the instruction goes")
     if mode == "show":

@@ -60,6 +60,7 @@ class ModelConfig:
     max_txt_len: int = key(32, "a text is cut to this many tokens")
     end_sym: str = key("\n", "put after every text in training; what chat stops at")
     conv_template: str = key("vicuna_v0", "how a chat is written: vicuna_v0, chatml")
+    temperature: float = key(1.0, "of the chat, unless its user sets another; smaller is more sober")
     ckpt: str | None = key(None, "a checkpoint of ours or of the original: the trained weights", path=True)
 
 

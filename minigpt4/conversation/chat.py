@@ -41,6 +41,7 @@ class Chat:
         model: MiniGPT4, or what has `tokenizer`, `llama_model`, `device`, `encode_img`, `embed_segments`.
         vis_processor: PIL image -> float (3, H, W).
         conv_template: a name in CONVERSATIONS, or a Conversation.
+        temperature: what is used when a call names none.
         max_context: most tokens of context and answer together; the LLM's own limit counts too.
         reuse_cache: read only what is new in each turn (one beam only), instead of the whole conversation.
 
@@ -54,9 +55,11 @@ class Chat:
         conv_template: str | Conversation = "vicuna_v0",
         max_context: int = 2000,
         reuse_cache: bool = True,
+        temperature: float = 1.0,
     ):
         self.model = model.eval()  # a trained Q-Former has dropout
         self.vis_processor = vis_processor
+        self.temperature = temperature
         self.template = CONVERSATIONS.get(conv_template) if isinstance(conv_template, str) else conv_template
         own_limit = getattr(model.llama_model.config.get_text_config(), "max_position_embeddings", None)
         self.max_context = min(max_context, own_limit or max_context)
@@ -111,7 +114,7 @@ class Chat:
         Raises:
             ChatError: nothing was asked, or the question alone does not fit into the context.
         """
-        return self._answer(conv, Decoding(**decoding), seed, [stop] if stop else [])
+        return self._answer(conv, self._decoding(decoding), seed, [stop] if stop else [])
 
     def stream_answer(
         self, conv: ChatState, *, seed: int | None = None, stop: Event | None = None, **decoding
@@ -121,7 +124,7 @@ class Chat:
         Beams cannot stream: with num_beams > 1 the answer comes at once. When the consumer closes the
         iterator (or leaves its loop), generation ends within a token, and what is there becomes the answer.
         """
-        options = Decoding(**decoding)
+        options = self._decoding(decoding)
         abandoned, tokens, outcome = Event(), SimpleQueue(), []
 
         def work() -> None:
@@ -163,7 +166,7 @@ class Chat:
         Returns:
             B cleaned answers; greedy ones equal those of `answer`, row by row.
         """
-        options = Decoding(**decoding)
+        options = self._decoding(decoding)
         questions = [questions] * len(images) if isinstance(questions, str) else list(questions)
         if len(questions) != len(images):
             raise ChatError(f"{len(images)} images but {len(questions)} questions: one each, or one for all")
@@ -189,6 +192,9 @@ class Chat:
         return [self._text(self.template.clean_ids(ids)) for ids in rows]
 
     # ------------------------------------------------------------------ inside
+
+    def _decoding(self, options: dict) -> Decoding:
+        return Decoding(**{"temperature": self.temperature, **options})
 
     def _pixels(self, image) -> Tensor:
         """Any accepted image -> (3, H, W)."""

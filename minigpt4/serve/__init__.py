@@ -32,4 +32,4 @@ def chat_processor(config: Config):
 def build_chat(config: Config, device: torch.device | str = "cpu") -> Chat:
     """The config's model on `device`, ready to talk (`load_config(..., mode="chat")`)."""
     model = build_model(config.model, torch.device(device))
-    return Chat(model, chat_processor(config), config.model.conv_template)
+    return Chat(model, chat_processor(config), config.model.conv_template, temperature=config.model.temperature)

@@ -200,7 +200,7 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
                     temperature = gr.Slider(
                         0.1,
                         2,
-                        1,
+                        chat.temperature,
                         step=0.1,
                         label="Temperature",
                         elem_id="temperature",

@@ -428,3 +428,10 @@ def test_demo_without_gpu():
 
     with pytest.raises(UserError, match=r"--gpu-id 0.*--device cpu"):
         demo.main(["--cfg-path", "none.yaml", "--gpu-id", "0"])
+
+
+def test_the_chats_own_temperature_is_used_unless_a_call_names_one(tiny_model):
+    chat = Chat(tiny_model, None, temperature=0.2)
+    assert chat._decoding({}).temperature == 0.2
+    assert chat._decoding({"temperature": 1.5}).temperature == 1.5
+    assert Chat(tiny_model, None)._decoding({}).temperature == 1.0
