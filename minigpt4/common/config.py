@@ -15,8 +15,8 @@ from yaml import YAMLError
 
 from .config_checks import check_meaning, suggest
 from .errors import ConfigError, did_you_mean
-from .paths import PACKAGE, PROJECT, expand_shards, resolve_path
-from .schema import BuildInfo, Config, DatasetConfig, ModelConfig
+from .paths import PACKAGE, PROJECT, resolve_path
+from .schema import Config
 
 INVALID = object()  # what `_convert` gives for a value that has a line in `problems`
 
@@ -180,16 +180,3 @@ def describe_config(config: Config) -> list[tuple[str, Any, str, str]]:
 
     walk(config, "")
     return rows
-
-
-__all__ = [
-    "PROJECT",
-    "BuildInfo",
-    "Config",
-    "DatasetConfig",
-    "ModelConfig",
-    "describe_config",
-    "expand_shards",
-    "load_config",
-    "resolve_path",
-]

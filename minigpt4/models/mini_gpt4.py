@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..common.checkpoint import load_exact, named_tensors, read_state
-from ..common.config import resolve_path
 from ..common.errors import ConfigError, UserError
+from ..common.paths import resolve_path
 from ..common.registry import MODELS
 from ..common.schema import ModelConfig
 from . import qformer as qf

@@ -20,10 +20,10 @@ from ..common.checkpoint import (
     read_resume,
     save_checkpoint,
 )
-from ..common.config import resolve_path
 from ..common.errors import CheckpointError, UserError
 from ..common.logger import MetricLog, log, plot_log
 from ..common.optims import parameter_groups
+from ..common.paths import resolve_path
 from ..common.registry import LR_SCHEDULES
 from ..common.schema import Config
 from .data_monitor import DataMonitor

@@ -5,7 +5,7 @@ A builder is a function (DatasetConfig, vis_processor, text_processor) -> Source
 
 from collections.abc import Callable
 
-from ...common.config import expand_shards, resolve_path
+from ...common.paths import expand_shards, resolve_path
 from ...common.registry import DATASETS
 from ...common.schema import DatasetConfig
 from ..image_text import ImageTextSource, read_filter_cap, read_photos
