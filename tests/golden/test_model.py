@@ -7,25 +7,40 @@ import pytest
 import torch
 
 from minigpt4.tools import cli
-from minigpt4.tools.parity import compare
+from minigpt4.tools.golden import golden_model
+from minigpt4.tools.parity import _vision, compare, uncompared
+
+SETS = ("a", "b", "c")  # `b`, `c`: all widths different; `c`: variances near the norms' epsilons
+
+
+@pytest.fixture(scope="module", params=SETS)
+def golden_set(request, golden_dir):
+    return golden_dir.parent / request.param
 
 
 @pytest.fixture(scope="module")
-def rows(golden_dir):
-    return list(compare(golden_dir))
+def rows(golden_set):
+    return list(compare(golden_set))
 
 
-def test_every_array_is_compared(rows, golden, golden_dir):
-    made_with = {"image", "images", "chat_image", "raw_uint8", "train_crop_ijhw"}  # inputs, or seen in train_out
-    compared = {(row.file, row.array) for row in rows}
-    for file in golden_dir.glob("*.npz"):
-        if file.stem != "weights":
-            assert {(file.stem, array) for array in golden(file.stem) if array not in made_with} <= compared
-
-
-def test_every_array_holds(rows):
-    assert len(rows) > 50
+def test_every_array_is_compared_and_holds(golden_set, rows):
+    assert len(rows) >= 56
+    assert uncompared(golden_set, rows) == []
     assert [row for row in rows if not row.holds(1e-4)] == []
+
+
+def test_the_facts_of_meta_are_compared(golden_dir):
+    assert sum(row.file == "meta.json" for row in compare(golden_dir)) == 10
+
+
+@pytest.mark.parametrize("norm", ["ln_vision", "visual_encoder.blocks.0.norm1", "Qformer.layernorm"])
+def test_a_wrong_epsilon_is_seen(golden_dir, tmp_path, norm):
+    """Set `c` has what it takes to see it."""
+    model = golden_model(golden_dir.parent / "c", tmp_path).eval()
+    module = model.get_submodule(norm)
+    module.eps = {1e-5: 1e-6, 1e-6: 1e-5, 1e-12: 1e-5}[module.eps]
+    rows = {row.array: row for row in _vision(golden_dir.parent / "c", model)}
+    assert not rows["proj_out"].holds()
 
 
 def test_parity_command_tells_a_wrong_weight(golden_dir, golden, tmp_path, capsys):
