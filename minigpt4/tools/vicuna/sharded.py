@@ -1,0 +1,158 @@
+"""Weight files larger than memory: read tensor by tensor, written tensor by tensor, and their checksums."""
+
+import errno
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...common.checkpoint import atomic_save
+from ...common.errors import CheckpointError, UserError
+from ...common.identify import DOWNLOAD_AGAIN, identify
+
+SAFETENSORS_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+SUM_CHUNK = 1 << 16  # values turned into float64 at a time
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+
+
+class DiskFullError(UserError):
+    """The disk filled up while a file was being written."""
+
+
+class WeightFile:
+    """One .bin, .pth or .safetensors file. Opening reads names and shapes; `read` maps one tensor from the disk, so
+    that it takes no memory of its own until it is copied.
+
+    Raises:
+        CheckpointError: the file holds no weights: a git-lfs pointer, a web page, cut off, ...
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._facts = path, identify(path)
+        if not self._facts.tensors:
+            again = DOWNLOAD_AGAIN.get(self._facts.kind, "weights in safetensors or torch's format are needed")
+            raise CheckpointError(f"{path}: {self._facts.describe()}; {again}")
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in self._facts.tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """The tensor, not to be written to."""
+        return self._facts.value(name)
+
+
+def plan_shards(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
+    """Deal tensors (name -> bytes) into files of at most `max_bytes` (more only for a tensor larger than that).
+
+    Returns:
+        `model-00001-of-0000N.safetensors` -> names, in the order given.
+    """
+    groups: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not groups or size > room:
+            groups.append([])
+            room = max_bytes
+        groups[-1].append(name)
+        room -= size
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": names for i, names in enumerate(groups, start=1)}
+
+
+def checksum(tensor: Tensor) -> dict[str, Any]:
+    """Shape, sum of the values, and CRC-32 of the bytes: small enough to keep for every tensor.
+
+    The sum is taken in float64, where adding up fp16 values is exact: it is the same on every machine.
+    """
+    flat = tensor.contiguous().flatten()
+    total = sum(float(chunk.double().sum()) for chunk in flat.split(SUM_CHUNK))
+    return {"shape": list(tensor.shape), "sum": total, "crc32": f"{zlib.crc32(_bytes_of(flat)):08x}"}
+
+
+def write_shard(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tensor_of: Callable[[str], Tensor]
+) -> dict[str, dict]:
+    """Write one safetensors file whole or not at all, holding one tensor in memory at a time.
+
+    safetensors' own `save_file` wants all tensors of the file at once.
+
+    Args:
+        shapes: name -> shape, in the order they are written.
+        tensor_of: gives each in turn, of this shape and `dtype`.
+    Returns:
+        name -> checksum.
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity; the file cannot be written.
+        DiskFullError: what it says.
+    """
+    sums: dict[str, dict] = {}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants to be told the framework
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data start at a multiple of 8 bytes
+
+    def save(_, temporary: str) -> None:
+        with open(temporary, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name, shape in shapes.items():
+                tensor = tensor_of(name).contiguous()
+                assert (tuple(tensor.shape), tensor.dtype) == (tuple(shape), dtype), name
+                sums[name] = checksum(tensor)
+                if not abs(sums[name]["sum"]) < float("inf"):
+                    raise CheckpointError(f"{name} holds NaN or infinity: one of its input files is damaged")
+                file.write(_bytes_of(tensor.flatten()))
+
+    _save(None, path, save)
+    return sums
+
+
+def write_json(data: Any, path: Path) -> None:
+    """Raises DiskFullError, CheckpointError."""
+    _save(data, path, lambda d, p: Path(p).write_text(json.dumps(d, indent=2, ensure_ascii=False) + "\n", "utf-8"))
+
+
+def damaged_tensors(path: Path, sums: Mapping[str, dict]) -> list[str]:
+    """Names of `sums` whose tensor in the safetensors file `path` is another now; all if it cannot be read."""
+    try:
+        file = WeightFile(path)
+    except CheckpointError:
+        return list(sums)
+    return [name for name, known in sums.items() if name not in file.shapes or checksum(file.read(name)) != known]
+
+
+def parse_size(text: str) -> int:
+    """'5GB', '300MB', '1000000' -> bytes.
+
+    Raises:
+        UserError: not a size, or nothing.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
+    size = float(match[1]) * 1000 ** "_KMGT".index(match[2].upper() or "_") if match else 0
+    if size < 1:
+        raise UserError(f"--max-shard-size: {text!r} is not a size; write e.g. 5GB or 500MB")
+    return int(size)
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """a, b, c, d and 7 more"""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _bytes_of(flat: Tensor) -> memoryview:
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _save(data: Any, path: Path, save: Callable[[Any, str], None]) -> None:
+    try:
+        atomic_save(data, path, save)
+    except CheckpointError as error:
+        if getattr(error.__cause__, "errno", None) in FULL_DISK:
+            raise DiskFullError(f"{path}: the disk is full") from error
+        raise

@@ -1,0 +1,124 @@
+"""Is a folder that prepare-vicuna made whole, and does it speak?"""
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from ...common.errors import CheckpointError
+from ...models.llm import load_tokenizer
+from .llama_meta import TransformersLlama
+from .sharded import damaged_tensors, some
+from .tokenizer import check_tokenizer
+
+INDEX = "model.safetensors.index.json"
+RECORD = "prepare_vicuna.json"
+ENGLISH = "The sun rises in the east and sets in the west. Water is made of hydrogen and oxygen."
+PROMPTS = {  # the turns each was trained on; LLaMA only continues text
+    "LLaMA": "The capital of France is",
+    "Vicuna v0": "###Human: What is the capital of France?###Assistant:",
+    "Vicuna v1.1 or later": "USER: What is the capital of France? ASSISTANT:",
+}
+NEW_TOKENS = 8
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """prepare_vicuna.json: what the folder was made from, and the checksums of its files; None if it is not there.
+
+    Raises:
+        CheckpointError: it is there, but damaged.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if not {"kind", "files", "inputs"} <= set(record):
+            raise ValueError("keys are missing")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / RECORD}: damaged ({error}); delete {folder} and make it again") from None
+    return record
+
+
+def verify(folder: Path) -> int:
+    """Print what is in the folder; 0 when all of it is right, 1 when not.
+
+    Raises:
+        CheckpointError: it was not made by prepare-vicuna, is not finished, or cannot be read at all.
+    """
+    if (record := read_record(folder)) is None:
+        raise CheckpointError(f"{folder}: has no {RECORD}: it was not made by prepare-vicuna")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: is not finished; run the command it was begun with again: it goes on")
+    if lost := [name for name in record["files"] if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"{folder}: {some(lost)} is gone; run the command that made it again: it mends the folder"
+        )
+    llama = TransformersLlama(folder)
+    print(f"\n{folder}: {record['kind']}\n  {llama.sizes}")
+    shapes = llama.sizes.shapes()
+    print(f"  shapes      {len(shapes)} tensors, each as a LLaMA of these sizes has it", flush=True)
+    faults = _check_sums(folder, record, set(shapes))
+    line, found = check_tokenizer(folder, llama.config)
+    print(f"  tokenizer   {line}")
+    faults += [f"tokenizer: {fault}" for fault in found]
+    if not faults:
+        print("  reading the weights once per token, from the disk: this can take minutes", flush=True)
+        loss, answer = speak(folder, PROMPTS[record["kind"]])
+        chance = math.log(llama.sizes.vocab_size)
+        print(f"  English     {loss:.2f} nats a token (chance is {chance:.2f}; a LLaMA that is right: under 4)")
+        print(f"  greedy      {PROMPTS[record['kind']]!r} -> {answer!r}")
+        if loss > chance / 2:
+            faults.append("it does not know English: LLaMA and the delta fit by their shapes only; get both again")
+    for fault in faults:
+        print(f"  WRONG: {fault}")
+    print("  all checks passed" if not faults else "  FAILED")
+    return 1 if faults else 0
+
+
+def _check_sums(folder: Path, record: dict[str, Any], names: set[str]) -> list[str]:
+    known = {name: sums for file in record["files"].values() for name, sums in file.items()}
+    damaged = [name for file, sums in record["files"].items() for name in damaged_tensors(folder / file, sums)]
+    faults = []
+    if damaged:
+        faults.append(
+            f"{len(damaged)} tensors are not what was written: {some(damaged)}; run the command that made them again"
+        )
+    if missing := sorted(names - set(known)):
+        faults.append(f"{RECORD} has no checksum of {some(missing)}")
+    digest = hashlib.sha256(json.dumps([[n, known[n]["crc32"]] for n in sorted(known)]).encode()).hexdigest()[:16]
+    total = sum(known[n]["sum"] for n in sorted(known))
+    good = len(known) - len(damaged)
+    print(f"  checksums   {good} of {len(known)} right; all together {digest}, sum {total:.4f}", flush=True)
+    return faults
+
+
+@torch.no_grad()
+def speak(folder: Path, prompt: str) -> tuple[float, str]:
+    """The LLM on the CPU, one layer in memory at a time.
+
+    Returns:
+        mean loss on a plain English sentence, in nats a token, and a greedy continuation of `prompt`.
+    """
+    tokenizer = load_tokenizer(str(folder))
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stderr(io.StringIO()):  # progress bars
+            llm = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", device_map={"": "disk"}, offload_folder=unused, local_files_only=True
+            )
+            ids = torch.tensor([tokenizer(ENGLISH).input_ids])
+            loss = llm(input_ids=ids, labels=ids).loss.item()
+            ids = torch.tensor([tokenizer(prompt).input_ids])
+            new = llm.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    return loss, tokenizer.decode(new[0, ids.shape[1] :])
