@@ -1,0 +1,65 @@
+"""Published figures of common devices, and the roofline that turns counted work into seconds."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+# The one constant of the planner: what share of its published peaks, in arithmetic and in memory alike, a device
+# reaches on average. It was chosen once, on the two run times the paper gives (docs/plan.md), and serves everywhere.
+EFFICIENCY = 0.6
+
+CUDA_CONTEXT = 0.8  # GiB: CUDA's context, loaded kernels, cuBLAS workspace; 0.5 to 1.2 by GPU and CUDA version
+PROCESS = 0.6  # GiB: Python with torch and transformers imported, on a CPU
+IMAGES_PER_SECOND = 250  # a loader process decodes, crops and normalizes: PIL, one thread, pictures of 256 px
+NETWORK = 12.5  # GB/s between nodes: 100 Gbit/s
+
+Work = Counter  # {(FLOPs, bytes of a number, bytes moved): how often}, one entry for each kind of operation
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One device. Rates are the maker's dense peaks (no sparsity), 16-bit with 32-bit accumulation."""
+
+    name: str
+    title: str
+    memory: float  # GiB, as nvidia-smi shows it
+    tflops16: float
+    tflops32: float
+    bandwidth: float  # GB/s of the device's memory
+    link: float  # GB/s to another GPU of the same machine, one direction
+    source: str
+    bf16: bool = True
+    kind: str = "cuda"
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("3090", "RTX 3090 24 GB", 24, 71, 35.6, 936, 16, "NVIDIA Ampere GA102 white paper"),
+        Gpu("4090", "RTX 4090 24 GB", 24, 165.2, 82.6, 1008, 16, "NVIDIA Ada white paper"),
+        Gpu("v100", "V100 SXM2 32 GB", 32, 125, 15.7, 900, 150, "NVIDIA V100 data sheet", bf16=False),
+        Gpu("a100-40g", "A100 SXM 40 GB", 40, 312, 19.5, 1555, 300, "NVIDIA A100 data sheet"),
+        Gpu("l40s", "L40S 48 GB", 45, 362, 91.6, 864, 16, "NVIDIA L40S data sheet"),
+        Gpu("a100-80g", "A100 SXM 80 GB", 80, 312, 19.5, 2039, 300, "NVIDIA A100 data sheet"),
+        Gpu("h100", "H100 SXM 80 GB", 79.6, 989, 66.9, 3350, 450, "NVIDIA H100 data sheet"),
+        Gpu(
+            "cpu", "CPU, 16 cores, 64 GB", 64, 1.54, 1.54, 76.8, 10,
+            "16 cores x 3.0 GHz x 32 fp32 FLOP a cycle (AVX2 FMA); two channels of DDR5-4800", bf16=False, kind="cpu",
+        ),
+    )
+}  # fmt: skip
+
+
+def roofline(work: Work, gpu: Gpu) -> float:
+    """Seconds for all of `work`: each operation takes as long as its arithmetic or its memory traffic, whichever is
+    slower, both at EFFICIENCY of the published peak."""
+    half, single, memory = gpu.tflops16 * 1e12, gpu.tflops32 * 1e12, gpu.bandwidth * 1e9
+    ideal = 0.0
+    for (flops, size, moved), times in work.items():
+        ideal += times * max(flops / (single if size > 2 else half), moved / memory)
+    return ideal / EFFICIENCY
+
+
+def all_reduce(size: int, gpu: Gpu, nproc: int, nodes: int) -> float:
+    """Seconds in which `size` bytes are summed over all processes, in a ring: each sends 2 (n - 1) / n of them."""
+    n = nproc * nodes
+    return 2 * (n - 1) / n * size / ((NETWORK if nodes > 1 else gpu.link) * 1e9)

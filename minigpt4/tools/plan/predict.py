@@ -1,0 +1,174 @@
+"""What is counted, on a device: memory by purpose, time by term, whether it fits, and what would make it fit."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedConfig
+
+from ...common.schema import Config
+from .count import ChatCost, Part, Step, Workload, count_chat, count_parts, count_step, workload
+from .gpus import CUDA_CONTEXT, IMAGES_PER_SECOND, PROCESS, Gpu, all_reduce, roofline
+
+GIB = 2**30
+MOST = 4096  # batches above this are not looked at
+SLACK = "the allocator's unused blocks"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A config, on which devices. `tokens` None: model.max_txt_len. `original`: with the original's code."""
+
+    config: Config
+    llm: PreTrainedConfig
+    gpu: Gpu
+    nproc: int = 1
+    nodes: int = 1
+    tokens: int | None = None
+    original: bool = False
+
+    @property
+    def load(self) -> Workload:
+        return workload(self.config, self.llm, self.gpu, self.tokens, self.original)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return count_parts(self.load)
+
+    def changed(self, batch: int | None = None, **model) -> "Setup":
+        """With other keys of `model`, or another batch and as many of them as make the same optimizer step."""
+        config = replace(self.config, model=replace(self.config.model, **model))
+        if batch:
+            whole = config.run.batch_size_train * config.run.accum_grad_iters
+            run = replace(config.run, batch_size_train=batch, accum_grad_iters=-(-whole // batch))
+            config = replace(config, run=run)
+        return replace(self, config=config)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device by purpose."""
+
+    lines: dict[str, int]
+    gpu: Gpu
+
+    @property
+    def total(self) -> int:
+        return sum(self.lines.values())
+
+    @property
+    def verdict(self) -> str:
+        """fits, tight (the allocator has to give unused blocks back, which it does before it fails) or does not fit."""
+        if self.total <= self.gpu.memory * GIB:
+            return "fits"
+        return "tight" if self.total - self.lines.get(SLACK, 0) <= self.gpu.memory * GIB else "does not fit"
+
+
+def training_memory(setup: Setup) -> Memory:
+    """Memory of a device at the peak of a training step."""
+    trained = sum(part.trained for part in setup.parts)
+    copies = 4 + 8 + (4 if setup.nproc * setup.nodes > 1 else 0)  # gradient, AdamW's two moments, DDP's bucket; fp32
+    step = count_step(setup.load, setup.config.run.batch_size_train)
+    lines = {
+        "gradients and AdamW": copies * trained,
+        "kept for backward": step.kept,
+        "workspace at the peak": step.peak - step.kept,
+    }
+    return _memory(setup, lines, step)
+
+
+def chat_memory(setup: Setup) -> Memory:
+    """Memory of a device at the peak of the longest chat."""
+    chat = count_chat(setup.load)
+    return _memory(setup, {"keys and values": chat.cache, "workspace at the peak": chat.peak - chat.cache}, chat)
+
+
+def _memory(setup: Setup, lines: dict[str, int], counted: Step | ChatCost) -> Memory:
+    cuda = setup.gpu.kind == "cuda"
+    weights = {"weights": sum(part.weights for part in setup.parts)}
+    lines = weights | lines | ({SLACK: counted.reserved - counted.peak} if cuda else {})
+    around = {"CUDA context" if cuda else "Python and libraries": int((CUDA_CONTEXT if cuda else PROCESS) * GIB)}
+    return Memory(lines | around, setup.gpu)
+
+
+@dataclass(frozen=True)
+class Time:
+    """Seconds of training. `compute` and `loading` are of one batch, the others of one optimizer step."""
+
+    compute: float
+    loading: float
+    all_reduce: float
+    optimizer: float
+    batches: int  # in an optimizer step
+    steps: int
+
+    @property
+    def step(self) -> float:
+        """Batches are loaded while the one before is computed."""
+        return self.batches * max(self.compute, self.loading) + self.all_reduce + self.optimizer
+
+    @property
+    def total(self) -> float:
+        return self.steps * self.step
+
+
+def training_time(setup: Setup) -> Time:
+    run, gpu = setup.config.run, setup.gpu
+    trained = sum(part.trained for part in setup.parts)
+    step = count_step(setup.load, run.batch_size_train)
+    return Time(
+        compute=roofline(step.work, gpu),
+        loading=run.batch_size_train / (IMAGES_PER_SECOND * max(run.num_workers, 1)),
+        all_reduce=all_reduce(4 * trained, gpu, setup.nproc, setup.nodes),
+        optimizer=roofline({(0, 4, 28 * trained): 1}, gpu),  # reads 4 numbers for each weight, writes 3
+        batches=run.accum_grad_iters,
+        steps=run.max_epoch * run.iters_per_epoch,
+    )
+
+
+def weights_fit(setup: Setup) -> bool:
+    """False when the weights alone are too much, so that no batch need be counted."""
+    return sum(part.weights for part in setup.parts) < setup.gpu.memory * GIB
+
+
+def largest_batch(setup: Setup, candidates: Sequence[int] = range(MOST, 0, -1)) -> int:
+    """The largest batch_size_train of the falling `candidates` that fits; 0 when none does.
+
+    Memory grows nearly in a line with the batch: it shows where to look, and what is found there is counted.
+    """
+
+    def needs(batch: int) -> int:
+        return training_memory(setup.changed(batch)).total
+
+    room = setup.gpu.memory * GIB
+    if not weights_fit(setup) or needs(1) > room:
+        return 0
+    high = max(setup.config.run.batch_size_train, 2)
+    slope = (needs(high) - needs(1)) / (high - 1)
+    likely = 1 + (room - needs(1)) / slope
+    for batch in candidates:
+        if batch <= likely:
+            if needs(batch) <= room:
+                return batch
+            likely = 0.97 * batch
+    return 1
+
+
+def what_fits(setup: Setup) -> Iterator[tuple[dict, Setup]]:
+    """Ways to train that fit, the least change first: the keys of `model` that change, and the whole. The batch divides
+    an optimizer step's samples, and accum_grad_iters makes up for it, so that the training is the same."""
+    now, run = setup.config.model, setup.config.run
+    whole = run.batch_size_train * run.accum_grad_iters
+    divisors = [b for b in range(run.batch_size_train, 0, -1) if whole % b == 0]
+    slower, smaller = {"use_grad_checkpoint": True}, {"low_resource": True}
+    for way in ({}, slower, smaller, slower | smaller):
+        if any(getattr(now, key) for key in way):
+            continue  # so it is already
+        changed = setup.changed(**way)
+        if batch := largest_batch(changed, divisors):
+            yield way, changed.changed(batch)
+
+
+def chat_that_fits(setup: Setup) -> list[tuple[dict, Setup]]:
+    """Ways to chat that fit, the finest weights first."""
+    ways = [{"low_resource": low} for low in (False, True, "4bit") if low != setup.config.model.low_resource]
+    return [(way, s) for way in ways if weights_fit(s := setup.changed(**way)) and chat_memory(s).verdict == "fits"]
