@@ -1,0 +1,1 @@
+"""Files that `minigpt4 export-hf` puts into the folder as they are."""

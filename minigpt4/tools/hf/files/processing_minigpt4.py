@@ -1,0 +1,192 @@
+"""MiniGPT-4's processor for transformers: the image goes where the prompt says, and text is cut up as in training.
+
+It stands alone (transformers, torch, PIL, numpy). `Blip2Processor` puts the image before everything, BOS
+included, which this model has never seen. Here `<ImageHere>` in a prompt becomes the image's tokens, each text between
+images is tokenized by itself (so it gets the tokenizer's own leading-space piece), and BOS comes first, once.
+
+```python
+processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
+prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+inputs = processor(images=[image], text=prompt)
+output = model.generate(**inputs, tokenizer=processor.tokenizer)
+(answer,) = processor.answers(output, inputs)
+```
+"""
+
+import codecs
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessorMixin
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB as a person sees it: turned upright by EXIF, transparency on white, 16-bit scaled to 8."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or image.mode == "I":
+        array = np.asarray(image.convert("I"))  # PIL's own way to 8 bit clips at 255
+        image = Image.fromarray((array >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def flatten(images) -> list:
+    """An image, or images in lists of lists -> a flat list, in order."""
+    if isinstance(images, (list, tuple)):
+        return [image for part in images for image in flatten(part)]
+    return [] if images is None else [images]
+
+
+class MiniGPT4ImageProcessor(BaseImageProcessor):
+    """Pictures squeezed to a square (PIL's bicubic) and normalized."""
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers' own form)
+
+    def __init__(self, image_size: int = 224, image_mean=CLIP_MEAN, image_std=CLIP_STD, **kwargs):
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+
+    def preprocess(self, images, return_tensors: str = "pt", **kwargs) -> BatchFeature:
+        """PIL images, paths, URLs or uint8 arrays (H, W, 3), nested in any lists -> pixel_values (N, 3, S, S)."""
+        pixels = [self._pixels(image) for image in flatten(self.fetch_images(images))]
+        return BatchFeature({"pixel_values": np.stack(pixels)}, tensor_type=return_tensors)
+
+    def _pixels(self, image) -> np.ndarray:
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(np.asarray(image))
+        image = to_rgb(image).resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+        scaled = np.asarray(image, dtype=np.float32) / np.float32(255)
+        return ((scaled - np.float32(self.image_mean)) / np.float32(self.image_std)).transpose(2, 0, 1)
+
+
+class MiniGPT4Processor(ProcessorMixin):
+    """Prompts with `<ImageHere>` and their images -> input_ids, attention_mask, pixel_values; and ids -> answers.
+
+    Args:
+        num_query_tokens: how many tokens an image is.
+        stop: an answer ends where its text has one of these.
+        keep_after: only what follows the last of this is the answer.
+        drop_leading_ids: dropped in this order, once each, where an answer begins with them.
+    """
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        num_query_tokens: int = 32,
+        stop=("###",),
+        keep_after: str = "",
+        drop_leading_ids=(),
+        chat_template=None,
+    ):
+        self.image_token = "<ImageHere>"
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.num_query_tokens = num_query_tokens
+        self.stop = list(stop)
+        self.keep_after = keep_after
+        self.drop_leading_ids = list(drop_leading_ids)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def __call__(
+        self, images=None, text=None, return_tensors: str = "pt", padding_side: str | None = None, **kwargs
+    ) -> BatchFeature:
+        """
+        Args:
+            images: one for each `<ImageHere>`, in the order of the prompts; nested in any lists.
+            text: a prompt or a list of B prompts, without BOS.
+            padding_side: left (the tokenizer's own here), as generation needs it; right for training.
+        Returns:
+            input_ids and attention_mask (B, T), and pixel_values (N, 3, S, S) when there are images.
+        Raises:
+            ValueError: no text, or not as many images as places for them.
+        """
+        if text is None:
+            raise ValueError(f"give a text with {self.image_token} where the image goes")
+        prompts = [text] if isinstance(text, str) else list(text)
+        images = flatten(images)
+        places = sum(prompt.count(self.image_token) for prompt in prompts)
+        if places != len(images):
+            raise ValueError(f"the text has {self.image_token} {places} times, but there are {len(images)} images")
+        rows = [self.prompt_ids(prompt) for prompt in prompts]
+        length = max(map(len, rows))
+        left = (padding_side or self.tokenizer.padding_side) == "left"
+        ids, mask = [], []
+        for row in rows:
+            empty = length - len(row)
+            filling, ones, zeros = [self.tokenizer.pad_token_id] * empty, [1] * len(row), [0] * empty
+            ids.append(filling + row if left else row + filling)
+            mask.append(zeros + ones if left else ones + zeros)
+        data = {"input_ids": ids, "attention_mask": mask}
+        if images:
+            data["pixel_values"] = self.image_processor(images, return_tensors="np")["pixel_values"]
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Ids of one prompt: BOS, then each text tokenized by itself, with the image's tokens between them."""
+        ids: list[int] = []
+        for number, segment in enumerate(prompt.split(self.image_token)):
+            if number:
+                ids += [self.image_token_id] * self.num_query_tokens
+            found = self.tokenizer(segment, add_special_tokens=False)["input_ids"] if segment else []
+            bos = self.tokenizer.bos_token_id
+            # ChatML models have `<|im_start|>` as BOS, and the first turn opens with it
+            if number == 0 and bos is not None and found[:1] != [bos]:
+                found = [bos, *found]
+            ids += found
+        return ids
+
+    def answers(self, output_ids: torch.Tensor, inputs: BatchFeature | None = None) -> list[str]:
+        """What `generate` returned (B, T) -> B answers: cut at the first stop, without what belongs to no answer.
+
+        Args:
+            inputs: the processor's own output; its prompts are cut off (`generate` of transformers brings them along).
+        """
+        start = inputs["input_ids"].shape[1] if inputs is not None else 0
+        return [self.answer(row[start:]) for row in output_ids.tolist()]
+
+    def answer(self, ids: list[int]) -> str:
+        """The new ids of one row -> its answer."""
+        for unwanted in self.drop_leading_ids:
+            ids = ids[1:] if ids[:1] == [unwanted] else ids
+        text = self.text(ids)
+        for mark in self.stop:
+            text = text.split(mark, 1)[0]
+        text = (text.rsplit(self.keep_after, 1)[-1] if self.keep_after else text).strip()
+        # EOS ends an answer, and fills the rows that ended before the others
+        for token in {self.tokenizer.eos_token, self.tokenizer.pad_token} - {None}:
+            while text.endswith(token):
+                text = text.removesuffix(token).rstrip()
+        return text
+
+    def text(self, ids: list[int]) -> str:
+        """Ids -> text, byte by byte where the vocabulary has byte pieces (`<0x0A>`): the tokenizer's own decoder turns
+        a whole run of bytes into U+FFFD when one of them is no UTF-8."""
+        vocabulary = self.tokenizer.get_vocab()
+        if "<0x0A>" not in vocabulary:
+            return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        special, text, run = set(self.tokenizer.all_special_ids), b"", b""
+        for i, piece in zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True):
+            if i in special:
+                # the piece of a special token may have a blank that its text has not
+                name = self.tokenizer.decode([i]).strip().encode()
+                text += (b" " + run.removeprefix(b" ") if run else b"") + name
+                run = b""
+            elif len(piece) == 6 and piece.startswith("<0x"):
+                run += bytes([int(piece[3:5], 16)])
+            else:
+                run += piece.replace("▁", " ").encode()
+        return (text + run.removeprefix(b" ")).decode(errors="minigpt4_one_by_one")
+
+
+# A wrong byte is one U+FFFD, and the next byte has its own chance.
+codecs.register_error("minigpt4_one_by_one", lambda error: ("\ufffd", error.start + 1))

@@ -1,0 +1,185 @@
+"""`minigpt4 import-hf FOLDER --out DIR`: an exported folder back into the files that the original reads.
+
+DIR gets `eva_vit_g.pth`, `blip2_qformer.pth`, `checkpoint_0.pth`, the folder `llama`, and `minigpt4.yaml`, which names
+them. Every weight is bit for bit as the folder has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import Tensor
+from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerFast
+
+from ...common.checkpoint import atomic_save, read_state, save_weights
+from ...common.errors import CheckpointError
+from ...models.eva_vit import EVA_CLIP_G
+from . import wide as hf_wide
+from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, WEIGHTS_FILE, to_published
+from .whole_folder import whole_folder
+
+LLM = "language_model."
+QFORMER_SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "cross_attention_frequency",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="written by `minigpt4 export-hf`")
+    parser.add_argument("--out", required=True, help="the folder to write; must not exist")
+
+
+def run(args: argparse.Namespace) -> int:
+    folder, out = Path(args.folder), Path(args.out)
+    config = read_config(folder)
+    with torch.device("meta"):
+        model = Blip2ForConditionalGeneration(config)
+    files = weight_files(folder, model, config)
+    with whole_folder(out) as partial:
+        vision = dict(write_llm(folder, files, model, config, partial / "llama"))
+        vision = to_published(narrowed(vision, folder, config).items())
+        split = {"visual_encoder.": {}, "llama_proj.": {}, "": {}}
+        for name, tensor in vision.items():
+            split[next(prefix for prefix in split if name.startswith(prefix))][name] = tensor
+        vit = {name.removeprefix("visual_encoder."): tensor for name, tensor in split["visual_encoder."].items()}
+        atomic_save(vit, partial / "eva_vit_g.pth")
+        atomic_save({"model": split[""]}, partial / "blip2_qformer.pth")
+        atomic_save({"model": split["llama_proj."]}, partial / "checkpoint_0.pth")
+        write_tokenizer(folder, config, partial / "llama")
+        write_yaml(folder, config, out.absolute(), partial)
+    print(f"{out}: the published files; talk with `python demo.py --cfg-path {out / 'minigpt4.yaml'}`")
+    return 0
+
+
+def read_config(folder: Path) -> Blip2Config:
+    try:
+        config = Blip2Config.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no config.json of a BLIP-2 model there: {error}") from None
+    if not getattr(config, "minigpt4", None):
+        raise CheckpointError(f"{folder}: not written by `minigpt4 export-hf` (config.json has no `minigpt4`)")
+    return config
+
+
+def weight_files(folder: Path, model: Blip2ForConditionalGeneration, config: Blip2Config) -> dict[str, list[str]]:
+    """File -> names of its tensors. Raises CheckpointError unless they are those of `model`."""
+    files = {}
+    index = folder / INDEX_FILE
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {WEIGHTS_FILE}
+    wanted = set(model.state_dict())
+    if config.text_config.tie_word_embeddings:
+        wanted -= {f"{LLM}{name}" for name in model.language_model._tied_weights_keys or ()}
+    for file in sorted(names):
+        try:
+            with safe_open(folder / file, "pt") as archive:
+                files[file] = list(archive.keys())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder / file}: missing or damaged: {error}") from None
+    wrong = sorted(wanted ^ {name for names in files.values() for name in names})
+    if wrong:
+        raise CheckpointError(f"{folder}: missing or unexpected weights: {', '.join(wrong[:5])} ({len(wrong)})")
+    return files
+
+
+def write_llm(
+    folder: Path, files: dict[str, list[str]], model: Blip2ForConditionalGeneration, config: Blip2Config, out: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """Write the LLM's folder shard by shard, and yield what is not the LLM's on the way."""
+    out.mkdir()
+    llm, rows = model.language_model, config.minigpt4["llm_vocab_size"]
+    ends = {id(llm.get_input_embeddings().weight), id(llm.get_output_embeddings().weight)}
+    vocabulary = {LLM + name for name, tensor in llm.state_dict(keep_vars=True).items() if id(tensor) in ends}
+    holding = [file for file, names in files.items() if any(name.startswith(LLM) for name in names)]
+    weight_map = {}
+    for file, names in files.items():
+        shard = {}
+        with safe_open(folder / file, "pt") as archive:
+            for name in names:
+                tensor = archive.get_tensor(name)
+                if not name.startswith(LLM):
+                    yield name, tensor
+                else:
+                    # without the row of the image's token
+                    shard[name.removeprefix(LLM)] = tensor[:rows] if name in vocabulary else tensor
+        if shard:
+            number = f"-{holding.index(file) + 1:05}-of-{len(holding):05}" if len(holding) > 1 else ""
+            saved = f"model{number}.safetensors"
+            save_weights(shard, out / saved)
+            weight_map |= dict.fromkeys(shard, saved)
+    if len(holding) > 1:
+        (out / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
+    text = config.text_config
+    text.vocab_size = rows
+    text.save_pretrained(out)
+    GenerationConfig.from_dict(config.minigpt4["llm_generation"]).save_pretrained(out)
+
+
+def narrowed(state: dict[str, Tensor], folder: Path, config: Blip2Config) -> dict[str, Tensor]:
+    """The vision side of the plain layout, whichever the folder has."""
+    width = config.minigpt4.get("vision_width")
+    if width is None:
+        return state
+    plain = {k: hf_wide.narrow(k, v, width).clone() if hf_wide.concerns(k) else v for k, v in state.items()}
+    return plain | read_state(folder / NORMS_FILE)
+
+
+def write_tokenizer(folder: Path, config: Blip2Config, out: Path) -> None:
+    """The tokenizer without the image's token, with the LLM's own chat template."""
+    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != IMAGE_TOKEN]
+    options = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    names = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(data)),
+        clean_up_tokenization_spaces=False,
+        **{name: options[name] for name in names if options.get(name)},
+    )
+    tokenizer.chat_template = config.minigpt4["llm_chat_template"]
+    tokenizer.save_pretrained(out)
+    if (folder / "tokenizer.model").is_file():
+        shutil.copy(folder / "tokenizer.model", out)
+
+
+def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> None:
+    """minigpt4.yaml for demo.py and for training on; its paths are those of the finished folder."""
+    settings, vision, qformer = config.minigpt4, config.vision_config, config.qformer_config
+    width = settings.get("vision_width", vision.hidden_size)
+    heads = vision.num_attention_heads - ("vision_width" in settings)
+    vit = {
+        "patch_size": vision.patch_size,
+        "embed_dim": width,
+        "depth": vision.num_hidden_layers,
+        "num_heads": heads,
+        "mlp_ratio": round((vision.intermediate_size + 0.5) / width, 6),  # timm cuts off the decimals of ratio * width
+        "qkv_bias": vision.qkv_bias,
+    }
+    same = int(EVA_CLIP_G["embed_dim"] * EVA_CLIP_G["mlp_ratio"]) == vision.intermediate_size
+    if all(vit[k] == EVA_CLIP_G[k] for k in vit if k != "mlp_ratio") and same:
+        vit = {}
+    kept = ("conv_template", "end_sym", "pad_token", "temperature", "max_txt_len", "prompt_template")
+    pixels = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    seen = {"name": "blip2_image_eval", "image_size": pixels["image_size"]}
+    seen |= {"mean": pixels["image_mean"], "std": pixels["image_std"]}
+    model = {
+        "arch": "mini_gpt4",
+        "image_size": vision.image_size,
+        "vit_model": "eva_clip_g",
+        "vit_kwargs": vit,
+        "vit_ckpt": str(out / "eva_vit_g.pth"),
+        "num_query_token": config.num_query_tokens,
+        "q_former_model": str(out / "blip2_qformer.pth"),
+        "qformer_kwargs": {key: getattr(qformer, key) for key in QFORMER_SIZES},
+        "llama_model": str(out / "llama"),
+        "ckpt": str(out / "checkpoint_0.pth"),
+    } | {key: settings[key] for key in kept}
+    data = {"model": model, "datasets": {"cc_sbu_align": {"vis_processor": {"train": seen}}}}
+    head = f"# Written by `minigpt4 import-hf` from {folder.name}. The paths are those of this folder.\n"
+    (partial / "minigpt4.yaml").write_text(head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
