@@ -16,42 +16,38 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .download import local_path
 from .errors import CheckpointError
-from .paths import resolve_path
+from .identify import DOWNLOAD_AGAIN, NO_WEIGHTS, WRAPPERS, identify
+from .memory import MappedFiles
 
 # Buffers the original saved beside the trained weights; they hold nothing that is learned.
 HARMLESS = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .pth/.pt/.bin or .safetensors file, unwrapped from `model` or `state_dict`.
+    """The tensors of a .pth/.pt/.bin or .safetensors file, unwrapped from `model` or `state_dict`. They are mapped: the
+    file is read where they are used, and no sooner. A URL is fetched into the cache first.
 
     Pickles are read with `weights_only=True`: no code of the file ever runs.
     Raises:
         CheckpointError: no such file, not a weight file, damaged.
     """
-    path = Path(resolve_path(str(path)))
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; write the weight file itself, e.g. {path / 'checkpoint_0.pth'}")
-    try:
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise CheckpointError(f"{path}: no such weight file ({error.strerror})") from None
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: a git-lfs pointer, not weights; fetch the real file with `git lfs pull`")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise CheckpointError(f"{path}: a web page saved under the name of a weight file; download the file itself")
+    path = Path(local_path(str(path)))
+    found = identify(path)
+    if found.kind in NO_WEIGHTS:
+        raise CheckpointError(f"{path} is {found.describe()}; {DOWNLOAD_AGAIN[found.kind]}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        # Only zip files can be mapped; torch before 1.6 wrote plain pickles.
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged or not safetensors: {error}") from None
     except Exception as error:  # torch.load raises many kinds; each means that this file cannot be used
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: damaged, or holds more than weights: {first}") from None
-    for wrapper in ("model", "state_dict", "module"):
+    for wrapper in WRAPPERS:
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
             data = data[wrapper]
             break
@@ -62,13 +58,17 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 def load_exact(
     targets: dict[str, Tensor], state: dict[str, Tensor], path: str | Path, *, required: set[str] | None = None,
-    ignore: Callable[[str], Any] = HARMLESS.search,
+    ignore: Callable[[str], Any] = HARMLESS.search, device: torch.device | str = "cpu",
 ) -> None:  # fmt: skip
     """Copy `state` into `targets` (name -> parameter or buffer), or say exactly what does not fit.
+
+    Every tensor is cast to its target's dtype, one after the other. A target on the meta device (see `empty_weights`)
+    becomes a tensor of its own on `device`.
 
     Args:
         required: names that the file must hold (default: all of `targets`).
         ignore: names of the file for which this is truthy may be left over.
+        device: where targets on the meta device go.
     Raises:
         CheckpointError: names what is missing, unexpected, or of another shape. Nothing has been copied then.
     """
@@ -82,11 +82,25 @@ def load_exact(
     lines = [f"  {what}: {_some(names)}" for what, names in
              (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)) if names]  # fmt: skip
     if lines:
-        raise CheckpointError(f"{path} does not fit this model\n" + "\n".join(lines))
+        found = identify(local_path(str(path)))
+        what = f"; it is {found.describe()}" if found.tensors else ""
+        raise CheckpointError(f"{path} does not fit this model{what}\n" + "\n".join(lines))
+    mapped = MappedFiles()
     with torch.no_grad():
         for name, tensor in state.items():
             if name in targets:
-                targets[name].copy_(tensor)
+                _fill(targets[name], tensor, device)
+                mapped.let_go(tensor)
+
+
+def _fill(target: Tensor, tensor: Tensor, device: torch.device | str) -> None:
+    if not target.is_meta:
+        target.copy_(tensor)
+        return
+    new = torch.empty_like(target, device=device).copy_(tensor)
+    if isinstance(target, nn.Parameter):
+        new = nn.Parameter(new, target.requires_grad)
+    torch.utils.swap_tensors(target, new)
 
 
 def _some(names: list[str], most: int = 6) -> str:
@@ -158,7 +172,7 @@ def read_resume(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
         _check_zip(file)
     try:
         resume = torch.load(sidecar, map_location="cpu", weights_only=True)
-        steps = resume["step"], torch.load(checkpoint, map_location="cpu", weights_only=True)["step"]
+        steps = resume["step"], torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["step"]
     except Exception as error:
         raise CheckpointError(f"{sidecar}: cannot be read: {error}") from None
     if steps[0] != steps[1]:
@@ -189,7 +203,8 @@ def step_of(path: Path) -> float:
 def find_latest(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and a line for each newer one that is damaged."""
     complaints = []
-    found = sorted(output_dir.glob("checkpoint_*.pth"), key=step_of, reverse=True)
+    resumable = [p for p in output_dir.glob("checkpoint_*.pth") if p.stem != "checkpoint_best"]
+    found = sorted(resumable, key=step_of, reverse=True)
     for checkpoint in found:
         try:
             read_resume(checkpoint)

@@ -1,8 +1,10 @@
 """YAML -> one frozen, typed `Config`; every problem is reported at once, before a weight is read.
 
-Later wins: schema defaults < minigpt4/configs/ < the YAML file < `--options a.b=c`.
+Later wins: schema defaults < minigpt4/configs/ < the file that the YAML names as `base`, if any < the YAML file <
+`--options a.b=c`.
 """
 
+import os
 import types
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -17,6 +19,7 @@ from .config_checks import check_meaning, suggest
 from .errors import ConfigError, did_you_mean
 from .paths import PACKAGE, PROJECT, resolve_path
 from .schema import Config
+from .user_modules import import_user_modules
 
 INVALID = object()  # what `_convert` gives for a value that has a line in `problems`
 
@@ -31,9 +34,21 @@ def load_config(path: str, options: Sequence[str] = (), *, mode: Literal["train"
     Raises:
         ConfigError: its text lists every problem by key.
     """
+    config, problems = read_config(path, options, mode=mode)
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ConfigError(f"{config.path}: {count}\n" + "\n".join(f"  {p}" for p in problems))
+    return config
+
+
+def read_config(
+    path: str, options: Sequence[str] = (), *, mode: Literal["train", "chat", "show"] = "train"
+) -> tuple[Config, list[str]]:
+    """Like `load_config`, but what is wrong comes beside the config: a line `key: ...` for each problem. A key of a
+    wrong type has its default; all others have what was written."""
     path = resolve_path(str(path))
     problems: list[str] = []
-    layers = [(path, _read_yaml(path)), ("--options", _read_options(options, problems))]
+    layers = [*_read_with_bases(path), ("--options", _read_options(options, problems))]
     user: dict = {}
     for name, data in layers:
         _merge(user, data, name, {})
@@ -45,13 +60,26 @@ def load_config(path: str, options: Sequence[str] = (), *, mode: Literal["train"
         _merge(merged, data, name, origin)
     config = _fill(Config, merged, "", problems)
     wrong = tuple(p.split(":")[0] for p in problems)  # these keys have their default now: of them, enough is said
+    import_user_modules(config.run.import_modules, Path(path).parent, problems)
     meaning: list[str] = []
     check_meaning(config, mode, meaning)
     problems += [p for p in meaning if not any(p.startswith((f"{key}:", f"{key}.")) for key in wrong)]
-    if problems:
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise ConfigError(f"{path}: {count}\n" + "\n".join(f"  {p}" for p in problems))
-    return replace(config, path=path, origin=origin)
+    return replace(config, path=path, origin=origin), problems
+
+
+def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, dict]]:
+    """The file's own keys, after those of the file that its key `base` names: a path from its folder."""
+    data = _read_yaml(path)
+    base = data.pop("base", None)
+    if base is None:
+        return [(path, data)]
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: {base!r} should be the path of a config file")
+    above = (*above, os.path.normpath(path))
+    file = os.path.normpath(Path(path).parent / base)
+    if file in above:
+        raise ConfigError(f"{path}: base: {base!r} leads back to this file")
+    return [*_read_with_bases(file, above), (path, data)]
 
 
 def _read_yaml(path: str) -> dict:

@@ -5,21 +5,25 @@ Each check appends lines `key: what is wrong; what to write instead` to `problem
 
 import inspect
 import re
-from dataclasses import fields
+from dataclasses import Field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .download import WEB, DownloadError, cached_path
 from .errors import did_you_mean
 from .paths import REMOTE, expand_shards, resolve_path
 from .registry import CONVERSATIONS, DATASETS, LR_SCHEDULES, MODELS, PROCESSORS, TASKS
 from .schema import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
 
 AT_LEAST = {
-    "model": {"image_size": 1, "num_query_token": 1, "max_txt_len": 1},
+    "model": {"image_size": 1, "num_query_token": 1, "proj_layers": 1, "max_txt_len": 1},
+    "model.lora": {"r": 1, "alpha": 1},
     "model.qformer_kwargs": {"hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1,
                              "intermediate_size": 1, "cross_attention_frequency": 1},
     "run": {"batch_size_train": 1, "iters_per_epoch": 1, "max_epoch": 1, "accum_grad_iters": 1, "num_workers": 0,
-            "log_freq": 1, "warmup_steps": 0, "keep_last": 1},
+            "log_freq": 1, "warmup_steps": 0, "keep_last": 1, "max_bad_steps": 0, "valid_samples": 1, "early_stop": 1,
+            "valid_every_steps": 1, "sample_every_steps": 1},
 }  # fmt: skip
 
 
@@ -39,7 +43,7 @@ def suggest(word: str, known) -> str:
 def check_meaning(config: Config, mode: str, problems: list[str]) -> None:
     """Every check that `mode` (see `load_config`) asks for."""
     _check_name(MODELS, config.model.arch, "model.arch", problems)
-    _check_name(CONVERSATIONS, config.model.conv_template, "model.conv_template", problems)
+    _check_name(CONVERSATIONS, config.model.conv_template, "model.conv_template", problems, also=("auto",))
     for name, dataset in config.datasets.items():
         _check_processors(name, dataset, config.model.image_size, problems)
     _check_model(config.model, mode, problems)
@@ -57,12 +61,15 @@ def check_meaning(config: Config, mode: str, problems: list[str]) -> None:
                 problems.append(f"datasets.{name}.build_info.storage: not set; write where the dataset lies")
             _check_paths(dataset, f"datasets.{name}", problems)
             _check_paths(dataset.build_info, f"datasets.{name}.build_info", problems)
+            if dataset.valid_info:
+                _check_paths(dataset.valid_info, f"datasets.{name}.valid_info", problems)
 
 
-def _check_name(registry, name: str, where: str, problems: list[str]) -> None:
+def _check_name(registry, name: str, where: str, problems: list[str], also: tuple[str, ...] = ()) -> None:
     """Only when something is registered: `minigpt4 config` of a bare install has nothing to compare with."""
-    if registry.names() and name not in registry.names():
-        problems.append(f"{where}: {name!r} is not registered{suggest(name, registry.names())}")
+    known = [*also, *registry.names()]
+    if registry.names() and name not in known:
+        problems.append(f"{where}: {name!r} is not registered{suggest(name, known)}")
 
 
 def _check_processors(name: str, dataset: DatasetConfig, image_size: int, problems: list[str]) -> None:
@@ -88,7 +95,7 @@ def _check_processors(name: str, dataset: DatasetConfig, image_size: int, proble
 
 def _check_at_least(section: Any, prefix: str, problems: list[str]) -> None:
     for name, low in AT_LEAST[prefix].items():
-        if getattr(section, name) < low:
+        if getattr(section, name) is not None and getattr(section, name) < low:
             problems.append(f"{prefix}.{name}: {getattr(section, name)} should be at least {low}")
 
 
@@ -101,10 +108,25 @@ def _check_model(model: ModelConfig, mode: str, problems: list[str]) -> None:
             f"model.qformer_kwargs.num_attention_heads: {q.num_attention_heads} does not divide "
             f"hidden_size {q.hidden_size}"
         )
+    if model.device_map and mode == "train":
+        problems.append(
+            "model.device_map: auto is for chat; in training each process holds the whole LLM on its own device: "
+            "leave it null"
+        )
+    if model.max_memory and not model.device_map:
+        problems.append("model.max_memory: set, but model.device_map is not; write device_map: auto")
     if model.temperature <= 0:
         problems.append(f"model.temperature: {model.temperature} should be above 0")
-    if "{}" not in model.prompt_template:
+    if model.prompt_template is not None and "{}" not in model.prompt_template:
         problems.append(f"model.prompt_template: {model.prompt_template!r} has no {{}} where the instruction goes")
+    if not model.has_qformer and not model.freeze_qformer:
+        problems.append("model.freeze_qformer: False, but model.has_qformer is False; leave freeze_qformer out")
+    if model.lora:
+        _check_at_least(model.lora, "model.lora", problems)
+        if not 0 <= model.lora.dropout < 1:
+            problems.append(f"model.lora.dropout: {model.lora.dropout} should be at least 0 and below 1")
+        if not model.lora.target_modules or not all(isinstance(m, str) for m in model.lora.target_modules):
+            problems.append("model.lora.target_modules: should be a list of layer names, e.g. [q_proj, v_proj]")
     if mode == "show":
         return
     if mode == "chat" and model.ckpt is None:
@@ -113,7 +135,7 @@ def _check_model(model: ModelConfig, mode: str, problems: list[str]) -> None:
         problems.append(
             "model.vit_ckpt: not set, so a frozen ViT would have random weights; write the path of its weights"
         )
-    if model.freeze_qformer and model.q_former_model is None:
+    if model.has_qformer and model.freeze_qformer and model.q_former_model is None:
         problems.append(
             "model.q_former_model: not set, so a frozen Q-Former would be random; write the path of its weights"
         )
@@ -130,9 +152,25 @@ def _check_run(config: Config, problems: list[str]) -> None:
         problems.append(f"run.device: {run.device!r} should be auto, cpu, cuda or cuda:N")
     if run.evaluate:
         problems.append("run.evaluate: True, but train.py only trains; leave it False")
+    if run.early_stop and not any(dataset.valid_info for dataset in config.datasets.values()):
+        problems.append("run.early_stop: set, but no dataset has valid_info; write datasets.<name>.valid_info")
+    problems += [
+        f"run.sample_images: {image!r}: no such picture"
+        for image in run.sample_images
+        if not Path(resolve_path(str(image))).is_file()
+    ]
+    for tracker in run.report_to:
+        if tracker not in ("wandb", "trackio"):
+            problems.append(f"run.report_to: {tracker!r} should be wandb or trackio (TensorBoard needs no key)")
+        elif find_spec(tracker) is None:
+            problems.append(f"run.report_to: {tracker} is not installed; `pip install {tracker}`, or leave it out")
     for name, dataset in config.datasets.items():
         if dataset.sample_ratio <= 0:
             problems.append(f"datasets.{name}.sample_ratio: {dataset.sample_ratio} should be above 0")
+        if dataset.prompt_path and not config.model.prompt_path and config.model.end_sym is None:
+            problems.append(
+                f"model.end_sym: not set, but datasets.{name}.prompt_path asks for answers; write what ends one"
+            )
         for kind in ("vis_processor", "text_processor"):
             if getattr(dataset, kind).train is None:
                 problems.append(f"datasets.{name}.{kind}.train: not set; write its name, e.g. "
@@ -152,8 +190,35 @@ def _check_paths(section: Any, prefix: str, problems: list[str]) -> None:
             problems.append(f"{where}: {value!r} is a placeholder: set it to the path of: {f.metadata['doc']}")
         elif isinstance(section, BuildInfo) and f.name == "storage":
             _check_shards(values, where, problems)
+        elif value.startswith(REMOTE):
+            _check_url(value, f, where, problems)
         elif not Path(resolve_path(value)).exists():
-            problems.append(f"{where}: {value!r}: no such file or folder{_made_by(value)}")
+            hint = _made_by(value) or (_hub_hint(value) if f.name == "llama_model" else "")
+            problems.append(f"{where}: {value!r}: no such file or folder{hint}")
+
+
+def _check_url(value: str, f: Field, where: str, problems: list[str]) -> None:
+    if not f.metadata["url"]:
+        problems.append(f"{where}: {value!r} is a URL; download it and write its path")
+    elif not value.startswith(WEB):
+        problems.append(f"{where}: {value!r}: only http:// and https:// are fetched; download it and write its path")
+    elif f.name == "llama_model" and not cached_path(value).name.endswith(".gguf"):
+        problems.append(
+            f"{where}: {value!r}: an LLM is a folder of files; of URLs only a .gguf file can be fetched. "
+            "Download the folder (`hf download ORG/NAME --local-dir DIR`) and write its path"
+        )
+    else:
+        try:
+            cached_path(value)
+        except DownloadError as error:
+            problems.append(f"{where}: {error}")
+
+
+def _hub_hint(value: str) -> str:
+    """For the name of a model on the Hugging Face hub."""
+    if not re.fullmatch(r"[\w-]+/[\w.-]+", value):
+        return ""
+    return f"; a model of the Hugging Face hub is fetched by `hf download {value} --local-dir {value}`"
 
 
 def _made_by(path: str) -> str:

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 
-def key(default: Any, doc: str, *, path: bool = False) -> Any:
-    """A documented config key. `path` marks files and folders that must exist."""
+def key(default: Any, doc: str, *, path: bool = False, url: bool = False) -> Any:
+    """A documented config key. `path` marks files and folders that must exist; `url` those that may be a URL."""
     make = (
         {"default_factory": lambda: type(default)(default)}
         if isinstance(default, (dict, list))
         else {"default": default}
     )
-    return field(metadata={"doc": doc, "path": path}, **make)
+    return field(metadata={"doc": doc, "path": path, "url": url}, **make)
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,16 @@ class QFormerConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """model.lora: small trained matrices beside the LLM's frozen ones (peft)."""
+
+    r: int = key(8, "rank: inner width of the matrices")
+    alpha: int = key(16, "scale: what they add counts alpha / r")
+    dropout: float = key(0.05, "dropout before them, in training")
+    target_modules: list = key(["q_proj", "v_proj"], "layers that get them, by the end of their names in the LLM")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The `model` section."""
 
@@ -35,33 +45,57 @@ class ModelConfig:
     image_size: int = key(224, "side of the square input image, pixels")
     vit_model: str = key("eva_clip_g", "eva_clip_g, or any timm model name")
     vit_kwargs: dict = key({}, "arguments for timm's model, e.g. {depth: 2, embed_dim: 64} for a small ViT")
-    vit_ckpt: str | None = key(None, "weights of the ViT (eva_vit_g.pth, or safetensors with timm's names)", path=True)
+    vit_ckpt: str | None = key(
+        None, "weights of the ViT (eva_vit_g.pth, or safetensors with timm's names)", path=True, url=True
+    )
     vit_precision: Literal["fp32", "fp16", "bf16"] = key("fp16", "dtype of the ViT; fp16 becomes fp32 on CPU")
     drop_path_rate: float = key(0.0, "stochastic depth of the ViT, in training only")
     use_grad_checkpoint: bool = key(False, "recompute the LLM's layers in backward: less memory, more time")
     freeze_vit: bool = key(True, "no gradient into the ViT and ln_vision")
+    has_qformer: bool = key(True, "False: every ViT token goes straight to the projection, there are no queries")
     freeze_qformer: bool = key(True, "no gradient into the Q-Former and query_tokens")
     num_query_token: int = key(32, "queries Q: image tokens the LLM sees")
     q_former_model: str | None = key(
         None,
-        "weights of the Q-Former, query_tokens and ln_vision (blip2_pretrained_flant5xxl.pth)",
+        "weights of the Q-Former, query_tokens and ln_vision (blip2_pretrained_flant5xxl.pth); "
+        "without Q-Former only ln_vision is read, and null leaves it plain",
         path=True,
+        url=True,
     )
     qformer_kwargs: QFormerConfig = field(default_factory=QFormerConfig, metadata={"doc": "size of the Q-Former"})
-    llama_model: str = key("/path/to/vicuna/weights/", "folder of the LLM in transformers format", path=True)
+    proj_layers: int = key(1, "linear layers of the projection; with more than one, GELU stands between them")
+    llama_model: str = key(
+        "/path/to/vicuna/weights/", "folder of the LLM in transformers format, or a .gguf file", path=True, url=True
+    )
     llama_precision: Literal["auto", "fp32", "fp16", "bf16"] = key(
         "auto", "dtype of the LLM; auto: bf16 where the device has it, else fp16 on CUDA and fp32 on CPU"
     )
-    low_resource: bool = key(False, "LLM in 8 bit: bitsandbytes on CUDA (extra `gpu`), torchao on CPU")
-    pad_token: str | None = key(None, "padding token; null: the tokenizer's EOS, as in the original")
+    low_resource: Literal[False, True, "8bit", "4bit"] = key(
+        False, "True or 8bit: LLM in 8 bit (CUDA: bitsandbytes, extra `gpu`; CPU: torchao); 4bit: NF4, by bitsandbytes"
+    )
+    device_map: Literal["auto"] | None = key(
+        None, "auto: in chat, spread the LLM over all GPUs, then main memory, then disk; null: one device"
+    )
+    max_memory: dict = key({}, "with device_map: the most each device takes, e.g. {0: 20GiB, 1: 20GiB, cpu: 60GiB}")
+    lora: LoraConfig | None = field(default=None, metadata={"doc": "LoRA on the LLM; null: the LLM stays as it is"})
+    pad_token: str | None = key(
+        None, "padding token; null: the tokenizer's EOS, as in the original, or another where EOS ends an answer"
+    )
     prompt: str = key("", "the original's key; kept so that its configs open, not used")
     prompt_path: str | None = key(None, "file of instructions, one a line; one is drawn for each batch", path=True)
-    prompt_template: str = key("{}", "what stands around an instruction in training")
+    prompt_template: str | None = key(
+        None, "what stands around an instruction in training; null: what conv_template says"
+    )
     max_txt_len: int = key(32, "a text is cut to this many tokens")
-    end_sym: str = key("\n", "put after every text in training; what chat stops at")
-    conv_template: str = key("vicuna_v0", "how a chat is written: vicuna_v0, chatml")
+    end_sym: str | None = key(
+        None, "put after every text in training; null: what conv_template says, or a newline where no prompt is set"
+    )
+    conv_template: str = key(
+        "vicuna_v0", "how a chat is written: vicuna_v0, chatml, or auto: the chat template in the LLM's own folder"
+    )
     temperature: float = key(1.0, "of the chat, unless its user sets another; smaller is more sober")
-    ckpt: str | None = key(None, "a checkpoint of ours or of the original: the trained weights", path=True)
+    ckpt: str | None = key(None, "a checkpoint of ours or of the original: the trained weights", path=True, url=True)
+    extra: dict = key({}, "free keys for a model class of your own")
 
 
 @dataclass(frozen=True)
@@ -77,10 +111,12 @@ class ProcessorConfig:
     flip: bool | None = key(None, "mirror half of the training images")
     prompt: str | None = key(None, "put before every caption")
     max_words: int | None = key(None, "words of a caption that are kept")
+    extra: dict = key({}, "free keys for a processor of your own")
 
     def kwargs(self) -> dict:
-        """The keys that were set, without the name."""
-        return {k: v for k, v in vars(self).items() if k != "name" and v is not None}
+        """The keys that were set, those of `extra` among them, without the name."""
+        known = {k: v for k, v in vars(self).items() if k not in ("name", "extra") and v is not None}
+        return known | self.extra
 
 
 @dataclass(frozen=True)
@@ -97,6 +133,7 @@ class BuildInfo:
 
     storage: Any = key(None, "shards: pattern, glob or list of them; else a folder or file", path=True)
     images: str | None = key(None, "folder of the images, where the dataset keeps them apart", path=True)
+    cache: str | None = key(None, "folder that keeps remote shards once they were read; null: streamed each time")
     splits: list | None = key(None, "which splits of the file to use; null: all")
 
 
@@ -107,16 +144,21 @@ class DatasetConfig:
     builder: str | None = key(None, "registered dataset; null: the entry's own name")
     data_type: str = key("images", "the original's key; kept so that its configs open, not used")
     build_info: BuildInfo = field(default_factory=BuildInfo, metadata={"doc": "where it lies"})
+    valid_info: BuildInfo | None = field(
+        default=None, metadata={"doc": "what validation reads, as build_info: never trained on"}
+    )
     vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig, metadata={"doc": "image processors"})
     text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig, metadata={"doc": "text processors"})
     prompt_path: str | None = key(None, "instructions for this dataset's batches, not model.prompt_path's", path=True)
     sample_ratio: float = key(1.0, "how often a batch is drawn from this dataset, against the others")
+    extra: dict = key({}, "free keys for a dataset of your own")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """The `run` section."""
 
+    import_modules: list = key([], "modules or .py files of your own, imported first; what they register can be named")
     task: str = key("image_text_pretrain", "registered task")
     lr_sched: str = key("linear_warmup_cosine_lr", "registered schedule")
     init_lr: float = key(1e-4, "learning rate after the warm-up")
@@ -144,6 +186,18 @@ class RunConfig:
     save_every_minutes: float | None = key(None, "checkpoint within an epoch, every n minutes")
     keep_last: int = key(3, "how many checkpoints within epochs to keep; those at epoch ends all stay")
     log_freq: int = key(10, "optimizer steps between two lines of log.jsonl")
+    max_bad_steps: int = key(10, "steps in a row with a loss or gradient that is not finite: skipped; one more stops")
+    parallel: Literal["ddp", "fsdp"] = key(
+        "ddp", "over several processes: ddp, each holds the whole model; fsdp, the frozen LLM is parted among them"
+    )
+    deterministic: bool = key(False, "torch's deterministic kernels, on GPU too: slower, the same numbers each time")
+    valid_every_steps: int | None = key(None, "optimizer steps between validations; null: at the end of each epoch")
+    valid_samples: int = key(512, "samples of each valid_info a validation reads, over all processes")
+    early_stop: int | None = key(None, "validations without a better loss after which the run ends; null: never")
+    sample_images: list = key([], "pictures whose description is written down as training goes on")
+    sample_question: str = key("Describe this image in detail.", "what is asked about them")
+    sample_every_steps: int | None = key(None, "optimizer steps between two such answers; null: at each epoch's end")
+    report_to: list = key([], "trackers beside log.jsonl and TensorBoard: wandb, trackio")
     max_bad_share: float = key(0.05, "training stops when more than this share of the samples read is bad")
     evaluate: bool = key(False, "the original's key; training only here, so it must be False")
     train_splits: list = key(["train"], "the original's key; kept so that its configs open, not used")

@@ -1,4 +1,4 @@
-"""Talking: how a conversation is written (prompts.py), decoded (generation.py) and led (chat.py)."""
+"""Talking: how a conversation is written (prompts.py, chat_template.py), decoded (generation.py), led (chat.py)."""
 
 from . import prompts  # registers the conversation templates
 

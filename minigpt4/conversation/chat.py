@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from ..common.errors import UserError
-from ..common.registry import CONVERSATIONS
+from ..processors.image_processors import open_image
+from .chat_template import conversation_of
 from .generation import Decoding, Detokenizer, PrefixCache, StopOnText, TokenStream, presentable
 from .prompts import ChatState, Conversation, Turn
 
@@ -40,7 +41,7 @@ class Chat:
     Args:
         model: MiniGPT4, or what has `tokenizer`, `llama_model`, `device`, `encode_img`, `embed_segments`.
         vis_processor: PIL image -> float (3, H, W).
-        conv_template: a name in CONVERSATIONS, or a Conversation.
+        conv_template: a name in CONVERSATIONS, `auto` (the tokenizer's own chat template), or a Conversation.
         temperature: what is used when a call names none.
         max_context: most tokens of context and answer together; the LLM's own limit counts too.
         reuse_cache: read only what is new in each turn (one beam only), instead of the whole conversation.
@@ -60,7 +61,8 @@ class Chat:
         self.model = model.eval()  # a trained Q-Former has dropout
         self.vis_processor = vis_processor
         self.temperature = temperature
-        self.template = CONVERSATIONS.get(conv_template) if isinstance(conv_template, str) else conv_template
+        named = isinstance(conv_template, str)
+        self.template = conversation_of(conv_template, model.tokenizer) if named else conv_template
         own_limit = getattr(model.llama_model.config.get_text_config(), "max_position_embeddings", None)
         self.max_context = min(max_context, own_limit or max_context)
         self.decode = Detokenizer(model.tokenizer)
@@ -283,7 +285,7 @@ class Chat:
 def read_image(path: str | os.PathLike) -> Image.Image:
     """Open an image file and read it to the end, so that a damaged one shows here. Raises ImageError."""
     try:
-        image = Image.open(path)
+        image = open_image(path)
         image.load()
         return image
     except FileNotFoundError:

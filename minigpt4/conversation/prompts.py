@@ -2,7 +2,8 @@
 
 A template says how a turn is written, where generation stops, and how the raw text becomes an answer. It is
 chosen in the config by `model.conv_template` and must be the form that the LLM was tuned on: Vicuna v0
-talks in `###Human:` / `###Assistant:`, SmolLM2 in ChatML.
+talks in `###Human:` / `###Assistant:`, SmolLM2 in ChatML. Training takes its prompt and its end symbol from the same
+template. `auto` (chat_template.py) reads one from the LLM's tokenizer.
 """
 
 from dataclasses import dataclass, field
@@ -27,9 +28,22 @@ class Conversation:
     user: str  # one question, `{text}` holds the images and the words
     assistant: str  # opens the answer; the last thing the LLM reads
     answer: str  # `{text}`: a finished answer, as read in later turns
-    stop: tuple[str, ...]  # generation of a row ends when its text contains one of these
+    stop: tuple[str, ...]  # generation of a row ends when its text contains one of these; the first ends an answer
     drop_leading_ids: tuple[int, ...] = ()  # dropped in this order, once each, where ids begin so
     keep_after: str = ""  # when the LLM writes this, only what follows the last one is the answer
+    past: str = ""  # opens an answer in later turns, where that is not `assistant` (Qwen3: no thoughts are kept)
+    training: str = ""  # stands around an instruction in training, `{}`, where that is not the chat's first turn
+
+    @property
+    def prompt_template(self) -> str:
+        """model.prompt_template, unless the config sets it."""
+        return self.training or self.system + self.user.replace("{text}", "{}") + self.assistant
+
+    @property
+    def end_sym(self) -> str:
+        """model.end_sym, unless the config sets it: what follows an answer, up to where the chat stops."""
+        before, stop, _ = self.answer.partition("{text}")[2].partition(self.stop[0])
+        return before + stop if stop else self.stop[0]
 
     def clean_ids(self, ids: list[int]) -> list[int]:
         """Token ids without the leading ones that belong to no answer."""
@@ -105,8 +119,11 @@ class ChatState:
                 write(IMAGE_BEFORE)
                 parts.append(image)
                 write(IMAGE_AFTER)
-            write(turn.question + after + self.template.assistant)
-            if turn.answer is not None:
+            write(turn.question + after)
+            if turn.answer is None:
+                write(self.template.assistant)
+            else:
+                write(self.template.past or self.template.assistant)
                 write(self.template.answer.replace("{text}", turn.answer))
         return [part for part in parts if not isinstance(part, str) or part]
 
@@ -129,6 +146,7 @@ VICUNA_V0 = Conversation(
     stop=("###",),
     drop_leading_ids=(0, 1),  # LLaMA's <unk> and <s>
     keep_after="Assistant:",
+    training="###Human: {} ###Assistant: ",
 )
 
 # BOS of the ChatML models is `<|im_start|>` itself, so the first turn opens with it either way.

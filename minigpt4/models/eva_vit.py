@@ -20,6 +20,11 @@ EVA_CLIP_G = dict(
 )  # fmt: skip
 
 
+# Parts of timm's models that come after `forward_features` (pooling, its norm, the classifier): not ours, and a
+# parameter that never gets a gradient would stop DDP.
+AFTER_FEATURES = ("attn_pool", "fc_norm", "head")
+
+
 def create_vit(name: str, image_size: int, drop_path_rate: float = 0.0, **kwargs) -> nn.Module:
     """A visual encoder with random weights.
 
@@ -39,13 +44,19 @@ def create_vit(name: str, image_size: int, drop_path_rate: float = 0.0, **kwargs
         if not timm.is_model(name):
             close = did_you_mean(name, ["eva_clip_g", *timm.list_models()])
             raise ConfigError(f"model.vit_model: {name!r} is neither eva_clip_g nor a model of timm{close}")
-        arguments = {"pretrained": False, "num_classes": 0, "drop_path_rate": drop_path_rate, **kwargs}
+        arguments = {"pretrained": False, "num_classes": 0, **kwargs}
+        if drop_path_rate:  # not every model takes it
+            arguments["drop_path_rate"] = drop_path_rate
         try:
-            return timm.create_model(name, **{"img_size": image_size, **arguments})
+            vit = timm.create_model(name, **{"img_size": image_size, **arguments})
         except TypeError:  # convolutional networks take any size and no such argument
-            return timm.create_model(name, **arguments)
+            vit = timm.create_model(name, **arguments)
     except TypeError as error:
         raise ConfigError(f"model.vit_kwargs: {kwargs} does not suit {name}: {error}") from None
+    for part in AFTER_FEATURES:
+        if isinstance(getattr(vit, part, None), nn.Module):
+            setattr(vit, part, nn.Identity())
+    return vit
 
 
 def encode_tokens(vit: nn.Module, image: Tensor) -> Tensor:
@@ -65,9 +76,11 @@ def published_vit_state(state: dict[str, Tensor], vit: nn.Module) -> dict[str, T
     grid differs (bicubic). Source: the original's create_eva_vit_g.
     """
     own = vit.state_dict()
-    # `default_cfg` names the classifier of every timm model but the one built here, whose files call it `head`
+    # `default_cfg` names the classifier of every timm model but the one built here, whose files call it `head`;
+    # distilled ones have two.
     classifier = (getattr(vit, "default_cfg", None) or {}).get("classifier") or "head"
-    dropped = ("norm.", "fc_norm.", "mask_token", f"{classifier}.")
+    classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    dropped = ("norm.", "mask_token", *(f"{name}." for name in (*AFTER_FEATURES, *classifiers)))
     depth = len(vit.blocks) if isinstance(vit, Eva) else None
     kept = {}
     for name, tensor in state.items():
@@ -82,11 +95,13 @@ def published_vit_state(state: dict[str, Tensor], vit: nn.Module) -> dict[str, T
 
 
 def _resize_pos_embed(pos_embed: Tensor, tokens: int) -> Tensor:
-    """(1, 1 + g*g, D) -> (1, tokens, D): the grid is interpolated, the CLS entry stays."""
-    if pos_embed.shape[1] == tokens:
+    """(1, c + g*g, D) -> (1, tokens, D): the grid is interpolated, the c entries before it (CLS, or none) stay."""
+    new = math.isqrt(tokens)
+    first = tokens - new * new  # c, which is small against the grid
+    old = math.isqrt(max(pos_embed.shape[1] - first, 0))
+    if pos_embed.shape[1] == tokens or old * old + first != pos_embed.shape[1]:
         return pos_embed
-    old, new = math.isqrt(pos_embed.shape[1] - 1), math.isqrt(tokens - 1)
-    cls, grid = pos_embed[:, :1], pos_embed[:, 1:]
+    cls, grid = pos_embed[:, :first], pos_embed[:, first:]
     grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2).float()
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([cls, grid.flatten(2).transpose(1, 2).to(cls.dtype)], dim=1)
+    return torch.cat([cls, grid.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)

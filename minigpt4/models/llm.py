@@ -4,11 +4,19 @@ import logging
 from pathlib import Path
 
 import torch
-from tokenizers import normalizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from tokenizers import normalizers, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..common.errors import CheckpointError, ConfigError
+from ..common.identify import KINDS, identify
 
 log = logging.getLogger("minigpt4")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -25,6 +33,8 @@ def llm_dtype(precision: str, device: torch.device) -> torch.dtype:
     would be cast and the copy kept for backward, 26 GB for Vicuna-13B."""
     if precision != "auto":
         return DTYPES[precision]
+    if device.type == "meta":
+        return torch.bfloat16
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
@@ -34,52 +44,43 @@ def check_folder(path: str) -> None:
     """Raises CheckpointError when `path` is not the folder of an LLM."""
     if not (Path(path) / "config.json").is_file():
         raise CheckpointError(
-            f"model.llama_model: {path} has no config.json; write the folder of an LLM in transformers format"
+            f"model.llama_model: {path} has no config.json; write the folder of an LLM in transformers format, "
+            "or a .gguf file"
         )
 
 
-def load_llm(path: str, dtype: torch.dtype, device: torch.device, low_resource: bool = False) -> PreTrainedModel:
-    """A causal LM with frozen weights, in eval mode, on `device`.
+def llm_source(path: str) -> tuple[str, dict[str, str]]:
+    """What transformers is told to read model.llama_model: its folder, and more options for a GGUF file.
+
+    Raises:
+        CheckpointError: `path` is neither the folder of an LLM nor a GGUF file.
+    """
+    if not path.endswith(".gguf"):
+        check_folder(path)
+        return path, {}
+    facts = identify(path)
+    if facts.kind != "gguf":
+        raise CheckpointError(f"model.llama_model: {path} is {KINDS[facts.kind]}; download it again")
+    return str(Path(path).parent), {"gguf_file": Path(path).name}
+
+
+def create_llm(config: PreTrainedConfig | str, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal LM on the meta device: names, shapes and dtypes, but no memory and no weight file read.
 
     Args:
-        path: folder with config.json and weights (safetensors or .bin, sharded or not).
-        low_resource: 8-bit weights: bitsandbytes on CUDA, torchao's int8 weights elsewhere.
+        config: transformers' config of it; or model.llama_model, of which config.json is read, or a GGUF file's head.
     Raises:
-        CheckpointError: the folder does not hold what it should.
+        CheckpointError: not the config of a causal LM.
     """
-    check_folder(path)
-    # On CPU the fused attention's backward is the slow part: eager takes 0.7 of its time for the small model's step.
-    options = {"attn_implementation": "sdpa" if device.type == "cuda" else "eager"}
-    if low_resource and device.type == "cuda":
-        from transformers import BitsAndBytesConfig
-
-        options |= {"quantization_config": BitsAndBytesConfig(load_in_8bit=True), "device_map": {"": device}}
-    elif low_resource:
-        from torchao.quantization import Int8WeightOnlyConfig
-        from transformers import TorchAoConfig
-
-        options |= {"quantization_config": TorchAoConfig(Int8WeightOnlyConfig())}
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     try:
-        llm, info = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"model.llama_model: {path} cannot be loaded: {error}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    if info["missing_keys"] or info.get("mismatched_keys"):
-        bad = [*sorted(info["missing_keys"]), *map(str, info.get("mismatched_keys") or [])]
-        raise CheckpointError(
-            f"model.llama_model: {path}: missing or misshapen weights: {', '.join(bad[:5])} ({len(bad)})"
-        )
-    if not low_resource:
-        llm.to(device)
-    llm.requires_grad_(False).eval()
-    check_head(llm)
-    return llm
+        if isinstance(config, str):
+            folder, source = llm_source(config)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, **source)
+        with torch.device("meta"):
+            llm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model.llama_model: no causal LM can be built from its config.json: {error}") from error
+    return llm.requires_grad_(False).eval()
 
 
 def head_input_hidden_states(llm: PreTrainedModel, **inputs) -> torch.Tensor:
@@ -88,16 +89,18 @@ def head_input_hidden_states(llm: PreTrainedModel, **inputs) -> torch.Tensor:
 
 
 @torch.no_grad()
-def check_head(llm: PreTrainedModel) -> None:
+def check_head(llm: PreTrainedModel, device: torch.device) -> None:
     """Body + output embeddings must give the LLM's own logits (some, like Gemma-2, bend theirs).
 
+    Args:
+        device: where inputs come from; an LLM spread over devices cannot tell.
     Raises:
         CheckpointError: this LLM cannot be trained through its hidden states.
     """
-    ids = torch.tensor([[1, 2]], device=llm.device)
+    ids = torch.tensor([[1, 2]], device=device)
     ours = llm.get_output_embeddings()(head_input_hidden_states(llm, input_ids=ids))
     theirs = llm(input_ids=ids).logits
-    if not torch.allclose(ours.float(), theirs.float(), atol=1e-3, rtol=1e-2):
+    if not torch.allclose(ours.float().cpu(), theirs.float().cpu(), atol=1e-3, rtol=1e-2):
         raise CheckpointError(
             f"model.llama_model: {type(llm).__name__} changes its logits after lm_head; such an LLM is not supported"
         )
@@ -109,12 +112,18 @@ def load_tokenizer(path: str, pad_token: str | None = None) -> PreTrainedTokeniz
     Args:
         pad_token: a token of the vocabulary, or None: EOS, as in the original.
     """
-    check_folder(path)
+    folder, source = llm_source(path)
+    if any(Path(folder).glob("tokenizer.*")):
+        source = {}  # the tokenizer's own files say more than what a GGUF file holds of it
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, add_bos_token=True, padding_side="right")
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, add_bos_token=True, padding_side="right", **source
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"model.llama_model: {path} has no tokenizer that can be read: {error}") from error
-    if (Path(path) / "tokenizer.model").is_file():
+    # transformers builds a LlamaTokenizer anew; others (Mistral) do what their tokenizer.json says, where there is one.
+    rebuilt = isinstance(tokenizer, LlamaTokenizer) or not (Path(folder) / "tokenizer.json").is_file()
+    if rebuilt and ((Path(folder) / "tokenizer.model").is_file() or (source and _prepends_space(tokenizer))):
         _keep_leading_space(tokenizer)
     if pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -123,6 +132,24 @@ def load_tokenizer(path: str, pad_token: str | None = None) -> PreTrainedTokeniz
     else:
         raise ConfigError(f"model.pad_token: {pad_token!r} is not a token of {path}")
     return tokenizer
+
+
+def pad_apart_from(tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> None:
+    """Where the padding token is among `end_ids` (what ends an answer, and must be learned), take another that no text
+    holds: the unknown token, else the first special token of the vocabulary but BOS."""
+    if tokenizer.pad_token_id not in end_ids:
+        return
+    special = [(i, str(token)) for i, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    others = [(tokenizer.unk_token_id, tokenizer.unk_token), *special]
+    usable = [name for i, name in others if i is not None and i not in {*end_ids, tokenizer.bos_token_id}]
+    if usable:
+        tokenizer.pad_token = usable[0]
+
+
+def _prepends_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer made from a GGUF file is sentencepiece's kind, which puts a space before each text."""
+    pre_tokenizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
+    return isinstance(pre_tokenizer, pre_tokenizers.Metaspace) and pre_tokenizer.prepend_scheme != "never"
 
 
 def _keep_leading_space(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,5 +1,7 @@
 """MiniGPT-4: image -> frozen ViT -> frozen Q-Former -> one trained linear layer -> frozen LLM.
 
+The paper's ablations are keys of the config: no Q-Former, a trained one, more layers. LoRA in the LLM is one more.
+
 Notation for shapes: B batch, N patches, Q queries, P prefix tokens, T text tokens, S = P + T, K captions of an image,
 D_vit, D_q, D_llm widths, V vocabulary.
 """
@@ -11,20 +13,34 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..common.checkpoint import load_exact, named_tensors, read_state
+from ..common.checkpoint import read_state
+from ..common.download import local_path
 from ..common.errors import ConfigError, UserError
+from ..common.memory import check_loaded, empty_weights
 from ..common.paths import resolve_path
 from ..common.registry import MODELS
 from ..common.schema import ModelConfig
+from ..conversation.chat_template import with_training_form
 from . import qformer as qf
-from .eva_vit import create_vit, encode_tokens, published_vit_state
-from .llm import DTYPES, cpu_has_bf16, head_input_hidden_states, llm_dtype, load_llm, load_tokenizer
+from .adapters import add_lora, create_projection, set_lora_training
+from .eva_vit import create_vit, encode_tokens
+from .llm import (
+    DTYPES,
+    cpu_has_bf16,
+    create_llm,
+    head_input_hidden_states,
+    llm_dtype,
+    load_tokenizer,
+    pad_apart_from,
+)
+from .llm_loading import load_llm
+from .published import PublishedWeights
 
 log = logging.getLogger("minigpt4")
 IMAGE_TAG = "<ImageHere>"
-PARTS = ("visual_encoder", "ln_vision", "query_tokens", "Qformer", "llama_proj", "llama_model")
 
 
 class PromptError(UserError):
@@ -32,13 +48,24 @@ class PromptError(UserError):
 
 
 @MODELS.register("mini_gpt4")
-class MiniGPT4(nn.Module):
+class MiniGPT4(PublishedWeights):
     """Module names are part of the checkpoint format: visual_encoder, ln_vision, query_tokens, Qformer, llama_proj,
     llama_model."""
 
-    def __init__(self, config: ModelConfig, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device | str = "cpu",
+        llm_config: PreTrainedConfig | None = None,
+        llm_device: torch.device | str | None = None,
+    ):
         """Build the model and load every frozen weight that the config names, strictly.
 
+        Args:
+            device: where it goes. `meta` builds the whole model without memory: no weight file is opened, and of the
+                LLM's folder config.json and the tokenizer, which may be missing (then `tokenizer` is None).
+            llm_config: on the meta device, stands in for the LLM's folder.
+            llm_device: where the LLM goes, if not to `device` too: to the CPU, from where FSDP parts it.
         Raises:
             CheckpointError, ConfigError: a file does not hold what the config says.
         """
@@ -47,103 +74,80 @@ class MiniGPT4(nn.Module):
         self.config = config
         q = config.qformer_kwargs
 
-        self.visual_encoder = create_vit(
-            config.vit_model, config.image_size, config.drop_path_rate, **config.vit_kwargs
-        )
+        meta = device.type == "meta"
+        # Parameters that a file brings are made by the file: no memory and no random numbers before.
+        with empty_weights(meta or bool(config.vit_ckpt)):
+            self.visual_encoder = create_vit(
+                config.vit_model, config.image_size, config.drop_path_rate, **config.vit_kwargs
+            )
         width = self.visual_encoder.num_features  # D_vit
-        self.ln_vision = nn.LayerNorm(width, eps=1e-5)  # transformers' BLIP-2 has 1e-6; the original this
-        self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_token, q.hidden_size).normal_(std=0.02))
-        self.Qformer = qf.create_qformer(width, **vars(q))
-        self._load_vision()
-
-        self.tokenizer = load_tokenizer(resolve_path(config.llama_model), config.pad_token)
-        self.llama_model = load_llm(
-            resolve_path(config.llama_model),
-            llm_dtype(config.llama_precision, device),
-            device,
-            config.low_resource,
-        )
+        with empty_weights(meta or bool(config.q_former_model)):
+            self.ln_vision = nn.LayerNorm(width, eps=1e-5)  # transformers' BLIP-2 has 1e-6; the original this
+            self.query_tokens = self.Qformer = None
+            if config.has_qformer:
+                self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_token, q.hidden_size))
+                nn.init.normal_(self.query_tokens, std=0.02)
+                self.Qformer = qf.create_qformer(width, **vars(q))
+        self._set_vit_precision(device)
+        if meta:
+            self._build_meta_llm(llm_config)
+        else:
+            self._load_vision(device)
+            llm_path = local_path(config.llama_model)
+            self.tokenizer = load_tokenizer(llm_path, config.pad_token)
+            self.llama_model = load_llm(
+                llm_path,
+                llm_dtype(config.llama_precision, device),
+                torch.device(llm_device or device),
+                low_resource=config.low_resource,
+                device_map=config.device_map,
+                max_memory=config.max_memory,
+            )
         if config.use_grad_checkpoint:
-            self.llama_model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.llama_proj = nn.Linear(q.hidden_size, self.llama_model.config.get_text_config().hidden_size)
+            self.llama_model.activation_checkpointing_enable({"use_reentrant": False})
+        self.llama_proj = create_projection(
+            q.hidden_size if config.has_qformer else width,
+            self.llama_model.config.get_text_config().hidden_size,
+            config.proj_layers,
+        )
+        if config.lora:
+            add_lora(self.llama_model, config.lora)
+        self.config = config = with_training_form(config, self.tokenizer)
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template) if config.prompt_path else []
-        self._check_end_symbol()
+        if self.tokenizer:
+            if config.pad_token is None:
+                pad_apart_from(self.tokenizer, self.token_ids(config.end_sym))
+            self._check_end_symbol()
 
         if config.freeze_vit:
             self.visual_encoder.requires_grad_(False)
             self.ln_vision.requires_grad_(False)
-        if config.freeze_qformer:
+        if config.has_qformer and config.freeze_qformer:
             self.Qformer.requires_grad_(False)
             self.query_tokens.requires_grad_(False)
-        if config.ckpt:
+        if config.ckpt and not meta:
             self.load_trained(config.ckpt)
-        self._set_vit_precision(device)
-        self.to(device)
+        if not meta:
+            for name, part in self.named_children():
+                if not (name == "llama_model" and config.device_map):  # what lies on disk is empty here
+                    check_loaded(part)
+        self._place(device, llm_apart=bool(config.device_map or llm_device))
         self.train()
 
     # -- weights ------------------------------------------------------------------------------------------------
 
-    def _load_vision(self) -> None:
+    def _build_meta_llm(self, llm_config: PreTrainedConfig | None) -> None:
+        path = resolve_path(self.config.llama_model)
+        dtype = llm_dtype(self.config.llama_precision, torch.device("meta"))
+        self.llama_model = create_llm(llm_config or path, dtype)
+        has_tokenizer = llm_config is None and (path.endswith(".gguf") or any(Path(path).glob("tokenizer.*")))
+        self.tokenizer = load_tokenizer(path, self.config.pad_token) if has_tokenizer else None
+
+    def _load_vision(self, device: torch.device) -> None:
         if self.config.vit_ckpt:
-            state = published_vit_state(read_state(self.config.vit_ckpt), self.visual_encoder)
-            load_exact(named_tensors(self.visual_encoder), state, self.config.vit_ckpt)
+            self.load_vit(read_state(self.config.vit_ckpt), device)
         if self.config.q_former_model:
-            load_exact(
-                self.published_tensors(("Qformer", "query_tokens", "ln_vision")),
-                read_state(self.config.q_former_model),
-                self.config.q_former_model,
-                ignore=lambda name: qf.IGNORED.match(name) or name.startswith("llama_proj."),
-            )
-
-    def published_tensors(self, modules: Sequence[str] = PARTS) -> dict[str, Tensor]:
-        """The live tensors of these parts (all by default) under the published names."""
-        found: dict[str, Tensor] = {}
-        for name in modules:
-            module = getattr(self, name)
-            if isinstance(module, nn.Parameter):
-                found[name] = module
-            elif name == "Qformer":
-                found |= qf.to_published_state(named_tensors(module))
-            else:
-                found |= {f"{name}.{k}": v for k, v in named_tensors(module).items()}
-        return found
-
-    def trained_tensors(self) -> dict[str, Tensor]:
-        """The live tensors that a checkpoint holds, under their published names: the parameters that are trained, and
-        the buffers that change with them (a CNN's batch-norm statistics). With a Q-Former from scratch goes ln_vision,
-        so that the checkpoint can be the next run's q_former_model."""
-        found: dict[str, Tensor] = {}
-        for part in PARTS:
-            tensors = self.published_tensors([part])
-            trained = any(v.requires_grad for v in tensors.values())
-            found |= {
-                k: v for k, v in tensors.items() if v.requires_grad or (trained and not isinstance(v, nn.Parameter))
-            }
-        if not self.config.freeze_qformer and self.config.q_former_model is None:
-            found |= self.published_tensors(["ln_vision"])
-        return found
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """`trained_tensors`, apart from the graph."""
-        return {k: v.detach() for k, v in self.trained_tensors().items()}
-
-    def load_trained(self, path: str) -> None:
-        """Load a checkpoint of ours or of the original (`{"model": ...}`), or safetensors with the same names.
-
-        It must hold llama_proj. Of each other part (Q-Former, ViT) it must hold all or nothing, and all when no other
-        file of the config brings that part.
-        """
-        state = read_state(path)
-        brought = {"llama_proj": None, "visual_encoder": self.config.vit_ckpt} | dict.fromkeys(
-            ("ln_vision", "query_tokens", "Qformer"), self.config.q_former_model
-        )
-        targets, required = {}, set()
-        for part, source in brought.items():
-            tensors = self.published_tensors([part])
-            targets |= tensors
-            if source is None or any(name in tensors for name in state):
-                required |= set(tensors)
-        load_exact(targets, state, path, required=required)
+            self.load_qformer(read_state(self.config.q_former_model), device)
 
     # -- modes and devices --------------------------------------------------------------------------------------
 
@@ -151,6 +155,7 @@ class MiniGPT4(nn.Module):
         """Frozen parts stay in eval mode whatever is asked: no dropout, no batch-norm updates."""
         super().train(mode)
         self.llama_model.eval()
+        set_lora_training(self.llama_model, mode)
         if self.config.use_grad_checkpoint:
             # A layer recomputes only when it is itself in training mode; what it is made of stays in eval mode.
             for module in self.llama_model.modules():
@@ -159,7 +164,7 @@ class MiniGPT4(nn.Module):
         if self.config.freeze_vit:
             self.visual_encoder.eval()
             self.ln_vision.eval()
-        if self.config.freeze_qformer:
+        if self.config.has_qformer and self.config.freeze_qformer:
             self.Qformer.eval()
         return self
 
@@ -172,14 +177,26 @@ class MiniGPT4(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.to(self.vit_dtype)
 
+    def _place(self, device: torch.device, llm_apart: bool) -> None:
+        """Everything on `device`; an LLM that is elsewhere stays there."""
+        if not llm_apart:
+            self.to(device)
+            return
+        for name, part in self.named_children():
+            if name != "llama_model":
+                part.to(device)
+        if self.query_tokens is not None:
+            self.query_tokens.data = self.query_tokens.data.to(device)
+
     @property
     def device(self) -> torch.device:
-        return self.llama_proj.weight.device
+        return next(self.llama_proj.parameters()).device
 
     # -- from image and text to embeddings ----------------------------------------------------------------------
 
     def encode_img(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W) -> image_embeds (B, Q, D_llm), what the LLM sees of each image."""
+        """image (B, 3, H, W) -> image_embeds (B, Q, D_llm), what the LLM sees of each image; (B, N, D_llm) without
+        Q-Former."""
         image = image.to(self.device)
         half = torch.autocast(self.device.type, self.vit_dtype, enabled=self.vit_dtype != torch.float32)
         with half, torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vit):
@@ -187,11 +204,12 @@ class MiniGPT4(nn.Module):
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and not (self.config.freeze_vit and self.config.freeze_qformer)
         ):
-            patches = self.ln_vision(patches.float())
-            queries = self.Qformer(
-                query_embeds=self.query_tokens.expand(len(image), -1, -1), encoder_hidden_states=patches
-            ).last_hidden_state  # (B, Q, D_q)
-        return self.llama_proj(queries)
+            tokens = self.ln_vision(patches.float())
+            if self.config.has_qformer:
+                tokens = self.Qformer(
+                    query_embeds=self.query_tokens.expand(len(image), -1, -1), encoder_hidden_states=tokens
+                ).last_hidden_state  # (B, Q, D_q)
+        return self.llama_proj(tokens)
 
     def token_ids(self, text: str) -> list[int]:
         """Ids of `text` by itself, without BOS or EOS."""

@@ -8,11 +8,17 @@ from ..common.errors import main_guard
 
 VERBS = {
     "config": ("config_verb", "print a resolved config and where each value came from"),
+    "data": ("data", "check training data before a run does"),
     "describe": ("describe", "say what is in pictures, without a browser"),
+    "doctor": ("doctor", "say what is wrong with a config's files and this machine, and what to do"),
     "parity": ("parity", "compare this model with the original on a golden set"),
     "export": ("export", "write the weights of a checkpoint alone, as safetensors"),
+    "export-hf": ("hf.export_hf", "write the model as transformers' BLIP-2, which opens without this code"),
+    "import-hf": ("hf.import_hf", "write the files that an exported folder was made of again"),
     "weights": ("weights", "fetch and convert the small frozen weights"),
+    "prepare-vicuna": ("vicuna.prepare", "make Vicuna from LLaMA and its delta, and verify it"),
     "sample-set": ("sample_set", "make the sample set that the quickstart trains on"),
+    "plan": ("plan", "say whether a config fits a GPU, and how long it takes"),
     "quickstart": ("quickstart", "train both stages on the sample set and write a report"),
 }
 

@@ -56,7 +56,9 @@ def convert_smollm2(source: Path, folder: Path) -> None:
         WeightsError: the tokenizer's special tokens do not have the ids that our prompts rely on.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from minigpt4.models.llm_loading import load_llm
 
     with _quiet_transformers():
         where, gguf = str(source.parent), source.name
@@ -68,7 +70,7 @@ def convert_smollm2(source: Path, folder: Path) -> None:
                 f"{source.name}: special tokens {ids}, bos and eos {named}; expected {SMOLLM2_SPECIAL_IDS}, "
                 "bos <|im_start|>, eos <|im_end|>. Use the pinned transformers and tokenizers versions."
             )
-        from_gguf = AutoModelForCausalLM.from_pretrained(where, gguf_file=gguf, dtype=torch.bfloat16)
+        from_gguf = load_llm(str(source), torch.bfloat16, torch.device("cpu"))
 
         # save_pretrained refuses a model that still counts as quantized, so its weights move to a plain one.
         settings = from_gguf.config.to_dict()

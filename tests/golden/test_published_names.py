@@ -65,7 +65,7 @@ def test_blip2s_file_fits_with_all_it_holds_beside(ours, published):
     targets = {k: v for k, v in ours.items() if k.startswith(side)}
     held = {k: v for k, v in published["model"].items() if k.startswith(side)} | published["blip2_also_holds"]
     held |= {"t5_proj.weight": (2048, 768), "t5_model.shared.weight": (8, 8)}
-    load_exact(targets, meta_state(held), "blip2.pth", ignore=qf.IGNORED.match)
+    load_exact(targets, meta_state(held), "blip2.pth", ignore=qf.IGNORED.match, device="meta")
     with pytest.raises(CheckpointError, match=r"unexpected: Qformer\.bert\.encoder\.layer\.12\.attention"):
         more = held | {"Qformer.bert.encoder.layer.12.attention.self.key.bias": (768,)}
         load_exact(targets, meta_state(more), "blip2.pth", ignore=qf.IGNORED.match)
@@ -81,7 +81,7 @@ def test_eva_vit_gs_file_fits_with_all_it_holds_beside(published):
     beside = {"norm.weight": (1408,), "fc_norm.bias": (1408,), "head.weight": (1000, 1408), "mask_token": (1, 1, 1408)}
     state = published_vit_state(meta_state(held | last | beside), vit)
     assert {k: tuple(v.shape) for k, v in state.items()} == held
-    load_exact(named_tensors(vit), state, "eva_vit_g.pth")
+    load_exact(named_tensors(vit), state, "eva_vit_g.pth", device="meta")
 
 
 @pytest.mark.parametrize("image_size", [224, 364])

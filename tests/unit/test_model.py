@@ -213,8 +213,9 @@ def test_one_prompt_is_drawn_for_each_batch(make_model, image):
 
 def test_an_end_symbol_that_is_the_padding_is_refused(make_model):
     with pytest.raises(ConfigError, match=r"model\.end_sym: '</s>' is also the padding token, .*set model\.pad_token"):
-        make_model(end_sym="</s>")
-    assert make_model(end_sym="</s>", pad_token="<unk>").tokenizer.pad_token == "<unk>"
+        make_model(end_sym="</s>", pad_token="</s>")
+    assert make_model(end_sym="</s>").tokenizer.pad_token == "<unk>"  # found by itself
+    assert make_model(end_sym="###").tokenizer.pad_token == "</s>"  # EOS, as in the original
     with pytest.raises(ConfigError, match=r"model\.pad_token: '\[PAD\]' is not a token of"):
         make_model(pad_token="[PAD]")
 

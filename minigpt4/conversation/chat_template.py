@@ -1,0 +1,144 @@
+"""`model.conv_template: auto`: how the LLM's own tokenizer writes a conversation, as one of our templates.
+
+The tokenizer's Jinja template is rendered on a conversation of known words; what stands between them are the parts of
+a `Conversation`. Our prompts are then, letter for letter, what `tokenizer.apply_chat_template` writes.
+"""
+
+from dataclasses import replace
+from itertools import takewhile
+
+from jinja2 import TemplateError
+
+from ..common.errors import ConfigError
+from ..common.registry import CONVERSATIONS
+from ..common.schema import ModelConfig
+from .prompts import Conversation
+
+QUESTION, ANSWER, NEXT = "first-question", "first-answer", "second-question"
+# Some templates (Llama 3.2) write the day's date. A prompt that changes from day to day cannot be trained on, so here
+# it is the day that they write themselves where there is no clock.
+FIXED_DATE = (
+    "{%- macro strftime_now(form) -%}"
+    "{%- if form == '%Y-%m-%d' -%}2024-07-26{%- else -%}26 Jul 2024{%- endif -%}"
+    "{%- endmacro -%}"
+)
+
+
+def conversation_of(conv_template: str, tokenizer) -> Conversation:
+    """The template that model.conv_template means: a registered one, or for `auto` the tokenizer's own.
+
+    Raises:
+        ConfigError, RegistryError: there is no such template, or it cannot be read.
+    """
+    return read_chat_template(tokenizer) if conv_template == "auto" else CONVERSATIONS.get(conv_template)
+
+
+def with_training_form(config: ModelConfig, tokenizer) -> ModelConfig:
+    """`config` with the prompt_template and end_sym that it leaves to conv_template filled in.
+
+    Without a prompt (stage 1) a caption ends with a newline, as in the original. Where there is no tokenizer (a model
+    of shapes alone), `auto` has nothing to read, and texts stand by themselves.
+    """
+    if config.conv_template == "auto" and tokenizer is None:
+        prompt_template, end_sym = "{}", "\n"
+    else:
+        conversation = conversation_of(config.conv_template, tokenizer)
+        prompt_template = conversation.prompt_template
+        end_sym = conversation.end_sym if config.prompt_path else "\n"
+    return replace(
+        config,
+        prompt_template=prompt_template if config.prompt_template is None else config.prompt_template,
+        end_sym=end_sym if config.end_sym is None else config.end_sym,
+    )
+
+
+def read_chat_template(tokenizer) -> Conversation:
+    """The tokenizer's chat template as a Conversation, with the system text that it has by default and no thinking.
+
+    Raises:
+        ConfigError: it has none, or writes later turns unlike the first.
+    """
+    where = f"model.conv_template: auto: the tokenizer of {tokenizer.name_or_path}"
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"{where} has no chat template (is the LLM a base model?); write "
+            f"{', '.join(CONVERSATIONS.names())} or register one of your own"
+        )
+    try:
+        opened = _render(tokenizer, QUESTION)  # ends where the LLM is to answer
+        asked = _render(tokenizer, QUESTION, generate=False)
+        answered = _render(tokenizer, QUESTION, ANSWER, generate=False)
+        again = _render(tokenizer, QUESTION, ANSWER, NEXT)
+        before, opening = opened.split(QUESTION)
+        user_after = asked.split(QUESTION)[1]
+        closing = answered.split(ANSWER)[1]
+        before_again, rest = again.split(QUESTION)
+        past, rest = rest.split(ANSWER)
+        between, opening_again = rest.split(NEXT)
+    except (TemplateError, ValueError, IndexError, TypeError) as error:
+        raise ConfigError(f"{where} cannot write a conversation of two turns: {error}") from error
+
+    special = _special_tokens(tokenizer)
+    # A user's turn opens alike every time; what stands before that in `between` ends the answer. Special tokens are not
+    # cut: `</s>[INST]` and `<s>[INST]` have no `s>` in common.
+    end = _common(closing, between, special)
+    user_before, user_after = between.removeprefix(end), _common(user_after, opening, special)
+    same = before == before_again and opening == opening_again and past.startswith(user_after)
+    if not same or not end.strip() or not before.endswith(user_before):
+        raise ConfigError(
+            f"{where} does not write every turn alike, or does not mark where an answer ends; register a template of "
+            "your own and name it here"
+        )
+    assistant, past = opening.removeprefix(user_after), past.removeprefix(user_after)
+    lead = ""
+    if past.startswith(assistant):
+        lead, past = past.removeprefix(assistant), ""
+    stop = [_first(end, special), *([_first(user_before, special)] if user_before.strip() else [])]
+    return Conversation(
+        name="auto",
+        system=before.removesuffix(user_before),
+        user=user_before + "{text}" + user_after,
+        assistant=assistant,
+        answer=lead + "{text}" + end,
+        stop=tuple(dict.fromkeys(stop)),
+        past=past,
+    )
+
+
+def _render(tokenizer, *texts: str, generate: bool = True) -> str:
+    """User and assistant in turn. `generate`: up to where the LLM goes on."""
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return tokenizer.apply_chat_template(
+        messages,
+        chat_template=FIXED_DATE + tokenizer.get_chat_template(),
+        tokenize=False,
+        add_generation_prompt=generate,
+        enable_thinking=False,  # Qwen3, SmolLM3: captions hold no thoughts
+    )
+
+
+def _special_tokens(tokenizer) -> list[str]:
+    """Tokens that text is cut at, the longest first."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values())
+    return sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+
+
+def _atoms(text: str, special: list[str]) -> list[str]:
+    """Special tokens whole, everything else letter by letter."""
+    found = []
+    while text:
+        atom = next((token for token in special if text.startswith(token)), text[0])
+        found.append(atom)
+        text = text[len(atom) :]
+    return found
+
+
+def _common(one: str, other: str, special: list[str]) -> str:
+    """What both begin with; a template may end a text for good (Phi-3) where it would else go on."""
+    pairs = zip(_atoms(one, special), _atoms(other, special), strict=False)
+    return "".join(atom for atom, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _first(text: str, special: list[str]) -> str:
+    """The first special token of `text`; without one, its words."""
+    return next((atom for atom in _atoms(text, special) if len(atom) > 1), text.strip())
