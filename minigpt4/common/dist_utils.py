@@ -10,6 +10,8 @@ from .errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from .schema import RunConfig
+
 
 class DeviceError(UserError):
     """A device that this machine does not have."""
@@ -60,3 +62,16 @@ def training_device(name: str) -> torch.device:
         said = f"torchrun --nproc-per-node, process {local_rank}"
         return choose_device(f"cuda:{local_rank}", said, "fewer processes")
     return device
+
+
+def mixed_precision(run: RunConfig, device: torch.device) -> str:
+    """What accelerate calls `mixed_precision`: no, bf16 or fp16 (the original's fp16 only where bf16 is missing)."""
+    import torch
+
+    if not run.amp:
+        return "no"
+    if run.amp_dtype != "auto":
+        return run.amp_dtype
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "no"

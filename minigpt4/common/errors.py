@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 
@@ -36,7 +37,25 @@ def main_guard(main: Callable[[], int | None]) -> int:
         # Under torchrun every process finds the same fault in the config: one of them says so.
         if not (isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"):
             print(f"error: {error}", file=sys.stderr)
+        _leave_torchrun(error)
         return 1
+    except Exception as error:
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:
+            traceback.print_exc()
+        _leave_torchrun(error)
+        raise
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)
         return 130
+
+
+def _leave_torchrun(error: Exception) -> None:
+    """Under torchrun: leave the reason for the report it prints when it has ended the other processes, and go at once.
+    Python's own end would wait for the others, who wait for this one, until torchrun loses patience (30 s)."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)

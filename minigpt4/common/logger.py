@@ -42,6 +42,13 @@ class MetricLog:
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, step)
 
+    def write_samples(self, step: int, answers: list[dict]) -> None:
+        """What the model said of each picture ({"image", "answer"}), in `samples.jsonl`."""
+        with self.path.with_name("samples.jsonl").open("a", encoding="utf-8") as file:
+            for row in answers:
+                file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+                self._board.add_text(row["image"], row["answer"], step)
+
     def close(self) -> None:
         self._file.close()
         self._board.close()
@@ -59,13 +66,14 @@ def read_log(path: Path) -> list[dict]:
 
 
 def plot_log(path: Path, out: Path) -> None:
-    """Draw loss (raw and smoothed) and learning rate of a log.jsonl into a PNG."""
+    """Draw a log.jsonl into a PNG: loss (raw, smoothed, of validation) and learning rate; throughput below."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = [row for row in read_log(path) if "loss" in row]
+    every = read_log(path)
+    rows = [row for row in every if "loss" in row]
     if not rows:
         return
     steps = [r["step"] for r in rows]
@@ -74,15 +82,31 @@ def plot_log(path: Path, out: Path) -> None:
     for value in loss:
         mean = 0.95 * mean + 0.05 * value
         smooth.append(mean)
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, (axis, speed) = plt.subplots(
+        2, figsize=(7, 5), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [4, 1]}
+    )
     axis.plot(steps, loss, color="#bbbbbb", linewidth=0.8, label="loss")
     axis.plot(steps, smooth, color="#c44e52", linewidth=1.8, label="loss, smoothed")
-    axis.set_xlabel("optimizer step")
+    valid = [row for row in every if "valid_loss" in row]
+    if valid:
+        points = [r["step"] for r in valid], [r["valid_loss"] for r in valid]
+        axis.plot(*points, "o-", color="#55a868", markersize=4, label="validation loss")
     axis.set_ylabel("loss (nats per target token)")
     axis.grid(alpha=0.3)
     right = axis.twinx()
     right.plot(steps, [r["lr"] for r in rows], color="#4c72b0", linewidth=1, alpha=0.7, label="learning rate")
     right.set_ylabel("learning rate")
     axis.legend(handles=[*axis.get_lines(), *right.get_lines()], loc="upper right", frameon=False)
+    speed.plot(steps, [r.get("samples_per_second", 0) for r in rows], color="#8172b3", linewidth=1)
+    speed.set_ylim(bottom=0)
+    speed.set_ylabel("samples/s")
+    speed.set_xlabel("optimizer step")
+    speed.grid(alpha=0.3)
     figure.savefig(out, dpi=110)
     plt.close(figure)
+
+
+def hms(seconds: float) -> str:
+    """3725 -> 1:02:05"""
+    seconds = round(seconds)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

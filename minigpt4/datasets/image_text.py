@@ -5,10 +5,9 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from ..common.errors import DataError
-from .stream import permutation_stream
+from .decoding import check_caption, read_image_file
+from .stream import permutation_stream, reshard_permutation
 
 
 class ImageTextSource:
@@ -25,6 +24,13 @@ class ImageTextSource:
         self.pairs = list(pairs)
         self.vis_processor, self.text_processor = vis_processor, text_processor
 
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def reshard(self, places: dict[int, dict], streams: int) -> dict:
+        """See `Source`."""
+        return reshard_permutation(places, streams)
+
     def iterate(self, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, str, tuple]]:
         """See `Source`."""
         for place, index in permutation_stream(len(self.pairs), stream, streams, seed, state):
@@ -33,9 +39,8 @@ class ImageTextSource:
     def decode(self, raw: tuple[Path, str | list[str]]) -> dict:
         """See `Source`."""
         path, text = raw
-        with Image.open(path) as image:
-            pixels = self.vis_processor(image)
-        captions = [self.text_processor(t) for t in ([text] if isinstance(text, str) else text)]
+        captions = [self.text_processor(check_caption(t)) for t in ([text] if isinstance(text, str) else text)]
+        pixels = self.vis_processor(read_image_file(path))
         return {"image": pixels, "text_input": captions[0] if isinstance(text, str) else captions}
 
 

@@ -31,6 +31,9 @@ class Source(Protocol):
     def decode(self, raw: Any) -> dict:
         """Raw sample -> {"image": (3, H, W), "text_input": ...}. Raises on a bad one."""
 
+    # A source may also have `__len__`, and `reshard(places, streams)`: the state from which any number of streams goes
+    # on where `streams` of them stood. Without it, a run with other processes draws anew.
+
 
 def seed_of(*parts) -> int:
     """A 32-bit seed from anything printable, the same in every process and Python."""
@@ -80,12 +83,13 @@ class SampleStream(IterableDataset):
                         yield {"bad": bad, "hopeless": True}
                         bad = []
                 continue
-            yield {**sample, "bad": bad}
+            yield {**sample, "bad": bad, "place": (stream, place)}
             bad = []
 
 
 def collate(samples: Sequence[dict]) -> dict:
-    """Samples -> {"image": (B, 3, H, W), "text_input": list[B], "bad": [(where, why)], "hopeless": bool}."""
+    """Samples -> {"image": (B, 3, H, W), "text_input": list[B], "bad": [(where, why)], "hopeless": bool, "place":
+    (number of the stream, its place after the batch)}."""
     good = [s for s in samples if "image" in s]
     batch = {
         "bad": [b for s in samples for b in s["bad"]],
@@ -94,6 +98,7 @@ def collate(samples: Sequence[dict]) -> dict:
     if good:
         batch["image"] = torch.stack([s["image"] for s in good])
         batch["text_input"] = [s["text_input"] for s in good]
+        batch["place"] = good[-1]["place"]
     return batch
 
 
@@ -139,18 +144,23 @@ class MixedLoader:
     Which one is a function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
     """
 
-    def __init__(self, loaders: dict[str, StatefulDataLoader], ratios: dict[str, float], seed: int, rank: int):
+    def __init__(
+        self, loaders: dict[str, StatefulDataLoader], ratios: dict[str, float], seed: int, rank: int, drawn: int = 0
+    ):
         self.loaders, self.seed, self.rank = loaders, seed, rank
         self.names, self.weights = list(loaders), [ratios[name] for name in loaders]
-        self.drawn = 0
+        self.drawn = drawn
+        self.places: dict[str, dict[int, dict]] = {}  # of each stream that batches came from
         self._iterators: dict[str, Iterator] = {}
 
     def state_dict(self) -> dict:
         """Taken between two batches."""
-        return {"drawn": self.drawn, "loaders": {n: self.loaders[n].state_dict() for n in self._iterators}}
+        loaders = {n: self.loaders[n].state_dict() for n in self._iterators}
+        places = {n: dict(p) for n, p in self.places.items()}
+        return {"drawn": self.drawn, "loaders": loaders, "places": places}
 
     def load_state_dict(self, state: dict) -> None:
-        self.drawn = state["drawn"]
+        self.drawn, self.places = state["drawn"], state["places"]
         for name, place in state["loaders"].items():
             self.loaders[name].load_state_dict(place)
             # Now, not when it is next drawn: a checkpoint before that must know of its place too.
@@ -163,19 +173,60 @@ class MixedLoader:
             if name not in self._iterators:
                 self._iterators[name] = iter(self.loaders[name])
             self.drawn += 1
-            yield name, {**next(self._iterators[name]), "dataset": name}
+            batch = {**next(self._iterators[name]), "dataset": name}
+            if "place" in batch:
+                stream, place = batch.pop("place")
+                self.places.setdefault(name, {})[stream] = place
+            yield name, batch
+
+
+def standing(states: Sequence[dict], num_workers: int) -> dict:
+    """Where a whole run stands in its data, from the `MixedLoader.state_dict()` of every process.
+
+    Returns:
+        {"drawn": batches, "streams": how many there were, "places": dataset -> stream -> its place}
+    """
+    places: dict[str, dict[int, dict]] = {}
+    for state in states:
+        for name, mine in state["places"].items():
+            places.setdefault(name, {}).update(mine)
+    drawn = max(state["drawn"] for state in states)
+    return {"drawn": drawn, "streams": len(states) * max(num_workers, 1), "places": places}
 
 
 def permutation_stream(length: int, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, int]]:
     """(state, index) for a dataset that can be indexed: every sample once in each pass, in a new order each time.
 
     The streams share each pass between them; when it does not divide, the rest belongs to the first streams.
+    State: `turn`, the number of the pass; `taken`, how many of its own share this stream took; and, after a change of
+    the number of streams, `seen`: turn -> [(streams, how many each took)], what was read of it before.
     """
-    turn, taken = state.get("turn", 0), state.get("taken", 0)
+    turn, taken, seen = state.get("turn", 0), state.get("taken", 0), state.get("seen", {})
     while True:
         order = list(range(length))
         random.Random(seed_of(seed, turn)).shuffle(order)
-        mine = order[stream::streams] or order[stream % length :][:1]  # fewer samples than streams: share one
+        for before, takens in seen.get(turn, []):
+            order = [sample for i, sample in enumerate(order) if i // before >= takens[i % before]]
+        mine = order[stream::streams]
+        if not mine and turn not in seen:
+            mine = order[stream % length :][:1]  # fewer samples than streams: share one
+        kept = {"seen": {t: stages for t, stages in seen.items() if t >= turn}} if seen else {}
         for i in range(taken, len(mine)):
-            yield {"turn": turn, "taken": i + 1}, mine[i]
+            yield {"turn": turn, "taken": i + 1, **kept}, mine[i]
         turn, taken = turn + 1, 0
+
+
+def reshard_permutation(places: dict[int, dict], streams: int) -> dict:
+    """The state from which any number of streams goes on with a `permutation_stream` that `streams` of them read.
+
+    Args:
+        places: the state of each; one that is missing has read nothing.
+    """
+    states = [places.get(i) or {"turn": 0, "taken": 0} for i in range(streams)]
+    first, last = min(s["turn"] for s in states), max(s["turn"] for s in states)
+    seen = {t: list(stages) for s in states for t, stages in s.get("seen", {}).items() if t >= first}
+    for turn in range(first, last + 1):
+        all_of_it = 2**31  # a stream that is in a later pass
+        takens = [s["taken"] if s["turn"] == turn else all_of_it if s["turn"] > turn else 0 for s in states]
+        seen[turn] = [*seen.get(turn, []), (streams, takens)]
+    return {"turn": first, "taken": 0, "seen": seen}

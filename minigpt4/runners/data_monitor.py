@@ -18,12 +18,17 @@ class DataMonitor:
         self.max_bad_share = max_bad_share
         self.read: Counter = Counter()
         self.bad: Counter = Counter()
+        self.faults: dict[str, Counter] = {}  # dataset -> fault -> how many; few, for they are names of classes
+        self._mute = False
 
     def state_dict(self) -> dict:
-        return {"read": dict(self.read), "bad": dict(self.bad)}
+        return {
+            "read": dict(self.read), "bad": dict(self.bad), "faults": {n: dict(c) for n, c in self.faults.items()}
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
         self.read, self.bad = Counter(state["read"]), Counter(state["bad"])
+        self.faults = {name: Counter(counts) for name, counts in state.get("faults", {}).items()}
 
     def see(self, dataset: str, batch: dict) -> None:
         """Note a batch's bad samples.
@@ -35,19 +40,37 @@ class DataMonitor:
         self.read[dataset] += len(batch.get("text_input", ())) + len(bad)
         if bad:
             self.bad[dataset] += len(bad)
-            with self.path.open("a") as file:
-                for where, why in bad:
-                    file.write(json.dumps({"dataset": dataset, "sample": where, "why": why}) + "\n")
+            self.faults.setdefault(dataset, Counter()).update(why.partition(":")[0] for _, why in bad)
+            self._write_down(dataset, bad)
             log.warning("skipped %d bad sample%s, e.g. %s (%s)", len(bad), "s" if len(bad) > 1 else "", *bad[0])
         share = self.bad[dataset] / max(self.read[dataset], 1)
         if batch["hopeless"] or (self.read[dataset] >= JUDGE_AFTER and share > self.max_bad_share):
-            why = Counter(why for _, why in bad).most_common(1)
             raise DataError(
                 f"datasets.{dataset}: {self.bad[dataset]} of {self.read[dataset]} samples are bad ({share:.0%}; "
-                f"run.max_bad_share is {self.max_bad_share:.0%})"
-                + (f", most often: {why[0][0]}" if why else "")
-                + f"; every one is listed in {self.path}"
+                f"run.max_bad_share is {self.max_bad_share:.0%}): {self._most_often(dataset)}"
+                + (f", e.g. {bad[0][0]} ({bad[0][1]})" if bad else "")
+                + f"; every one is listed in {self.path}, and `minigpt4 data check` finds them beforehand"
             )
 
+    def _write_down(self, dataset: str, bad: list[tuple[str, str]]) -> None:
+        """A full disk ends no run here; the next checkpoint will say so."""
+        try:
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                for where, why in bad:
+                    file.write(json.dumps({"dataset": dataset, "sample": where, "why": why}) + "\n")
+        except OSError as error:
+            if not self._mute:
+                log.warning("%s: bad samples cannot be written down: %s", self.path, error.strerror)
+            self._mute = True
+
+    def _most_often(self, dataset: str, most: int = 3) -> str:
+        """`12 BrokenImage, 3 NoCaption`"""
+        faults = self.faults.get(dataset, Counter())
+        return ", ".join(f"{count} {fault}" for fault, count in faults.most_common(most))
+
     def summary(self) -> str:
-        return ", ".join(f"{self.bad[n]} of {self.read[n]} samples of {n} were bad" for n in self.read)
+        return ", ".join(
+            f"{self.bad[n]} of {self.read[n]} samples of {n} were bad"
+            + (f" ({self._most_often(n)})" * bool(self.bad[n]))
+            for n in self.read
+        )

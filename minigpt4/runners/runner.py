@@ -1,7 +1,7 @@
 """The loop: backward, step, schedule, log, checkpoint. It is handed the model and a task; accelerate the plumbing."""
 
 import dataclasses
-import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,32 +14,27 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..common.checkpoint import (
+    atomic_save,
     find_latest,
     load_exact,
     prune_checkpoints,
     read_resume,
     save_checkpoint,
 )
+from ..common.dist_utils import mixed_precision
 from ..common.errors import CheckpointError, UserError
-from ..common.logger import MetricLog, log, plot_log
+from ..common.logger import MetricLog, hms, log, plot_log
 from ..common.optims import parameter_groups
 from ..common.paths import resolve_path
 from ..common.registry import LR_SCHEDULES
 from ..common.schema import Config
 from .data_monitor import DataMonitor
 from .process import StopSignals, lock_folder
+from .sharding import shard_llm
+from .step_guard import StepGuard
+from .validation import Validation, log_validation
 
-
-def mixed_precision(config: Config, device: torch.device) -> str:
-    """What accelerate calls `mixed_precision`: no, bf16 or fp16 (the original's fp16 only where bf16 is missing)."""
-    run = config.run
-    if not run.amp:
-        return "no"
-    if run.amp_dtype != "auto":
-        return run.amp_dtype
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "no"
+PLOT_EVERY = 120  # seconds between two drawings of loss.png
 
 
 class Runner:
@@ -53,11 +48,16 @@ class Runner:
 
     def __init__(self, config: Config, task, model: nn.Module, device: torch.device):
         run = self.run = config.run
+        if run.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
         self.config, self.task = config, task
         self.accelerator = Accelerator(
-            mixed_precision=mixed_precision(config, device),
+            mixed_precision=mixed_precision(run, device),
             gradient_accumulation_steps=run.accum_grad_iters,
             cpu=device.type == "cpu",
+            log_with=run.report_to or None,
         )
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
@@ -71,6 +71,9 @@ class Runner:
         frozen = [n for n, _ in [*model.named_parameters(), *model.named_buffers()] if n not in set(trained)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
         self.bare_model = model
+        if run.parallel == "fsdp" and self.world_size > 1:
+            shard_llm(model.llama_model, self.accelerator.device, self.world_size)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.init_lr)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.schedule = LR_SCHEDULES.get(run.lr_sched)
@@ -89,14 +92,22 @@ class Runner:
         run = self.run
         torch.manual_seed(run.seed + self.rank)
         self.monitor = DataMonitor(self.output_dir, run.max_bad_share, self.rank)
+        self.guard = StepGuard(self.output_dir, run.max_bad_steps, self.rank)
+        self.validation = None
+        if any(dataset.valid_info for dataset in self.config.datasets.values()):
+            self.validation = Validation(
+                lambda: self.task.validation_batches(self.rank, self.world_size), run.early_stop
+            )
         self.loader = self.task.build_loader(self.rank, self.world_size, run.seed)
         self._resume()
-        if self.step >= self.total_steps:
+        if self._finished():
             log.info(
                 "this run has finished: %s; write another run.output_dir, or run.resume=never",
                 self.output_dir,
             )
             return
+        if run.report_to:
+            self.accelerator.init_trackers("minigpt4", self._plain_config())
         self.metrics = MetricLog(self.output_dir, self.step) if self.is_main else None
         count = sum(p.numel() for p in self.bare_model.parameters() if p.requires_grad)
         log.info(
@@ -110,9 +121,16 @@ class Runner:
         finally:
             if self.is_main:
                 self.metrics.close()
+            if run.report_to:
+                self.accelerator.end_training()
+        early = self.step < self.total_steps
         log.info(
-            "done in %s. Checkpoint: %s; loss curve: %s; %s", _hms(time.monotonic() - started),
-            self._epoch_checkpoint(), self.output_dir / "loss.png", self.monitor.summary(),
+            "%s in %s. Checkpoint: %s; loss curve: %s; %s%s%s",
+            f"stopped early at step {self.step}, the validation loss no longer falls," if early else "done",
+            hms(time.monotonic() - started), self._last_checkpoint, self.output_dir / "loss.png",
+            self.monitor.summary(),
+            f"; {self.validation.summary(self.output_dir)}" if self.validation else "",
+            f"; {self.guard.skipped} steps were not finite and skipped" if self.guard.skipped else "",
         )  # fmt: skip
 
     def _loop(self, started: float) -> None:
@@ -123,38 +141,51 @@ class Runner:
             total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True, smoothing=0.1,
             disable=not (self.is_main and sys.stderr.isatty()),
         )  # fmt: skip
-        self._saved_at = self._told_at = started
+        self._saved_at = self._told_at = self._plotted_at = started
         first = self.step
-        while self.step < self.total_steps:
+        while not self._finished():
             lr = self._set_lr()
             tick = time.monotonic()
-            loss = self._optimizer_step(batches)
-            self.step += 1
+            loss, taken = self._backward(batches)
+            norm = self._clip()
             loss, stop, save_now = self._agree(loss)
+            if self.guard.admit(self.step + 1, loss, norm, taken):
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.step += 1
             seconds = time.monotonic() - tick
             rate = run.batch_size_train * run.accum_grad_iters * self.world_size / seconds
             eta = (time.monotonic() - started) / (self.step - first) * (self.total_steps - self.step)
             bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.1e} {rate:.1f} samples/s")
             bar.update()
-            self._tell(loss, lr, rate, eta, bar)
+            self._tell(loss, lr, norm, rate, eta, bar)
+            self._validate_if_due()
+            self._sample_if_due()
             self._save_if_due(stop, save_now)
         bar.close()
 
-    def _optimizer_step(self, batches) -> torch.Tensor:
-        """One optimizer step over `accum_grad_iters` batches; the mean of their losses."""
-        losses = []
+    def _finished(self) -> bool:
+        return self.step >= self.total_steps or (self.validation is not None and self.validation.exhausted)
+
+    def _backward(self, batches) -> tuple[torch.Tensor, list[dict]]:
+        """The gradient of `accum_grad_iters` batches; the mean of their losses, and the batches."""
+        losses, taken = [], []
         for _ in range(self.run.accum_grad_iters):
             dataset, batch = next(batches)
             self.monitor.see(dataset, batch)
+            taken.append(batch)
             with self.accelerator.accumulate(self.model):
                 loss = self.task.train_step(self.model, batch)
                 self.accelerator.backward(loss)  # divides by accum_grad_iters
-                if self.run.grad_clip and self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(self.model.parameters(), self.run.grad_clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
             losses.append(loss.detach().float())
-        return torch.stack(losses).mean()
+        return torch.stack(losses).mean(), taken
+
+    def _clip(self) -> float:
+        """The norm of the gradient, which is then at most run.grad_clip."""
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.run.grad_clip or float("inf"))
+        if self.accelerator.scaler:
+            return 0.0  # fp16: an overflow is the scaler's business, which skips the step and lowers its scale
+        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def _set_lr(self) -> float:
         run = self.run
@@ -175,17 +206,15 @@ class Runner:
             on_device = facts.to(self.accelerator.device, torch.float32)
             facts = self.accelerator.reduce(on_device, "sum").double().cpu()
             facts[0] /= self.world_size
-        if not math.isfinite(facts[0]):
-            raise UserError(
-                f"the loss of step {self.step} is {facts[0].item()}; the last checkpoint in {self.output_dir} is from "
-                "before it. Lower run.init_lr, or set run.amp=False"
-            )
         return facts[0].item(), int(facts[1]), bool(facts[2])
 
-    def _tell(self, loss: float, lr: float, rate: float, eta: float, bar: tqdm) -> None:
+    def _tell(self, loss: float, lr: float, norm: float, rate: float, eta: float, bar: tqdm) -> None:
         if self.is_main and (self.step % self.run.log_freq == 0 or self.step == 1):
-            epoch = (self.step - 1) // self.run.iters_per_epoch
-            self.metrics.write(self.step, epoch=epoch, loss=loss, lr=lr, samples_per_second=round(rate, 2))
+            finite = {"loss": loss, "grad_norm": round(norm, 6)} if self.guard.in_a_row == 0 else {"skipped": True}
+            self._write(lr=lr, samples_per_second=round(rate, 2), **finite)
+        if self.is_main and time.monotonic() - self._plotted_at > PLOT_EVERY:
+            self._plotted_at = time.monotonic()
+            plot_log(self.output_dir / "log.jsonl", self.output_dir / "loss.png")
         if bar.disable and time.monotonic() - self._told_at > 10:
             self._told_at = time.monotonic()
             log.info(
@@ -195,34 +224,72 @@ class Runner:
                 loss,
                 lr,
                 rate,
-                _hms(eta),
+                hms(eta),
             )
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------
+    def _write(self, **values) -> None:
+        """A row of log.jsonl for this step, and of every tracker."""
+        epoch = (self.step - 1) // self.run.iters_per_epoch
+        self.metrics.write(self.step, epoch=epoch, **values)
+        if self.run.report_to:
+            self.accelerator.log(values, step=self.step)
 
-    def _epoch_checkpoint(self) -> Path:
-        return self.output_dir / f"checkpoint_{self.step // self.run.iters_per_epoch - 1}.pth"
+    # -- watching -------------------------------------------------------------------------------------------------
+
+    def _due(self, every: int | None) -> bool:
+        """Every so many steps, or at the end of each epoch."""
+        return self.step % (every or self.run.iters_per_epoch) == 0
+
+    def _validate_if_due(self) -> None:
+        """The validation loss over all processes; the best one's weights become `checkpoint_best.pth`."""
+        if self.validation is None or not self._due(self.run.valid_every_steps):
+            return
+        totals = torch.tensor(self.validation.totals(self.model, self.task.train_step), dtype=torch.float64)
+        if self.world_size > 1:
+            totals = self.accelerator.reduce(totals.to(self.accelerator.device, torch.float32), "sum").double().cpu()
+        loss = (totals[0] / totals[1]).item()
+        best = self.validation.note(self.step, loss)
+        log_validation(self.step, loss, best, self.validation)
+        if self.is_main:
+            self._write(valid_loss=loss)
+            if best:
+                weights = {name: tensor.cpu() for name, tensor in self.bare_model.trained_state().items()}
+                facts = {**self._facts(), "valid_loss": loss}
+                atomic_save({"model": weights, **facts}, self.output_dir / "checkpoint_best.pth")
+
+    def _sample_if_due(self) -> None:
+        """What the model says of run.sample_images, into `samples.jsonl`."""
+        if not self.run.sample_images or not self._due(self.run.sample_every_steps):
+            return
+        answers = self.task.sample_answers(self.bare_model)
+        if self.is_main:
+            self.metrics.write_samples(self.step, answers)
+            for row in answers:
+                log.info("step %d  %s: %s", self.step, Path(row["image"]).name, row["answer"])
+
+    # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def _save_if_due(self, stop: int, save_now: bool) -> None:
         run = self.run
         if self.step % run.iters_per_epoch == 0:
-            self._save(self._epoch_checkpoint())
+            self._save(self.output_dir / f"checkpoint_{self.step // run.iters_per_epoch - 1}.pth")
             if self.is_main:
                 plot_log(self.output_dir / "log.jsonl", self.output_dir / "loss.png")
-        elif stop or save_now or (run.save_every_steps and self.step % run.save_every_steps == 0):
+        elif stop or save_now or self._finished() or (run.save_every_steps and self.step % run.save_every_steps == 0):
             self._save(self.output_dir / f"checkpoint_step_{self.step}.pth")
-        if stop and self.step < self.total_steps:
+        if stop and not self._finished():
             raise UserError(f"stopped by a signal after step {self.step}; saved. The same command goes on from there")
 
     def _save(self, checkpoint: Path) -> None:
         mine = {
             "loader": self.loader.state_dict(),
             "monitor": self.monitor.state_dict(),
+            "guard": self.guard.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
         everyone = gather_object([mine])
-        self._saved_at = time.monotonic()
+        self._saved_at, self._last_checkpoint = time.monotonic(), checkpoint
         if not self.is_main:
             return
         scaler = self.accelerator.scaler
@@ -230,17 +297,18 @@ class Runner:
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
             "ranks": everyone,
+            "validation": self.validation.state_dict() if self.validation else None,
             "num_workers": self.run.num_workers,
             "config": self._plain_config(),
         }
-        facts = {
-            "epoch": (self.step - 1) // self.run.iters_per_epoch,
-            "step": self.step,
-            "config": self._plain_config(),
-        }
-        save_checkpoint(checkpoint, self.bare_model.trained_state(), facts, resume)
+        save_checkpoint(checkpoint, self.bare_model.trained_state(), self._facts(), resume)
         prune_checkpoints(self.output_dir, self.run.keep_last)
         log.info("saved %s", checkpoint)
+
+    def _facts(self) -> dict:
+        """What stands beside the weights in a checkpoint."""
+        epoch = (self.step - 1) // self.run.iters_per_epoch
+        return {"epoch": epoch, "step": self.step, "config": self._plain_config()}
 
     def _plain_config(self) -> dict:
         return {k: v for k, v in dataclasses.asdict(self.config).items() if k in ("model", "datasets", "run")}
@@ -271,15 +339,20 @@ class Runner:
             mine = ranks[self.rank]
             self.loader.load_state_dict(mine["loader"])
             self.monitor.load_state_dict(mine["monitor"])
+            self.guard.load_state_dict(mine["guard"])
             torch.set_rng_state(mine["rng"])
             if mine["cuda_rng"] is not None and torch.cuda.is_available():
                 torch.cuda.set_rng_state(mine["cuda_rng"])
         else:
             log.warning(
-                "%s is of %d processes x %d workers, this run of %d x %d: going on with freshly drawn data",
+                "%s is of %d processes x %d workers, this run of %d x %d: lists of images go on with what is left of "
+                "their pass, shards are drawn anew, and the numbers will differ from those of the other run",
                 checkpoint, len(ranks), resume["num_workers"], self.world_size, self.run.num_workers,
             )  # fmt: skip
-            self.loader = self.task.build_loader(self.rank, self.world_size, self.run.seed + self.step)
+            before = [mine["loader"] for mine in ranks], resume["num_workers"]
+            self.loader = self.task.build_loader(self.rank, self.world_size, self.run.seed, before)
+        if self.validation and resume["validation"]:
+            self.validation.load_state_dict(resume["validation"])
         log.info("going on from %s (step %d)", checkpoint, self.step)
         for line in changes(resume.get("config", {}), self._plain_config()):
             log.warning("the config has changed since: %s", line)
@@ -295,8 +368,3 @@ def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
         elif old != new:
             lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
     return lines
-
-
-def _hms(seconds: float) -> str:
-    seconds = round(seconds)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"

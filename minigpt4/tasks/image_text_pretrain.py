@@ -1,24 +1,48 @@
 """Training on image-text pairs, with or without a prompt around the image: both stages of MiniGPT-4."""
 
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from .. import datasets, models, processors  # noqa: F401  (fills the registries)
 from ..common.errors import DataError
+from ..common.paths import resolve_path
 from ..common.registry import DATASETS, MODELS, PROCESSORS, TASKS
-from ..common.schema import Config, ModelConfig, ProcessorConfig
-from ..datasets.stream import MixedLoader, SampleStream, make_loader
+from ..common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
+from ..conversation.chat import Chat
+from ..datasets.stream import MixedLoader, SampleStream, Source, collate, make_loader, seed_of, standing
 from ..models.mini_gpt4 import read_prompts
 
 
-def build_model(config: ModelConfig, device: torch.device | str = "cpu") -> nn.Module:
-    """The model that `model.arch` names, with its weights, on `device`."""
-    return MODELS.get(config.arch)(config, device)
+def build_model(config: ModelConfig, device: torch.device | str = "cpu", **options) -> nn.Module:
+    """The model that `model.arch` names, with its weights, on `device`. `options` are that class's own."""
+    return MODELS.get(config.arch)(config, device, **options)
 
 
 def build_processor(config: ProcessorConfig):
     """The image or text processor that the config names."""
     return PROCESSORS.get(config.name)(**config.kwargs())
+
+
+def chat_processor(config: Config):
+    """How the chat sees a picture: PIL image -> float (3, H, W).
+
+    As in the original, it is the `train` processor of the config's first dataset; except that a random crop,
+    which a training config may have there, becomes the whole picture with the same normalization.
+    Without a dataset: `blip2_image_eval` at the model's image size.
+    """
+    for dataset in config.datasets.values():
+        chosen = dataset.vis_processor.train
+        if chosen is not None:
+            kwargs = {"image_size": config.model.image_size} | chosen.kwargs()
+            if chosen.name != "blip2_image_train":
+                return PROCESSORS.get(chosen.name)(**kwargs)
+            kept = {k: v for k, v in kwargs.items() if k in ("image_size", "mean", "std")}
+            return PROCESSORS.get("blip2_image_eval")(**kept)
+    return PROCESSORS.get("blip2_image_eval")(image_size=config.model.image_size)
 
 
 @TASKS.register("image_text_pretrain")
@@ -31,35 +55,87 @@ class ImageTextPretrain:
 
     def __init__(self, config: Config):
         self.config = config
-        self.sources, problems = {}, []
+        self.sources, self.valid_sources, problems = {}, {}, []
         for name, dataset in config.datasets.items():
             try:
-                self.sources[name] = DATASETS.get(dataset.builder or name)(
-                    dataset,
-                    build_processor(dataset.vis_processor.train),
-                    build_processor(dataset.text_processor.train),
-                )
+                self.sources[name] = self._source(name, dataset, "train")
+                if dataset.valid_info:
+                    held_out = dataclasses.replace(dataset, build_info=dataset.valid_info)
+                    self.valid_sources[name] = self._source(name, held_out, "eval")
             except DataError as error:
                 problems.append(f"datasets.{name}.build_info.storage: {error}")
         if problems:
             raise DataError("\n  ".join([f"{config.path}: the data cannot be used", *problems]))
         self.prompts = {
-            name: read_prompts(dataset.prompt_path, config.model.prompt_template, f"datasets.{name}.prompt_path")
+            name: read_prompts(
+                dataset.prompt_path, config.model.prompt_template or "{}", f"datasets.{name}.prompt_path"
+            )
             for name, dataset in config.datasets.items()
             if dataset.prompt_path
         }
 
-    def build_model(self, device: torch.device | str) -> nn.Module:
-        return build_model(self.config.model, device)
+    @staticmethod
+    def _source(name: str, dataset: DatasetConfig, split: str) -> Source:
+        """The samples of a dataset. Validation without an `eval` processor sees images as training does."""
+        chosen = [getattr(p, split) or p.train for p in (dataset.vis_processor, dataset.text_processor)]
+        return DATASETS.get(dataset.builder or name)(dataset, *map(build_processor, chosen))
 
-    def build_loader(self, rank: int, world_size: int, seed: int) -> MixedLoader:
-        """Endless batches for this process, mixed over the datasets by `sample_ratio`."""
+    def build_model(self, device: torch.device | str) -> nn.Module:
+        """The config's model; where conv_template says how instructions are put, the model has read it."""
+        # FSDP gives each process its part of an LLM that no GPU may hold as a whole.
+        apart = {"llm_device": "cpu"} if self.config.run.parallel == "fsdp" else {}
+        model = build_model(self.config.model, device, **apart)
+        if self.prompts and self.config.model.prompt_template is None:
+            template = model.config.prompt_template
+            self.prompts = {n: [template.replace("{}", p) for p in prompts] for n, prompts in self.prompts.items()}
+        return model
+
+    def build_loader(
+        self, rank: int, world_size: int, seed: int, before: tuple[list[dict], int] | None = None
+    ) -> MixedLoader:
+        """Endless batches for this process, mixed over the datasets by `sample_ratio`.
+
+        Args:
+            before: the loader states of all processes of a run that had another number of processes or workers, and
+                its num_workers. Lists go on with what is left of their pass, each sample once; shards are drawn anew.
+        """
         run, loaders = self.config.run, {}
+        stands = standing(*before) if before else None
         for name, source in self.sources.items():
             stream = SampleStream(source, name, seed, rank, world_size)
+            if stands and hasattr(source, "reshard"):
+                stream.place = source.reshard(stands["places"].get(name, {}), stands["streams"])
+            elif stands:
+                stream.seed = seed_of(seed, "drawn", stands["drawn"])
             loaders[name] = make_loader(stream, run.batch_size_train, run.num_workers)
         ratios = {name: dataset.sample_ratio for name, dataset in self.config.datasets.items()}
-        return MixedLoader(loaders, ratios, seed, rank)
+        return MixedLoader(loaders, ratios, seed, rank, drawn=stands["drawn"] if stands else 0)
+
+    def validation_batches(self, rank: int, world_size: int) -> Iterator[dict]:
+        """This process's share of the first `run.valid_samples` of each dataset's `valid_info`, the same each time.
+
+        Raises:
+            DataError: none of them can be read.
+        """
+        run = self.config.run
+        for name, source in self.valid_sources.items():
+            count = min(run.valid_samples, len(source)) if hasattr(source, "__len__") else run.valid_samples
+            stream = iter(SampleStream(source, name, 0, rank, world_size))
+            for left in range(max(count // world_size, 1), 0, -run.batch_size_eval):
+                batch = collate(list(itertools.islice(stream, min(left, run.batch_size_eval))))
+                if batch["hopeless"]:
+                    where, why = batch["bad"][0]
+                    raise DataError(f"datasets.{name}.valid_info: no sample can be read, e.g. {where} ({why})")
+                yield {**batch, "dataset": name}
+
+    def sample_answers(self, model: nn.Module) -> list[dict]:
+        """What the model says now of run.sample_images: [{"image", "answer"}], greedily."""
+        run = self.config.run
+        chat = Chat(model, chat_processor(self.config), self.config.model.conv_template)
+        files = [resolve_path(image) for image in run.sample_images]
+        answers = chat.answer_batch(files, run.sample_question, do_sample=False, max_new_tokens=60)
+        model.train()
+        return [{"image": i, "answer": a} for i, a in zip(run.sample_images, answers, strict=True)]
 
     def train_step(self, model: nn.Module, batch: dict) -> Tensor:
         """The loss, a scalar. A dataset with instructions of its own is asked by these."""

@@ -189,6 +189,38 @@ def test_one_run_to_a_folder(write_config, child, tmp_path, capfd):
     assert one.end() == 0
 
 
+# -- watching ---------------------------------------------------------------------------------------------------------
+
+
+def test_validation_and_answers_as_it_runs(write_config, data, tmp_path, capfd):
+    """The same numbers again when it goes on from between."""
+    picture = str(data / "align/image/0.jpg")
+    run = {
+        "valid_every_steps": 3,
+        "valid_samples": 8,
+        "early_stop": 9,
+        "sample_images": [picture],
+        "deterministic": True,
+    }
+    options = [f"datasets.cc_sbu_align.valid_info.storage={data}/align"]
+    for name in ("one", "two"):
+        assert main(write_config("stage2", name, run=run), *options) == 0
+        options.append(f"run.resume_ckpt_path={tmp_path}/one/checkpoint_0.pth")
+    torch.use_deterministic_algorithms(False)
+    logs = [[json.loads(row) for row in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    losses = [[(r["step"], r["valid_loss"]) for r in log if "valid_loss" in r] for log in logs]
+    assert [step for step, _ in losses[0]] == [3, 6, 9, 12]
+    assert losses[1] == losses[0][2:]
+    assert losses[0][-1][1] < losses[0][0][1]
+    best = torch.load(tmp_path / "one/checkpoint_best.pth", weights_only=True)
+    assert (best["step"], best["valid_loss"]) == min(losses[0], key=lambda pair: pair[1])
+    said = [json.loads(line) for line in (tmp_path / "one/samples.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["image"]) for r in said] == [(6, picture), (12, picture)]
+    assert all(isinstance(r["answer"], str) for r in said)
+    err = capfd.readouterr().err
+    assert "validation loss" in err and f"best validation loss {best['valid_loss']:.4f}" in err
+
+
 # -- what goes wrong --------------------------------------------------------------------------------------------------
 
 

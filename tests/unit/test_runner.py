@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt4.common.dist_utils import DeviceError, choose_device, training_device
+from minigpt4.common.checkpoint import find_latest
+from minigpt4.common.dist_utils import DeviceError, choose_device, mixed_precision, training_device
 from minigpt4.common.errors import UserError
 from minigpt4.common.logger import MetricLog, read_log
-from minigpt4.common.schema import Config, RunConfig
+from minigpt4.common.schema import BuildInfo, Config, DatasetConfig, RunConfig
 from minigpt4.runners import runner as runner_module
-from minigpt4.runners.runner import Runner, changes, mixed_precision
+from minigpt4.runners.runner import Runner, changes
+from minigpt4.runners.step_guard import StepGuard
+from minigpt4.runners.validation import Validation
 
 CPU = torch.device("cpu")
 
@@ -22,8 +25,8 @@ CPU = torch.device("cpu")
 class Given:
     """A loader of these batches, over and over."""
 
-    def __init__(self, batches):
-        self.batches, self.taken = batches, 0
+    def __init__(self, batches, before=None):
+        self.batches, self.taken, self.before = batches, 0, before
 
     def __iter__(self):
         while True:
@@ -31,7 +34,7 @@ class Given:
             yield "given", {"bad": [], "hopeless": False, **self.batches[(self.taken - 1) % len(self.batches)]}
 
     def state_dict(self):
-        return {"taken": self.taken}
+        return {"taken": self.taken, "drawn": self.taken, "places": {"given": {0: {"taken": self.taken}}}}
 
     def load_state_dict(self, state):
         self.taken = state["taken"]
@@ -41,8 +44,8 @@ class GivenTask:
     def __init__(self, batches, before_step=lambda step: None):
         self.batches, self.before_step, self.steps = batches, before_step, 0
 
-    def build_loader(self, rank, world_size, seed):
-        return Given(self.batches)
+    def build_loader(self, rank, world_size, seed, before=None):
+        return Given(self.batches, before)
 
     def train_step(self, model, batch):
         self.before_step(self.steps)
@@ -55,9 +58,11 @@ def run(tmp_path, monkeypatch):
     """run(model, task, batch_size_train=2, ...) -> its Runner after training."""
     monkeypatch.setattr(runner_module, "plot_log", lambda *_: None)
 
-    def run(model, task, folder="out", **keys):
+    def run(model, task, folder="out", datasets=None, **keys):
         keys = {"max_epoch": 1, "iters_per_epoch": 3, "log_freq": 1, "amp": False, "device": "cpu", **keys}
-        config = Config(run=RunConfig(output_dir=str(tmp_path / folder), num_workers=0, **keys))
+        config = Config(
+            datasets=datasets or {}, run=RunConfig(output_dir=str(tmp_path / folder), num_workers=0, **keys)
+        )
         runner = Runner(config, task, model, CPU)
         runner.train()
         return runner
@@ -126,12 +131,106 @@ def test_gradients_are_clipped_to_their_norm(run, monkeypatch):
     assert seen == pytest.approx([0.5] * 3 + [40.0] * 3, rel=1e-4)
 
 
-def test_a_loss_that_is_no_number_ends_the_run(run, tmp_path):
-    batches = [{"x": 1.0}, {"x": 1.0}, {"x": float("nan")}]
-    with pytest.raises(UserError, match=r"the loss of step 3 is nan; .*Lower run\.init_lr, or set run\.amp=False"):
-        run(Slope(), GivenTask(batches), save_every_steps=2)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_that_is_not_finite_is_skipped(run, tmp_path, value):
+    batches = [{"x": torch.tensor(1.0)}, {"x": torch.tensor(value)}, {"x": torch.tensor(1.0)}]
+    model = Slope()
+    done = run(model, GivenTask(batches), init_lr=1.0, min_lr=1.0, weight_decay=0.0, max_bad_steps=1)
+    assert model.w.item() == pytest.approx(-2, rel=1e-4)  # two steps of AdamW, each as large as the learning rate
+    assert [r.get("skipped") for r in log_rows(tmp_path)] == [None, True, None]
+    assert "loss" not in log_rows(tmp_path)[1]
+    (saved,) = torch.load(tmp_path / "out/bad_batches/step_2_rank_0.pt", weights_only=True)
+    assert str(saved["x"]) == str(torch.tensor(value))
+    assert (done.guard.skipped, done.guard.in_a_row) == (1, 0)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped(run):
+    class Edge(Slope):
+        """loss = sqrt(|w|): its gradient at 0 has no value, the loss has."""
+
+        def forward(self, batch):
+            return {"loss": (self.w * batch["x"]).abs().sqrt()}
+
+    model = Edge()
+    done = run(model, GivenTask([{"x": 1.0}]))
+    assert (model.w.item(), done.guard.skipped) == (0, 3)
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run(run, tmp_path):
+    batches = [{"x": 1.0}, {"x": 1.0}, {"x": float("nan")}, {"x": float("nan")}]
+    with pytest.raises(UserError, match=r"the loss of step 4 is nan, 2 steps in a row \(run\.max_bad_steps is 1\)"):
+        run(Slope(), GivenTask(batches), iters_per_epoch=4, save_every_steps=2, max_bad_steps=1)
     assert [p.name for p in (tmp_path / "out").glob("*.pth")] == ["checkpoint_step_2.pth"]
-    assert len(log_rows(tmp_path)) == 2
+
+
+def test_bad_steps_are_counted_over_a_restart(run, tmp_path):
+    """Killed between two bad steps, the run still knows of the first."""
+    batches = [{"x": 1.0}, {"x": float("nan")}]
+    task = GivenTask(batches, lambda step: step == 1 and os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(UserError, match="stopped by a signal after step 2"):
+        run(Slope(), task, iters_per_epoch=4)
+    with pytest.raises(UserError, match="2 steps in a row"):
+        run(Slope(), GivenTask([{"x": float("nan")}]), iters_per_epoch=4, max_bad_steps=1)
+
+
+def test_a_loss_spike_is_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(runner_module.log, "propagate", True)
+    guard = StepGuard(tmp_path, 1, 0)
+    for step in range(1, 101):
+        assert guard.admit(step, 2 + 0.1 * (step % 3), 1.0, [])
+    assert not caplog.text
+    assert guard.admit(101, 3.5, 1.0, [])
+    assert "loss spike at step 101: 3.500, where 2.1" in caplog.text
+
+
+# -- validation ---------------------------------------------------------------------------------------------------
+
+
+class Judged(GivenTask):
+    """Validation losses are given; w tells which step's weights they are of."""
+
+    def __init__(self, losses):
+        super().__init__([{"x": 1.0}])
+        self.losses = iter(losses)
+
+    def validation_batches(self, rank, world_size):
+        yield {"text_input": ["a", "b", "c"], "loss": next(self.losses)}
+
+    def train_step(self, model, batch):
+        return torch.tensor(batch["loss"]) if "loss" in batch else super().train_step(model, batch)
+
+
+HELD_OUT = {"given": DatasetConfig(valid_info=BuildInfo(storage="x"))}
+
+
+def test_validation_keeps_the_best_and_stops_early(run, tmp_path):
+    keys = dict(iters_per_epoch=1, max_epoch=9, early_stop=2, init_lr=1.0, min_lr=1.0, weight_decay=0.0)
+    model = Slope()
+    done = run(model, Judged([3.0, 1.0, 2.0, 1.5]), datasets=HELD_OUT, **keys)
+    assert done.step == 4
+    assert [r["valid_loss"] for r in log_rows(tmp_path) if "valid_loss" in r] == [3.0, 1.0, 2.0, 1.5]
+    best = torch.load(tmp_path / "out/checkpoint_best.pth", weights_only=True)
+    assert (best["step"], best["valid_loss"]) == (2, 1.0)
+    assert best["model"]["w"].item() == pytest.approx(-2, rel=1e-4)
+    latest, complaints = find_latest(tmp_path / "out")
+    assert (latest.name, complaints) == ("checkpoint_3.pth", [])
+    assert run(Slope(), Judged([]), datasets=HELD_OUT, **keys).step == 4  # it has finished: nothing more is done
+
+
+def test_going_on_knows_the_best_so_far(run, tmp_path):
+    keys = dict(iters_per_epoch=1, early_stop=2)
+    run(Slope(), Judged([1.0, 2.0]), datasets=HELD_OUT, max_epoch=2, **keys)
+    done = run(Slope(), Judged([1.5]), datasets=HELD_OUT, max_epoch=9, **keys)
+    assert (done.step, done.validation.best, done.validation.best_step) == (3, 1.0, 1)
+
+
+def test_validation_leaves_the_processs_random_state(tmp_path):
+    validation = Validation(lambda: [{"text_input": ["a"]}], None)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    totals = [validation.totals(Slope(), lambda model, batch: torch.rand(())) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert totals[0] == totals[1]
 
 
 def test_a_signal_ends_after_the_step_and_restores_the_handlers(run, tmp_path):
@@ -158,15 +257,17 @@ def test_a_second_ctrl_c_ends_at_once(run, tmp_path):
     assert not list((tmp_path / "out").glob("*.pth"))
 
 
-def test_another_number_of_workers_goes_on_with_fresh_data(run, tmp_path, caplog, monkeypatch):
+def test_another_number_of_workers_goes_on_with_what_is_left(run, tmp_path, caplog, monkeypatch):
     run(Slope(), GivenTask([{"x": 1.0}]), iters_per_epoch=2)
     sidecar = tmp_path / "out" / "checkpoint_0.resume.pt"
     resume = torch.load(sidecar, weights_only=True)
     torch.save({**resume, "num_workers": 3}, sidecar)
     monkeypatch.setattr(runner_module.log, "propagate", True)
     done = run(Slope(), GivenTask([{"x": 1.0}]), iters_per_epoch=2, max_epoch=2)
-    assert "is of 1 processes x 3 workers, this run of 1 x 0: going on with freshly drawn data" in caplog.text
-    assert (done.step, done.loader.taken) == (4, 2)
+    assert "is of 1 processes x 3 workers, this run of 1 x 0: lists of images go on with what is left" in caplog.text
+    assert done.step == 4
+    (states, workers) = done.loader.before
+    assert ([state["drawn"] for state in states], workers) == ([2], 3)
 
 
 def test_a_checkpoint_of_another_model_is_refused(run):
@@ -225,7 +326,7 @@ def test_devices(monkeypatch):
     [({"amp": False}, "no"), ({}, "no"), ({"amp_dtype": "bf16"}, "bf16"), ({"amp": False, "amp_dtype": "bf16"}, "no")],
 )
 def test_precision_on_cpu(keys, wanted):
-    assert mixed_precision(Config(run=dataclasses.replace(RunConfig(), **keys)), CPU) == wanted
+    assert mixed_precision(dataclasses.replace(RunConfig(), **keys), CPU) == wanted
 
 
 # -- the log ------------------------------------------------------------------------------------------------------

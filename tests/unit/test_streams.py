@@ -10,7 +10,14 @@ from made import good, noisy, take, write_shard
 
 from minigpt4.datasets import shards
 from minigpt4.datasets.shards import ShardSource
-from minigpt4.datasets.stream import MixedLoader, SampleStream, make_loader, permutation_stream
+from minigpt4.datasets.stream import (
+    MixedLoader,
+    SampleStream,
+    make_loader,
+    permutation_stream,
+    reshard_permutation,
+    standing,
+)
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def facts(batches) -> list:
 
 def test_samples_are_decoded_and_named(stream):
     sample = next(iter(stream()))
-    assert set(sample) == {"image", "text_input", "bad"}
+    assert set(sample) == {"image", "text_input", "bad", "place"}
     shard, number = sample["text_input"].removeprefix("S").split(" N")
     assert sample["image"][0].item() == 10 * int(shard) + int(number)  # this image belongs to this caption
     assert sample["bad"] == []
@@ -220,3 +227,41 @@ def test_a_permutation_goes_on_exactly():
     steps = take(permutation_stream(7, 1, 2, 3, {}), 20)
     for n, (state, _) in enumerate(steps[:-1]):
         assert take(permutation_stream(7, 1, 2, 3, state), 19 - n) == steps[n + 1 :]
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (3, 1, 4), (1, 2, 5, 2)])
+def test_another_number_of_streams_reads_what_is_left_of_the_pass(counts):
+    """Each sample once in each pass, however often the number of streams changes within it."""
+    length, seed, state, read = 41, 3, {}, []
+    for number, streams in enumerate(counts, start=1):
+        readers = [permutation_stream(length, s, streams, seed, state) for s in range(streams)]
+        last = number == len(counts)
+        places = {}
+        for s, reader in enumerate(readers):
+            # uneven, as with a mix of datasets; the last ones read on to the end of the second pass
+            for place, index in itertools.takewhile(lambda step: step[0]["turn"] < 2, reader):
+                places[s] = place
+                read.append((place["turn"], index))
+                if not last and place["taken"] + place["turn"] * 99 >= 3 + s:
+                    break
+        state = reshard_permutation(places, streams)
+    assert sorted(read) == [(turn, index) for turn in range(2) for index in range(length)]
+
+
+def test_streams_in_different_passes_are_joined():
+    ahead = take(permutation_stream(6, 0, 2, 0, {}), 5)[-1][0]  # 3 of the first pass, 2 of the second
+    behind = take(permutation_stream(6, 1, 2, 0, {}), 1)[-1][0]
+    seen = [i for _, i in take(permutation_stream(6, 0, 2, 0, {}), 5)] + [
+        i for _, i in take(permutation_stream(6, 1, 2, 0, {}), 1)
+    ]
+    rest = take(permutation_stream(6, 0, 1, 0, reshard_permutation({0: ahead, 1: behind}, 2)), 6)
+    assert [place["turn"] for place, _ in rest] == [0, 0, 1, 1, 1, 1]
+    assert sorted(seen + [index for _, index in rest]) == sorted([*range(6)] * 2)
+
+
+def test_the_place_of_every_stream_is_known(stream):
+    loader = MixedLoader({"x": make_loader(stream(), 2, 2)}, {"x": 1.0}, 0, 0)
+    take(loader, 3)
+    known = standing([loader.state_dict()], 2)
+    assert (known["drawn"], known["streams"], sorted(known["places"]["x"])) == (3, 2, [0, 1])
+    assert [known["places"]["x"][i]["taken"] for i in (0, 1)] == [4, 2]  # batches come from the workers in turn
