@@ -1,6 +1,9 @@
-"""PIL image of any mode -> normalized float tensor (3, H, W)."""
+"""Image file -> PIL image of any mode -> normalized float tensor (3, H, W)."""
 
+import os
+import warnings
 from collections.abc import Sequence
+from typing import BinaryIO
 
 import torch
 from PIL import Image, ImageOps
@@ -14,9 +17,45 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+# Whatever else PIL knows stays closed: some of its readers start other programs (Ghostscript for EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+MAX_PIXELS = 89_478_485  # where PIL begins to warn: 256 MiB as RGB. A file of kilobytes can ask for any size
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # it is refused here
+
+
+class HugeImage(ValueError):
+    """More than MAX_PIXELS pixels."""
+
+
+def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
+    """An image of one of FORMATS; nothing is decoded yet. Of an animation it is the first frame.
+
+    Raises:
+        HugeImage: by the size in its header.
+        OSError, ...: what PIL raises; PIL.UnidentifiedImageError for no image.
+    """
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError:  # PIL's own limit, twice as high
+        raise HugeImage(f"too large; at most {MAX_PIXELS:,} pixels are decoded") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise HugeImage(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} pixels are decoded")
+    return image
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says; an EXIF block that cannot be read says nothing."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, MemoryError):  # the picture itself
+        raise
+    except Exception:  # PIL raises many kinds on made-up tags
+        return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """RGB as a person sees it: turned upright by EXIF, transparency on white, 16-bit scaled to 8."""
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         # PIL's own convert() clips 16-bit values at 255, which makes such pictures white
         array = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)

@@ -17,7 +17,8 @@ from ..stream import Source
 @DATASETS.register("laion")
 def image_text_shards(config: DatasetConfig, vis_processor: Callable, text_processor: Callable) -> Source:
     """Stage 1: img2dataset shards (`build_info.storage`: pattern, glob or list of them)."""
-    return ShardSource(expand_shards(config.build_info.storage), vis_processor, text_processor)
+    info = config.build_info
+    return ShardSource(expand_shards(info.storage), vis_processor, text_processor, info.cache)
 
 
 @DATASETS.register("cc_sbu_align")

@@ -1,0 +1,94 @@
+"""Bytes -> picture, JSON and caption, with a reason when they are none. Nothing that data hold raises anything else."""
+
+import io
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..processors.image_processors import HugeImage, open_image
+from .faults import BadCaption, BadJson, BrokenImage, HugeMember, MissingFile, NoCaption, patiently, short
+from .tar import MAX_MEMBER
+
+MAX_JSON = 2**20  # bytes; nested lists take a thousand times as much memory
+MAX_CAPTION = 20_000  # characters; a tokenizer would chew on more for seconds, to keep max_txt_len tokens of it
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """The picture of a file's bytes, decoded: its first frame, in its own mode.
+
+    Raises:
+        HugeImage, BrokenImage: with `name`, what the bytes are called.
+    """
+    try:
+        image = open_image(io.BytesIO(content))
+        image.load()
+    except HugeImage as error:
+        raise HugeImage(f"{name}: {error}") from None
+    except Exception as error:  # PIL's decoders raise anything from SyntaxError to struct.error on damaged files
+        raise BrokenImage(f"{name}: {_of_pil(error)}") from None
+    return image
+
+
+def _of_pil(error: Exception) -> str:
+    """PIL's message without the address of an object, which would differ each time."""
+    return "no image" if "cannot identify" in str(error) else short(str(error)) or type(error).__name__
+
+
+def decode_json(content: bytes) -> dict:
+    """The object of a sample's .json.
+
+    Raises:
+        BadJson
+    """
+    if len(content) > MAX_JSON:
+        raise BadJson(f"its json has {len(content):,} bytes; at most {MAX_JSON:,} are read")
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadJson(f"its json is none: {short(str(error))}") from None
+    if not isinstance(value, dict):
+        raise BadJson(f"its json is a {type(value).__name__}, not an object")
+    return value
+
+
+def check_caption(caption: Any) -> str:
+    """The caption itself, when it is a text that can be trained on.
+
+    Raises:
+        NoCaption, BadCaption
+    """
+    if caption is None:
+        raise NoCaption("it has no caption")
+    if not isinstance(caption, str):
+        raise BadCaption(f"its caption is {short(repr(caption))}, not a text")
+    if len(caption) > MAX_CAPTION:
+        raise BadCaption(f"its caption has {len(caption):,} characters; at most {MAX_CAPTION:,} are taken")
+    if not caption.strip():
+        raise NoCaption("its caption is empty")
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:  # JSON may hold half a surrogate pair; tokenizers stop at it
+        raise BadCaption(f"its caption is no valid Unicode: {short(str(error))}") from None
+    return caption
+
+
+def read_image_file(path: Path) -> Image.Image:
+    """A picture's file, decoded; a fault of the storage is tried again.
+
+    Raises:
+        SampleFault, HugeImage
+    """
+
+    def read() -> bytes:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a named pipe would be waited for without end
+            raise MissingFile(f"{path.name}: not a file")
+        if status.st_size > MAX_MEMBER:
+            raise HugeMember(f"{path.name}: {status.st_size:,} bytes; at most {MAX_MEMBER:,} are read")
+        return path.read_bytes()
+
+    return decode_image(patiently(read, str(path)), path.name)
