@@ -4,6 +4,8 @@ import json
 import logging
 from pathlib import Path
 
+from .errors import UserError
+
 log = logging.getLogger("minigpt4")
 
 
@@ -37,7 +39,10 @@ class MetricLog:
 
     def write(self, step: int, **values) -> None:
         """`step` counts optimizer steps from 1. Values are plain numbers or strings."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}; the last checkpoint is whole") from None
         for name, value in values.items():
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, step)

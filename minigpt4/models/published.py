@@ -1,4 +1,4 @@
-"""What of a MiniGPT-4 lies in which file, under the published names: read strictly, written so that the original can."""
+"""What of a MiniGPT-4 lies in which file, under the published names, so that the original opens what we write."""
 
 from collections.abc import Sequence
 

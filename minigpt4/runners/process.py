@@ -14,9 +14,12 @@ def lock_folder(folder: Path, rank: int) -> TextIO:
     A POSIX lock: unlike flock's it is not inherited by loader workers, which outlive a killed run by some seconds.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or the folder is read-only.
     """
-    lock = (folder / f".lock_{rank}").open("w")
+    try:
+        lock = (folder / f".lock_{rank}").open("w")
+    except OSError as error:
+        raise UserError(f"run.output_dir: {folder} cannot be written to: {error.strerror}") from None
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

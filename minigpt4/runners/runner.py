@@ -84,7 +84,10 @@ class Runner:
 
     def train(self) -> None:
         """Train to the end, from the newest checkpoint when `run.resume` is auto."""
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run.output_dir: {self.output_dir} cannot be made: {error.strerror}") from None
         with lock_folder(self.output_dir, self.rank), self.signals:
             self._train()
 

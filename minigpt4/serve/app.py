@@ -291,6 +291,7 @@ def launch(
             theme=theme(),
             css=CSS,
             show_error=True,
+            max_file_size="64mb",
             ssr_mode=False,
             enable_monitoring=False,
             prevent_thread_lock=not block,

@@ -103,32 +103,3 @@ def test_a_process_that_dies_ends_the_others(write_config, tmp_path):
     assert "rank      : 1" in cause and "the disk of this machine is gone" in cause
     assert sum(line == "error: the disk of this machine is gone" for line in said.splitlines()) == 1
     assert len(rows(tmp_path / "run")) == 2
-
-
-def test_torchrun_starts_again_by_itself(write_config, tmp_path):
-    """--max-restarts: a process that is shot, and the run that goes on from its last checkpoint to the same end."""
-    run = {"batch_size_train": 2, "save_every_steps": 2}
-    assert wait_all(start(write_config("stage1", "whole", run=run), tmp_path, 2), 60) == [0, 0]
-    (tmp_path / "shot.py").write_text(
-        DIES.replace('raise DataError("the disk of this machine is gone")', "shoot()").replace(
-            "def train_step",
-            "def shoot():\n"
-            "    import os, pathlib, signal\n"
-            "    marker = pathlib.Path(__file__).with_name('shot')\n"
-            "    if not marker.exists():\n"
-            "        marker.touch()\n"
-            "        os.kill(os.getpid(), signal.SIGKILL)\n\n"
-            "def train_step",
-        )
-    )
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1",
-        str(tmp_path / "shot.py"), "--cfg-path", write_config("stage1", "shot_run", run=run),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "shot").exists() and "going on from" in done.stderr
-    assert rows(tmp_path / "shot_run") == rows(tmp_path / "whole")
-    ours, theirs = weights(tmp_path / "shot_run"), weights(tmp_path / "whole")
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -62,7 +62,7 @@ def test_files_that_are_no_weights(tmp_path, content, words, suffix):
 
 
 def test_no_file_and_a_folder(tmp_path):
-    with pytest.raises(CheckpointError, match=r"gone\.pth is not there \(No such file or directory\); write the path of the file"):
+    with pytest.raises(CheckpointError, match=r"gone\.pth is not there \(No such file or directory\); write the path"):
         read_state(tmp_path / "gone.pth")
     with pytest.raises(CheckpointError, match=r"is a folder, not a file; write the path of the weight file in it"):
         read_state(tmp_path)
