@@ -47,6 +47,9 @@ def check_meaning(config: Config, mode: str, problems: list[str]) -> None:
     for name, dataset in config.datasets.items():
         _check_processors(name, dataset, config.model.image_size, problems)
     _check_model(config.model, mode, problems)
+    for key in ("lora", "low_resource"):
+        if config.run.parallel == "fsdp" and getattr(config.model, key):
+            problems.append(f"run.parallel: fsdp parts a frozen LLM of 16 or 32 bit; write ddp or no model.{key}")
     if mode == "train":
         _check_run(config, problems)
     if mode == "show":

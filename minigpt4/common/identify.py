@@ -142,7 +142,7 @@ def identify(path: str | Path) -> FileFacts:
     kind, note = _sniff(head, size)
     if kind:
         return FileFacts(path, kind, size, note)
-    if _is_safetensors(head, size):
+    if _is_safetensors(head):
         return _identify_safetensors(path, size)
     return _identify_torch(path, head, size)
 
@@ -162,7 +162,7 @@ def _sniff(head: bytes, size: int) -> tuple[str, str]:
         return "gguf", ""
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")) or head[257:262] == b"ustar":
         return "archive", ""
-    if _is_safetensors(head, size) or head.startswith((b"PK", b"\x80")):
+    if _is_safetensors(head) or head.startswith((b"PK", b"\x80")):
         return "", ""
     try:
         text = head[: 4096 - 4].decode()  # 4 bytes less: the cut may fall into a character
@@ -171,7 +171,7 @@ def _sniff(head: bytes, size: int) -> tuple[str, str]:
     return ("text", f"it begins {text[:40].strip()!r}") if text.isprintable() or "\n" in text else ("", "")
 
 
-def _is_safetensors(head: bytes, size: int) -> bool:
+def _is_safetensors(head: bytes) -> bool:
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 

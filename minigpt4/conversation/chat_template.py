@@ -4,6 +4,7 @@ The tokenizer's Jinja template is rendered on a conversation of known words; wha
 a `Conversation`. Our prompts are then, letter for letter, what `tokenizer.apply_chat_template` writes.
 """
 
+import logging
 from dataclasses import replace
 from itertools import takewhile
 
@@ -14,6 +15,7 @@ from ..common.registry import CONVERSATIONS
 from ..common.schema import ModelConfig
 from .prompts import Conversation
 
+log = logging.getLogger("minigpt4")
 QUESTION, ANSWER, NEXT = "first-question", "first-answer", "second-question"
 # Some templates (Llama 3.2) write the day's date. A prompt that changes from day to day cannot be trained on, so here
 # it is the day that they write themselves where there is no clock.
@@ -45,6 +47,13 @@ def with_training_form(config: ModelConfig, tokenizer) -> ModelConfig:
         conversation = conversation_of(config.conv_template, tokenizer)
         prompt_template = conversation.prompt_template
         end_sym = conversation.end_sym if config.prompt_path else "\n"
+        if config.conv_template == "auto" and config.prompt_path:
+            for key, own in (("prompt_template", prompt_template), ("end_sym", end_sym)):
+                if (written := getattr(config, key)) not in (None, own):
+                    log.warning(
+                        "model.%s: training uses %r, as written, though the LLM's own chat template says %r; "
+                        "write null to follow it", key, written, own,
+                    )  # fmt: skip
     return replace(
         config,
         prompt_template=prompt_template if config.prompt_template is None else config.prompt_template,

@@ -5,6 +5,7 @@ Names in a checkpoint: `llama_proj.weight` for one layer, `llama_proj.0.weight`,
 `base_model.model.`, they are peft's adapter file.
 """
 
+import logging
 import re
 import warnings
 
@@ -39,6 +40,7 @@ def add_lora(llm: nn.Module, lora: LoraConfig) -> None:
     Raises:
         ConfigError: the LLM has no such layers, or peft cannot adapt their kind.
     """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; see low_resource.check_bitsandbytes
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
 

@@ -95,13 +95,16 @@ def published_vit_state(state: dict[str, Tensor], vit: nn.Module) -> dict[str, T
 
 
 def _resize_pos_embed(pos_embed: Tensor, tokens: int) -> Tensor:
-    """(1, c + g*g, D) -> (1, tokens, D): the grid is interpolated, the c entries before it (CLS, or none) stay."""
+    """(1, c + g*g, D) -> (1, tokens, D): the grid is interpolated, the c entries before it (CLS, or none) stay.
+
+    What is interpolated is fp32 even where the file is fp16, as in the original.
+    """
     new = math.isqrt(tokens)
     first = tokens - new * new  # c, which is small against the grid
     old = math.isqrt(max(pos_embed.shape[1] - first, 0))
     if pos_embed.shape[1] == tokens or old * old + first != pos_embed.shape[1]:
         return pos_embed
-    cls, grid = pos_embed[:, :first], pos_embed[:, first:]
-    grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2).float()
+    cls, grid = pos_embed.float().split([first, old * old], dim=1)
+    grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([cls, grid.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)
+    return torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1)

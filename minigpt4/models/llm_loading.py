@@ -87,7 +87,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     for name in names:
         facts = identify(folder / name)
         if facts.kind in NO_WEIGHTS:
-            again = DOWNLOAD_AGAIN.get(facts.kind, "download it again")
+            again = "the folder is not whole: fetch it" if facts.kind == "missing" else DOWNLOAD_AGAIN[facts.kind]
             raise CheckpointError(f"model.llama_model: {folder / name} is {KINDS[facts.kind]}; {again}")
         for tensor in facts.tensors.values():
             if tensor.is_floating_point():

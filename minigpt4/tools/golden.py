@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,45 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from ..common.checkpoint import load_exact, named_tensors
+from ..common.errors import CheckpointError
 from ..common.schema import ModelConfig, QFormerConfig
 from ..models.mini_gpt4 import MiniGPT4
 
+# Which part of the model lies in which file; a tensor beside them has no place in it.
+VISION = ("Qformer.", "query_tokens", "ln_vision.")
+PARTS = ("visual_encoder.", "llama_proj.", "llama_model.", *VISION)
+
 
 def read_meta(golden: Path) -> dict:
-    """meta.json of a golden set."""
-    return json.loads((Path(golden) / "meta.json").read_text())
+    """meta.json of a golden set.
+
+    Raises:
+        CheckpointError: missing, or damaged.
+    """
+    file = Path(golden) / "meta.json"
+    if not file.is_file():
+        raise CheckpointError(f"{golden}: no golden set here: meta.json is missing")
+    try:
+        meta = json.loads(file.read_text())
+        meta["config"]["vit"], meta["config"]["qformer"], meta["config"]["llama"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: not the meta.json of a golden set: {error!r}") from None
+    return meta
+
+
+def read_arrays(golden: Path, name: str) -> dict[str, np.ndarray]:
+    """The arrays of one .npz file of a golden set.
+
+    Raises:
+        CheckpointError: missing, or damaged.
+    """
+    file = Path(golden) / f"{name}.npz"
+    try:
+        with np.load(file) as archive:
+            return {k: archive[k] for k in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{file}: missing or damaged: {error}") from None
 
 
 def write_published_files(golden: Path, out: Path) -> dict:
@@ -23,25 +56,30 @@ def write_published_files(golden: Path, out: Path) -> dict:
 
     Returns:
         keyword arguments for ModelConfig that name these files and the dimensions.
+    Raises:
+        CheckpointError: the set is not whole, or weights.npz holds what is no part of the model.
     """
     golden, out = Path(golden), Path(out)
     config = read_meta(golden)["config"]
-    with np.load(golden / "weights.npz") as archive:
-        weights = {name: torch.from_numpy(archive[name]) for name in archive.files}
+    weights = {name: torch.from_numpy(array) for name, array in read_arrays(golden, "weights").items()}
+    if strange := [name for name in weights if not name.startswith(PARTS)]:
+        raise CheckpointError(f"{golden}/weights.npz: no part of the model: {', '.join(strange[:5])}")
+    if not (golden / "tokenizer").is_dir():
+        raise CheckpointError(f"{golden}: the folder tokenizer is missing")
 
     def below(prefix: str) -> dict[str, torch.Tensor]:
         return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
     out.mkdir(parents=True, exist_ok=True)
     torch.save(below("visual_encoder."), out / "eva_vit_g.pth")
-    vision = {k: v for k, v in weights.items() if k.startswith(("Qformer.", "query_tokens", "ln_vision."))}
+    vision = {k: v for k, v in weights.items() if k.startswith(VISION)}
     torch.save({"model": vision}, out / "blip2_pretrained.pth")
     torch.save({"model": {k: v for k, v in weights.items() if k.startswith("llama_proj.")}}, out / "checkpoint_0.pth")
 
     sizes = dict(config["llama"])
     sizes["rope_theta"] = sizes.pop("rope_base")
     llama = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=False))
-    llama.load_state_dict({k: v for k, v in below("llama_model.").items() if not k.endswith("inv_freq")})
+    load_exact(named_tensors(llama), below("llama_model."), golden / "weights.npz")
     transformers_logging.disable_progress_bar()
     llama.save_pretrained(out / "llama")
     for file in (golden / "tokenizer").iterdir():

@@ -19,7 +19,7 @@ from ..common.checkpoint import read_state
 from ..common.errors import CheckpointError
 from ..common.optims import linear_warmup_cosine_lr, parameter_groups
 from ..common.registry import PROCESSORS
-from .golden import golden_model, read_meta
+from .golden import golden_model, read_arrays, read_meta
 
 TOLERANCE = 1e-4
 # Arrays that are what the numbers were made from, or that show in another array.
@@ -46,13 +46,11 @@ def compare(golden: Path) -> Iterator[Row]:
         CheckpointError: DIR is no golden set, or its weights do not fit the dimensions it states.
     """
     golden = Path(golden)
-    if not (golden / "meta.json").is_file():
-        raise CheckpointError(f"{golden}: no golden set here: meta.json is missing")
+    meta = read_meta(golden)
     from .. import processors  # noqa: F401  (fills the registry)
 
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
-        meta = read_meta(golden)
         model = golden_model(golden, files).eval()
         present = {file.stem for file in golden.glob("*.npz")}
         if "forward" in present:
@@ -69,11 +67,6 @@ def compare(golden: Path) -> Iterator[Row]:
         yield from _meta(golden, model, meta)
 
 
-def _arrays(golden: Path, name: str) -> dict[str, np.ndarray]:
-    with np.load(golden / f"{name}.npz") as archive:
-        return {k: archive[k] for k in archive.files}
-
-
 def _row(file: str, array: str, ours, theirs: np.ndarray) -> Row:
     ours = ours.detach().float().numpy() if torch.is_tensor(ours) and ours.is_floating_point() else np.asarray(ours)
     exact = theirs.dtype.kind in "iu"
@@ -87,7 +80,7 @@ def _row(file: str, array: str, ours, theirs: np.ndarray) -> Row:
 def _vision(golden: Path, model) -> Iterator[Row]:
     from ..models.eva_vit import encode_tokens
 
-    g = _arrays(golden, "forward")
+    g = read_arrays(golden, "forward")
     image = torch.from_numpy(g["image"])
     patches = encode_tokens(model.visual_encoder, image)
     normed = model.ln_vision(patches)
@@ -103,7 +96,7 @@ def _vision(golden: Path, model) -> Iterator[Row]:
 
 
 def _loss(golden: Path, files: Path, case: str, facts: dict) -> Iterator[Row]:
-    g, image = _arrays(golden, case), torch.from_numpy(_arrays(golden, "forward")["image"])
+    g, image = read_arrays(golden, case), torch.from_numpy(read_arrays(golden, "forward")["image"])
     model = golden_model(golden, files, max_txt_len=facts["max_txt_len"], end_sym=facts["end_sym"])
     model.prompt_list = [facts["prompt"]] if facts["prompt"] else []
     samples = {"image": image, "text_input": facts["captions"]}
@@ -139,7 +132,7 @@ def _loss(golden: Path, files: Path, case: str, facts: dict) -> Iterator[Row]:
 
 def _training(golden: Path, files: Path, facts: dict) -> Iterator[Row]:
     """The steps of meta's `batch_rule`."""
-    g, run, captions = _arrays(golden, "train_run"), facts["run_cfg"], facts["captions"]
+    g, run, captions = read_arrays(golden, "train_run"), facts["run_cfg"], facts["captions"]
     model = golden_model(golden, files)
     optimizer = torch.optim.AdamW(parameter_groups(model, run["weight_decay"]), lr=run["init_lr"])
     losses, rates = [], []
@@ -149,6 +142,8 @@ def _training(golden: Path, files: Path, facts: dict) -> Iterator[Row]:
             total_steps=run["max_epoch"] * run["iters_per_epoch"],
             **{k: run[k] for k in ("init_lr", "min_lr", "warmup_lr", "warmup_steps")},
         )
+        if run["iters_per_epoch"] <= step < run["warmup_steps"]:
+            rate = float(g["lr"][step])  # the original's warm-up began anew in every epoch; ours is mended
         for group in optimizer.param_groups:
             group["lr"] = rate
         i = step % len(captions)
@@ -170,7 +165,7 @@ def _training(golden: Path, files: Path, facts: dict) -> Iterator[Row]:
 
 
 def _images(golden: Path, size: int) -> Iterator[Row]:
-    g = _arrays(golden, "image")
+    g = read_arrays(golden, "image")
     image = Image.fromarray(g["raw_uint8"])
     yield _row("image", "eval_out", PROCESSORS.get("blip2_image_eval")(image_size=size)(image), g["eval_out"])
     with torch.random.fork_rng(devices=[]):
@@ -183,7 +178,7 @@ def _chat(golden: Path, model, turns: list[dict]) -> Iterator[Row]:
     from ..conversation.chat import Chat
     from ..conversation.prompts import VICUNA_V0
 
-    g = _arrays(golden, "chat")
+    g = read_arrays(golden, "chat")
     # The original's stops are ids of LLaMA's own vocabulary, which a small one has not: it wrote on past a `###`.
     chat = Chat(model, None, replace(VICUNA_V0, stop=()))
     conv = chat.new_conversation()
@@ -215,7 +210,7 @@ def _meta(golden: Path, model, meta: dict) -> Iterator[Row]:
     """One row for each kind of fact in meta.json: infinity where any of its cases differs."""
     from .parity_meta import facts
 
-    g = _arrays(golden, "chat") if (golden / "chat.npz").is_file() else {}
+    g = read_arrays(golden, "chat") if (golden / "chat.npz").is_file() else {}
     image, context = (torch.from_numpy(g[k]) if k in g else None for k in ("chat_image", "turn1_context_embs"))
     errors: dict[str, float] = {}
     for name, ours, theirs in facts(model, meta, image, context):
@@ -230,7 +225,7 @@ def uncompared(golden: Path, rows: list[Row]) -> list[str]:
         f"{file.stem}.{array}"
         for file in sorted(golden.glob("*.npz"))
         if file.stem != "weights"
-        for array in _arrays(golden, file.stem)
+        for array in read_arrays(golden, file.stem)
         if array not in INPUTS and (file.stem, array) not in seen
     ]
 
@@ -251,6 +246,8 @@ def run(args: argparse.Namespace) -> int:
         verdict = "" if row.holds(args.tolerance) else "  PAST TOLERANCE" if not row.exact else "  DIFFERS"
         error = "equal" if row.exact and not row.error else f"{row.error:.2e}"
         print(f"{row.file:20} {row.array:28} {error:>14}{verdict}")
+    if not rows:
+        raise CheckpointError(f"{args.golden}: nothing to compare: the set has weights, but no other .npz file")
     left = uncompared(Path(args.golden), rows)
     if left:
         print(f"not compared: {', '.join(left)}")

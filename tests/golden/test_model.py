@@ -56,6 +56,42 @@ def test_parity_command_tells_a_wrong_weight(golden_dir, golden, tmp_path, capsy
     assert "PAST" not in vit
 
 
+def damage_weights(**changed):
+    """weights.npz with these arrays (None: without them)."""
+
+    def damage(folder):
+        with np.load(folder / "weights.npz") as archive:
+            weights = {**{k: archive[k] for k in archive.files}, **changed}
+        np.savez(folder / "weights.npz", **{k: v for k, v in weights.items() if v is not None})
+
+    return damage
+
+
+def damage_all_but_weights(folder):
+    for file in folder.glob("*.npz"):
+        if file.stem != "weights":
+            file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (damage_weights(**{"llama_model.lm_head.weight": None}), "missing: lm_head.weight"),
+        (damage_weights(**{"other.weight": np.zeros(3)}), "no part of the model: other.weight"),
+        (lambda folder: (folder / "weights.npz").write_bytes(b"PK"), "weights.npz: missing or damaged"),
+        (lambda folder: (folder / "meta.json").write_text("{}"), "not the meta.json of a golden set"),
+        (lambda folder: (folder / "meta.json").unlink(), "no golden set here"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "the folder tokenizer is missing"),
+        (damage_all_but_weights, "nothing to compare"),
+    ],
+)
+def test_a_set_that_is_not_whole_is_refused(golden_dir, tmp_path, capsys, damage, said):
+    broken = shutil.copytree(golden_dir.parent / "c", tmp_path / "set")
+    damage(broken)
+    assert cli.main(["parity", str(broken)]) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_opens_the_originals_checkpoint_and_writes_its_names(make_model, golden, golden_dir):
     model = make_model()
     model.load_trained(str(golden_dir / "checkpoint_1.pth"))

@@ -294,7 +294,7 @@ def test_contradictions_are_told(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text(
         "model: {has_qformer: False, freeze_qformer: False, proj_layers: 0, lora: {r: 0, dropout: 1.0, "
-        "target_modules: []}}"
+        "target_modules: []}, low_resource: True}\nrun: {parallel: fsdp}"
     )
     with pytest.raises(ConfigError) as caught:
         load_config(str(file), mode="show")
@@ -304,6 +304,8 @@ def test_contradictions_are_told(tmp_path):
         "model.lora.r: 0 should be at least 1",
         "model.lora.dropout: 1.0 should be at least 0 and below 1",
         "model.lora.target_modules: should be a list of layer names, e.g. [q_proj, v_proj]",
+        "run.parallel: fsdp parts a frozen LLM of 16 or 32 bit; write ddp or no model.lora",
+        "run.parallel: fsdp parts a frozen LLM of 16 or 32 bit; write ddp or no model.low_resource",
     ]
 
 

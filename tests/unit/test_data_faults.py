@@ -608,6 +608,7 @@ def test_the_end_names_the_most_frequent_faults_of_the_whole_run(tmp_path):
 
 def test_a_full_disk_does_not_stop_the_counting(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("minigpt4"), "propagate", True)
+    caplog.set_level(logging.WARNING, "minigpt4")
     (tmp_path / "bad_samples.jsonl").symlink_to("/dev/full")
     monitor = DataMonitor(tmp_path, max_bad_share=1.0, rank=0)
     for _ in range(3):

@@ -489,6 +489,7 @@ def test_a_child_that_fails_is_told():
         ("red red red red red red red red red red", True, LOOK, "it repeats itself"),
         ("a very long text that goes on", True, LOOK, "did not come to an end"),
         ("...", False, LOOK, "no words"),
+        ("@ Hun\ufffd\ufffdHun /W", False, LOOK, "bytes that are no text"),
     ],
 )
 def test_answers_are_judged(text, hit_limit, mark, said):

@@ -24,6 +24,7 @@ from minigpt4.models.llm import create_llm, load_tokenizer
 from minigpt4.models.llm_loading import load_llm
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.tools.golden import write_published_files
+from minigpt4.tools.plan.count import find_llm
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[1, 20, 33, 47, 300, 5, 9]])
@@ -221,6 +222,11 @@ def test_a_gguf_file_is_the_same_llm(gguf_file, llm):
     assert torch.equal(logits(model), logits(llm))
     assert model.config.rope_parameters["rope_theta"] == llm.config.rope_parameters["rope_theta"]
     assert create_llm(str(gguf_file), torch.bfloat16).get_input_embeddings().weight.shape == (384, 64)
+
+
+def test_the_planner_takes_a_gguf_files_sizes(gguf_file):
+    sizes, said = find_llm(None, str(gguf_file))
+    assert (sizes.hidden_size, sizes.vocab_size, said) == (64, 384, f"LLM: {gguf_file}")
 
 
 def test_a_quantized_gguf_file(llm, published, tmp_path):

@@ -138,6 +138,18 @@ def test_what_the_config_sets_stands(tiny_model):
     assert VICUNA_V0.past == CHATML.past == ""
 
 
+def test_a_stage_2_config_of_vicuna_with_auto_is_told(folders, caplog):
+    """Its prompt_template and end_sym stand, so training would be unlike the chat."""
+    config = load_config("train_configs/minigpt4_stage2_finetune.yaml", ["model.conv_template=auto"], mode="show").model
+    tokenizer = load_tokenizer(str(folders["qwen2.5"]))
+    assert with_training_form(config, tokenizer).end_sym == "###"
+    assert [record.args[0] for record in caplog.records] == ["prompt_template", "end_sym"]
+    caplog.clear()
+    with_training_form(replace(config, prompt_template=None, end_sym="<|im_end|>"), tokenizer)
+    with_training_form(replace(config, prompt_path=None), tokenizer)
+    assert not caplog.records
+
+
 def test_a_tokenizer_json_that_is_not_rebuilt_is_left_alone(folders, golden_dir, tmp_path):
     """Mistral v0.3 has both files, and its tokenizer.json puts a blank only where a text begins."""
     from tokenizers import Tokenizer, pre_tokenizers

@@ -14,7 +14,15 @@ from minigpt4.tools.plan import table as plan_table
 from minigpt4.tools.plan.allocator import MIB, CachingAllocator
 from minigpt4.tools.plan.gpus import EFFICIENCY, GPUS, Work, all_reduce, roofline
 from minigpt4.tools.plan.meter import MetaRules, Meter
-from minigpt4.tools.plan.predict import GIB, SLACK, chat_memory, largest_batch, training_memory, training_time
+from minigpt4.tools.plan.predict import (
+    GIB,
+    SLACK,
+    chat_memory,
+    largest_batch,
+    training_memory,
+    training_time,
+    what_fits,
+)
 
 DOCS = Path(__file__).parents[2] / "docs" / "plan.md"
 A100 = GPUS["a100-80g"]
@@ -194,6 +202,29 @@ def test_steps_loading_and_accumulation_are_in_the_time(llm_folder):
     assert time.loading > time.compute  # so the loader is what takes the time
     assert time.step == pytest.approx(3 * time.loading + time.optimizer)
     assert time.total == pytest.approx(1000 * time.step)
+
+
+def test_fsdp_parts_the_layers_and_gathers_them(llm_folder):
+    def on_four(parallel):
+        options = (*SMALL, f"run.parallel={parallel}")
+        return plan_table.setup(plan_table.STAGE2, llm_folder, A100, 4, False, *options)
+
+    layer = 2 * (4 * 64 * 64 + 3 * 64 * 128 + 2 * 64)  # bytes in bf16
+    whole, parted = on_four("ddp"), on_four("fsdp")
+    before, after = training_memory(whole).lines, training_memory(parted).lines
+    assert before["weights"] - after.pop("weights") == 2 * layer * 3 // 4
+    assert after.pop("two layers, gathered") == 2 * layer
+    assert after == {name: size for name, size in before.items() if name != "weights"}
+    time = training_time(parted)
+    assert time.gathering == pytest.approx(2 * 3 / 4 * 2 * layer / 300e9) and training_time(whole).gathering == 0
+    alone = plan_table.setup(plan_table.STAGE2, llm_folder, A100, 1, False, *SMALL, "run.parallel=fsdp")
+    assert training_memory(alone).lines["weights"] == before["weights"]
+
+    small_gpu = plan_count.replace(A100, memory=(training_memory(whole).total - layer) / GIB)
+    ways = [keys for keys, _ in what_fits(plan_count.replace(whole, gpu=small_gpu))]
+    assert {"parallel": "fsdp"} in ways and {"low_resource": True} in ways
+    ways = [keys for keys, _ in what_fits(plan_count.replace(parted, gpu=small_gpu))]
+    assert ways and not any("parallel" in keys or "low_resource" in keys for keys in ways)
 
 
 def test_the_largest_batch_is_counted(llm_folder):

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 
 from minigpt4.common.checkpoint import load_exact, named_tensors
 from minigpt4.common.errors import CheckpointError
@@ -50,3 +51,13 @@ def test_positions_are_interpolated_with_and_without_cls(name, first):
     with pytest.raises(CheckpointError, match="pos_embed"):  # a file of another kind of grid is told, not bent
         state = {**old.state_dict(), "pos_embed": torch.zeros(1, 15, 32)}
         load_exact(named_tensors(new), published_vit_state(state, new), "file")
+
+
+def test_positions_of_an_fp16_file_are_interpolated_in_fp32():
+    """As the original does: what lies between two fp16 numbers is not rounded to fp16."""
+    vit = create_vit("vit_base_patch16_224", 96, **TINY)
+    pos_embed = torch.randn(1, 17, 32).half()
+    grid = pos_embed[:, 1:].float().reshape(1, 4, 4, 32).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(6, 6), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    found = published_vit_state({"pos_embed": pos_embed}, vit)["pos_embed"]
+    assert torch.equal(found, torch.cat([pos_embed[:, :1].float(), grid.reshape(1, 36, 32)], dim=1))

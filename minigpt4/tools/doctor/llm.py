@@ -24,7 +24,6 @@ from ..vicuna.sharded import some
 from .page import LOOK, OK, WRONG, Row
 
 KEY = "model.llama_model"
-# transformers takes the first of these that is there.
 VICUNA = "make Vicuna v0 from LLaMA and its delta with `minigpt4 prepare-vicuna`; PrepareVicuna.md says how"
 
 
@@ -90,7 +89,7 @@ def look_at_llm(path: Path) -> LlmFolder:
         return folder
     config, problem = read_json(path / "config.json")
     if problem:
-        folder.say(WRONG, f"{path / 'config.json'}: {problem}", "fetch it again")
+        folder.say(WRONG, f"{path / 'config.json'} {problem}", "fetch it again")
         return folder
     folder.config = config
     if _find_weights(folder):
@@ -173,7 +172,7 @@ def _find_weights(folder: LlmFolder) -> bool:
     index, problem = read_json(path / found)
     placed = index.get("weight_map")
     if problem or not isinstance(placed, dict) or not placed:
-        folder.say(WRONG, f"{path / found}: {problem or 'has no weight_map'}", "fetch it again")
+        folder.say(WRONG, f"{path / found} {problem or 'has no weight_map'}", "fetch it again")
         return False
     names = sorted(set(map(str, placed.values())))
     missing = [name for name in names if not (path / name).is_file()]

@@ -105,8 +105,9 @@ def _said(answer: dict) -> str:
 def _judge_answer(answer: dict, row) -> Row:
     text, said = answer["text"], _said(answer)
     other = "is the LLM the one that the checkpoint was trained for?"
-    if not any(c.isalnum() for c in text):
-        return row(LOOK, f"{said}\nno words", other)
+    broken = "\ufffd" in text.rstrip("\ufffd")  # at the end the limit may have cut a character
+    if broken or not any(c.isalnum() for c in text):
+        return row(LOOK, f"{said}\n{'bytes that are no text' if broken else 'no words'}", other)
     if answer["hit_limit"]:
         words = text.split()
         repeats = len(words) > 8 and len(set(words)) < len(words) / 2

@@ -102,7 +102,7 @@ def plan_training(setup: Setup) -> dict:
 
 def _way(keys: dict, setup: Setup) -> dict:
     run = setup.config.run
-    written = {f"model.{k}": v for k, v in keys.items()}
+    written = {"run.parallel" if k == "parallel" else f"model.{k}": v for k, v in keys.items()}
     written |= {"run.batch_size_train": run.batch_size_train, "run.accum_grad_iters": run.accum_grad_iters}
     return {"options": written, "memory": training_memory(setup).total, "seconds": training_time(setup).total}
 
@@ -150,9 +150,11 @@ def _assumptions(setup: Setup, mode: str, tokens: str) -> list[str]:
     ]
     if gpu.kind == "cuda":
         lines.append(f"CUDA context {CUDA_CONTEXT} GiB; attention by a fused kernel")
-    if setup.nproc * setup.nodes > 1:
+    if setup.devices > 1:
         speed = NETWORK if setup.nodes > 1 else gpu.link
         lines.append(f"gradients are summed over {speed:g} GB/s, one direction")
+        if mode == "train" and setup.parted:
+            lines.append("FSDP gathers the LLM's layers over the same, twice a batch, while the device computes")
     if mode == "train":
         lines.append(f"a loader process makes {IMAGES_PER_SECOND} images a second, while the device computes")
     if setup.load.bits < 16:
@@ -215,11 +217,14 @@ def _headline(plan: dict) -> list[str]:
 def _time_lines(plan: dict) -> list[str]:
     time = plan["time"]
     bound = "" if time["compute"] >= time["loading"] else "  <- slower than the device: more run.num_workers"
+    slow_link = "" if time["compute"] >= time["gathering"] else "  <- slower than the device"
+    gathering = [f"  gathering layers     {time['gathering']:8.3g} s{slow_link}"] if time["gathering"] else []
     return [
         f"One step, {plan['samples']} samples: {time['step']:.3g} s",
         f"  {time['batches']} x batch of {plan['batch']:<6} {time['compute']:8.3g} s   "
         f"{plan['flops'] / 1e12:.4g} TFLOP, {plan['bytes'] / 1e9:.4g} GB moved",
         f"  loading it beside    {time['loading']:8.3g} s{bound}",
+        *gathering,
         f"  summing gradients    {time['all_reduce']:8.3g} s",
         f"  AdamW                {time['optimizer']:8.3g} s",
     ]

@@ -18,7 +18,7 @@ from ...common.paths import resolve_path
 from ...common.schema import Config, ModelConfig
 from ...conversation.chat_template import with_training_form
 from ...conversation.generation import Decoding
-from ...models.llm import DTYPES
+from ...models.llm import DTYPES, llm_source
 from ...models.low_resource import bits_of
 from ...models.mini_gpt4 import MiniGPT4, read_prompts
 from ...models.published import PARTS
@@ -107,19 +107,28 @@ def find_llm(config: Config, name: str | None) -> tuple[PreTrainedConfig, str]:
     """The LLM's sizes, and a line that says where they come from.
 
     Args:
-        name: one of LLMS, a folder with config.json, or None: the config's own folder, else Vicuna-13B.
+        name: one of LLMS, a folder with config.json or a GGUF file, or None: the config's own, else Vicuna-13B.
     """
     if name in LLMS:
         return _llama(name), f"LLM: {name}'s sizes (--llm)"
     if name is not None:
-        if not (Path(resolve_path(name)) / "config.json").is_file():
-            raise ConfigError(f"--llm {name}: neither {' nor '.join(LLMS)} nor a folder with config.json"
-                              f"{did_you_mean(name, LLMS)}")  # fmt: skip
-        return AutoConfig.from_pretrained(resolve_path(name), local_files_only=True), f"LLM: {name}"
+        if (found := _read_llm(name)) is None:
+            raise ConfigError(f"--llm {name}: neither {' nor '.join(LLMS)} nor a folder with config.json nor a .gguf "
+                              f"file{did_you_mean(name, LLMS)}")  # fmt: skip
+        return found, f"LLM: {name}"
     folder = config.model.llama_model
-    if (Path(resolve_path(folder)) / "config.json").is_file():
-        return AutoConfig.from_pretrained(resolve_path(folder), local_files_only=True), f"LLM: {folder}"
+    if (found := _read_llm(folder)) is not None:
+        return found, f"LLM: {folder}"
     return _llama("vicuna-13b"), f"LLM: {folder} is not here, so vicuna-13b's sizes are assumed (--llm says otherwise)"
+
+
+def _read_llm(path: str) -> PreTrainedConfig | None:
+    """The config of model.llama_model; None when there is no such folder or GGUF file."""
+    path = resolve_path(path)
+    if not (Path(path) if path.endswith(".gguf") else Path(path) / "config.json").is_file():
+        return None
+    folder, source = llm_source(path)
+    return AutoConfig.from_pretrained(folder, local_files_only=True, **source)
 
 
 def _llama(name: str) -> LlamaConfig:
@@ -192,6 +201,15 @@ def count_parts(load: Workload) -> tuple[Part, ...]:
             )
         )
     return tuple(parts)
+
+
+@lru_cache(maxsize=16)
+def count_layers(load: Workload) -> tuple[int, int]:
+    """Bytes of all layers of the LLM, which FSDP parts among the processes, and of the largest one."""
+    layers = _build(load).llama_model.get_decoder().layers
+    low = {id(w): size for w, size in _low_bit_weights(_build(load), load).items()}
+    sizes = [int(sum(p.numel() * low.get(id(p), p.itemsize) for p in layer.parameters())) for layer in layers]
+    return sum(sizes), max(sizes)
 
 
 @lru_cache(maxsize=256)

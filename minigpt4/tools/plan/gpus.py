@@ -61,5 +61,10 @@ def roofline(work: Work, gpu: Gpu) -> float:
 
 def all_reduce(size: int, gpu: Gpu, nproc: int, nodes: int) -> float:
     """Seconds in which `size` bytes are summed over all processes, in a ring: each sends 2 (n - 1) / n of them."""
+    return 2 * all_gather(size, gpu, nproc, nodes)
+
+
+def all_gather(size: int, gpu: Gpu, nproc: int, nodes: int) -> float:
+    """Seconds in which all processes get the `size` bytes that are parted among them: each receives (n - 1) / n."""
     n = nproc * nodes
-    return 2 * (n - 1) / n * size / ((NETWORK if nodes > 1 else gpu.link) * 1e9)
+    return (n - 1) / n * size / ((NETWORK if nodes > 1 else gpu.link) * 1e9)

@@ -65,8 +65,13 @@ class LlamaSizes:
             "lm_head.weight": (self.vocab_size, d),
         }
 
+    @property
+    def published(self) -> bool:
+        """Of one of Meta's sizes; what the numbers of a smaller model look like is not known."""
+        return self.hidden_size in MODEL_SIZES
+
     def __str__(self) -> str:
-        name = f"{MODEL_SIZES[self.hidden_size]}: " if self.hidden_size in MODEL_SIZES else ""
+        name = f"{MODEL_SIZES[self.hidden_size]}: " if self.published else ""
         return f"{name}width {self.hidden_size}, {self.num_hidden_layers} layers, vocabulary {self.vocab_size:,}"
 
     def config(self, dtype: torch.dtype, bos: int, eos: int, pad: int | None) -> dict[str, Any]:
