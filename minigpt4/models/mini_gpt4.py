@@ -24,6 +24,7 @@ from ..common.paths import resolve_path
 from ..common.registry import MODELS
 from ..common.schema import ModelConfig
 from ..conversation.chat_template import with_training_form
+from ..conversation.prompts import IMAGE_MARK
 from . import qformer as qf
 from .adapters import add_lora, create_projection, set_lora_training
 from .eva_vit import create_vit, encode_tokens
@@ -40,7 +41,6 @@ from .llm_loading import load_llm
 from .published import PublishedWeights
 
 log = logging.getLogger("minigpt4")
-IMAGE_TAG = "<ImageHere>"
 
 
 class PromptError(UserError):
@@ -364,9 +364,9 @@ class MiniGPT4(PublishedWeights):
 
 def split_prompt(prompt: str) -> tuple[str, str]:
     """The halves of `prompt` around its one `<ImageHere>`."""
-    if prompt.count(IMAGE_TAG) != 1:
-        raise PromptError(f"a prompt needs exactly one {IMAGE_TAG}, this has {prompt.count(IMAGE_TAG)}: {prompt!r}")
-    before, after = prompt.split(IMAGE_TAG)
+    if prompt.count(IMAGE_MARK) != 1:
+        raise PromptError(f"a prompt needs exactly one {IMAGE_MARK}, this has {prompt.count(IMAGE_MARK)}: {prompt!r}")
+    before, after = prompt.split(IMAGE_MARK)
     return before, after
 
 
@@ -376,9 +376,9 @@ def read_prompts(path: str, template: str, key: str = "model.prompt_path") -> li
         text = Path(resolve_path(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{key}: {path} should be a text file of instructions: {error}") from None
-    prompts = [template.replace("{}", line.strip()) for line in text.splitlines() if IMAGE_TAG in line]
+    prompts = [template.replace("{}", line.strip()) for line in text.splitlines() if IMAGE_MARK in line]
     if not prompts:
-        raise ConfigError(f"{key}: no line of {path} holds {IMAGE_TAG}")
+        raise ConfigError(f"{key}: no line of {path} holds {IMAGE_MARK}")
     for prompt in prompts:
         split_prompt(prompt)
     return prompts
