@@ -154,6 +154,8 @@ class Runner:
             loss, stop, save_now = self._agree(loss)
             if self.guard.admit(self.step + 1, loss, norm, taken):
                 self.optimizer.step()
+            elif self.accelerator.scaler:
+                self.accelerator.scaler.update()  # the gradient was unscaled, and will be again in the next step
             self.optimizer.zero_grad()
             self.step += 1
             seconds = time.monotonic() - tick
