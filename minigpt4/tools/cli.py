@@ -10,6 +10,7 @@ VERBS = {
     "config": ("config_verb", "print a resolved config and where each value came from"),
     "data": ("data", "check training data before a run does"),
     "describe": ("describe", "say what is in pictures, without a browser"),
+    "eval": (".evaluation.run", "score a model on pictures: captions, things named, broken answers, questions"),
     "doctor": ("doctor", "say what is wrong with a config's files and this machine, and what to do"),
     "parity": ("parity", "compare this model with the original on a golden set"),
     "export": ("export", "write the weights of a checkpoint alone, as safetensors"),

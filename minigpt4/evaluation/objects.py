@@ -1,0 +1,130 @@
+"""Which things a text names, by word lists: for `coverage` and `chair`.
+
+A list has a line for each thing: its name, then the other words for it. Words are found whole, in any case, in singular
+or plural, the longest first: "hot dog" is no dog. A line that begins with `!` lists words that hold others but are none
+of them ("home plate").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..common.errors import DataError
+from ..tools.scores import Mention, Vocabulary, mentions
+
+HERE = Path(__file__).parent
+COCO_SYNONYMS, THINGS = HERE / "coco_synonyms.txt", HERE / "things.txt"
+NOTHING = "!"  # the name of what is found and not counted
+PARENTS = {"man": "person", "woman": "person", "child": "person", "boy": "child", "girl": "child"}
+
+
+def read_vocabulary(*files: str | Path) -> Vocabulary:
+    """Word lists joined; see the module's text. A word of a later file's `!` line leaves the things of earlier files.
+
+    Raises:
+        DataError: a file cannot be read, or holds no line.
+    """
+    found: dict[str, list[str]] = {}
+    for file in files:
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: should be a text file, a thing and its synonyms a line: {error}") from None
+        for line in lines:
+            words = [" ".join(w.lower().split()) for w in line.lstrip("!").split(",") if w.strip()]
+            if not words or line.startswith("#"):
+                continue
+            name = NOTHING if line.startswith("!") else words[0]
+            if name == NOTHING:
+                for known, synonyms in found.items():
+                    found[known] = [w for w in synonyms if w not in words or w == known]
+            found.setdefault(name, []).extend(w for w in words if w not in found.get(name, ()))
+    if not found:
+        raise DataError(f"{', '.join(map(str, files))}: no line with a thing and its synonyms")
+    dropped = set(found.get(NOTHING, ()))
+    return tuple((name, tuple(words)) for name, words in found.items() if name not in dropped)
+
+
+def things_vocabulary() -> Vocabulary:
+    """COCO's 80 and the further things of everyday photos. A boy's words name a child and a person too (PARENTS)."""
+    words = {name: list(synonyms) for name, synonyms in read_vocabulary(COCO_SYNONYMS, THINGS)}
+    for name in words:
+        for above in ancestors(name):
+            words[above] += [w for w in words[name] if w not in words[above]]
+    return tuple((name, tuple(synonyms)) for name, synonyms in words.items())
+
+
+def ancestors(name: str) -> list[str]:
+    """boy -> [child, person]"""
+    return [PARENTS[name], *ancestors(PARENTS[name])] if name in PARENTS else []
+
+
+def finest(names: Iterable[str]) -> set[str]:
+    """Without the ancestors of others: {boy, child, person, dog} -> {boy, dog}."""
+    names = set(names)
+    return names - {above for name in names for above in ancestors(name)}
+
+
+def find(text: str, vocabulary: Vocabulary, present: Iterable[str] = ()) -> list[Mention]:
+    """Every mention of a thing in `text`, from left to right; right when `present` has the thing."""
+    picture = {"objects": [{"name": name} for name in present]}
+    return [m for m in mentions(text, picture, vocabulary) if m.names != {NOTHING}]
+
+
+def find_fitting(text: str, vocabulary: Vocabulary, there: Iterable[str]) -> list[Mention]:
+    """Like `find`, with kinds of people told apart: a mention is right when `there` has its thing, or one above or
+    below it. A woman is right where someone saw a person or a woman, wrong where all saw a man."""
+    there = set(there)
+    below = {above for name in there for above in ancestors(name)}
+    found = []
+    for mention in find(text, vocabulary):
+        (name, *_) = sorted(finest(mention.names))
+        right = name in there or name in below or not there.isdisjoint(ancestors(name))
+        found.append(replace(mention, right=right))
+    return found
+
+
+def named(text: str, vocabulary: Vocabulary) -> set[str]:
+    """Every thing that the text names, with those above it: "a boy" -> {boy, child, person}."""
+    return {name for mention in find(text, vocabulary) for name in mention.names} - {NOTHING}
+
+
+def seen(text: str, vocabulary: Vocabulary) -> set[str]:
+    """The things that the text names, each as exactly as it does: "a boy, a person" -> {boy, person}."""
+    return {name for mention in find(text, vocabulary) for name in finest(mention.names)} - {NOTHING}
+
+
+def main_things(captions: Sequence[str], vocabulary: Vocabulary) -> dict[str, int]:
+    """The things that at least half of a photo's captions name -> how many do, the most first; people as exactly as
+    half of the captions agree; where there are none, what most of them name, if that is two captions or more. Of a
+    photo with one caption: all it names."""
+    counts: dict[str, int] = {}
+    for caption in captions:
+        for name in named(caption, vocabulary):
+            counts[name] = counts.get(name, 0) + 1
+    most = max(counts.values(), default=0)
+    main = {name for name in counts if 2 * counts[name] >= len(captions)}
+    main = main or {name for name in counts if counts[name] == most >= 2}
+    return {name: counts[name] for name in sorted(finest(main), key=lambda name: (-counts[name], name))}
+
+
+def label_of(caption: str) -> str:
+    """ "a photo of an emu" -> "emu": the class of a photo whose one caption was made from a label. Parts and sides
+    ("crocodile head") are the thing."""
+    label = re.sub(r"^a photo of (?:an? )?", "", caption.strip().lower()).rstrip(".")
+    return re.sub(r"(?: from the side| body| head|(?<=\w) face)$", "", label)
+
+
+def labels_vocabulary(labels: Iterable[str]) -> Vocabulary:
+    """Each label as a thing of its own: a pigeon is named by "pigeon", not by "bird"."""
+    return tuple((label, (label.removesuffix("s"),)) for label in sorted(set(labels)))
+
+
+def swapped_share(answers: Sequence[str], wanted: Sequence[Sequence[str]], vocabulary: Vocabulary) -> float | None:
+    """The share of pictures with a main thing named, were every answer given for another picture: what guesses get."""
+    said = [named(answer, vocabulary) for answer in answers]
+    hits = [bool(s & set(w)) for i, s in enumerate(said) for j, w in enumerate(wanted) if i != j and w]
+    return sum(hits) / len(hits) if hits else None

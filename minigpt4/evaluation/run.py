@@ -1,0 +1,134 @@
+"""`minigpt4 eval --cfg-path X --suite NAME --data FILE`: score a model on pictures, with a table, JSON and a page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from ..common.config import load_config
+from ..common.dist_utils import choose_device, rank, training_device
+from ..common.errors import ConfigError
+from ..common.schema import Config
+from . import page
+from .answering import Item, answer_all, made_from
+from .data import read_records
+from .judge import Judge
+from .scoring import Scored, Tools
+from .statistics import Measure, summarize
+from .suites import SUITES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--cfg-path", default="eval_configs/tiny_eval.yaml", help="config (default: %(default)s)")
+    add("--suite", required=True, choices=SUITES, metavar="NAME", help=", ".join(SUITES))
+    what = "annotation files, a folder of pictures, or easy-vqa; docs/evaluation.md lists the formats"
+    add("--data", required=True, nargs="+", metavar="FILE", help=what)
+    add("--images", metavar="DIR", help="folder of the images, where the files do not say")
+    add("--split", help="the split to take")
+    add("--limit", type=int, metavar="N", help="so many pictures or questions, at random, always the same")
+    add("--before", metavar="CHECKPOINT", help="a second model.ckpt: scored too, with the difference to it")
+    add("--prompt", help="asked instead of the suite's own questions; {question} is the data's")
+    add("--batch", type=int, default=16, help="pictures answered at once (default: %(default)s)")
+    add("--max-new-tokens", type=int, help="longest answer (default: the suite's)")
+    add("--beams", type=int, default=1, help="beams (default: %(default)s)")
+    add("--sample", action="store_true", help="draw answers as the chat does, instead of greedily")
+    add("--seed", type=int, default=42, help="of --sample (default: %(default)s)")
+    add("--out", metavar="DIR", help="where results go (default: output/eval/CONFIG)")
+    add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    add("--judge", metavar="URL", help="an OpenAI-compatible endpoint that judges too (coverage, abilities)")
+    add("--judge-model", default="", help="the judge's model name")
+    add("--judge-key-env", default="OPENAI_API_KEY", help="variable with its key (default: %(default)s)")
+    add("--synonyms", metavar="FILE", help="CHAIR's published synonyms.txt instead of ours")
+    add("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer, score, write. Under torchrun the first process scores what all have answered."""
+    if args.judge and not args.judge_model:
+        raise ConfigError("--judge: name its model with --judge-model")
+    if args.prompt is not None and not args.prompt.strip():
+        raise ConfigError("--prompt: empty")
+    for name in ("limit", "batch", "beams", "max_new_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)} should be 1 or more")
+    suite, started = SUITES[args.suite], time.monotonic()
+    configs = {"after": load_config(args.cfg_path, args.options, mode="chat")}
+    if args.before:
+        options = [*args.options, f"model.ckpt={args.before}"]
+        configs = {"before": load_config(args.cfg_path, options, mode="chat"), **configs}
+    records = read_records(args.data, args.images, args.split, args.limit, suite.kinds)
+    items = suite.items(records, args.prompt)
+    out = Path(args.out or Path("output", "eval", Path(args.cfg_path).stem))
+    folder = out / args.suite
+    folder.mkdir(parents=True, exist_ok=True)
+    tools = Tools(
+        Judge(args.judge, args.judge_model, args.judge_key_env) if args.judge else None,
+        folder / "judged.jsonl", args.synonyms,
+    )  # fmt: skip
+    decoding = {"do_sample": args.sample, "num_beams": args.beams,
+                "max_new_tokens": args.max_new_tokens or suite.max_new_tokens}  # fmt: skip
+    if args.sample:
+        decoding["seed"] = args.seed
+
+    scored: dict[str, Scored] = {}
+    for stage, config in configs.items():
+        say = f"{args.suite}{f', {stage}' if args.before else ''}: "
+        source = made_from(config, decoding)
+        answers = answer_all(lambda c=config: _chat(c, args), items, source, out / "answers", args.batch, say)
+        if answers is not None:
+            scored[stage] = suite.score(items, answers, tools)
+    if rank() != 0:
+        return 0
+    results = collect(args, items, scored, decoding, configs["after"])
+    results["seconds"] = round(time.monotonic() - started, 1)
+    page.write_json(results, folder / "results.json")
+    (folder / "report.html").write_text(page.html_page(results, suite.title), encoding="utf-8")
+    print(page.table(results, suite.title))
+    print(f"\n{folder / 'results.json'}, {folder / 'report.html'}")
+    return 0
+
+
+def _chat(config: Config, args: argparse.Namespace):
+    from ..serve import build_chat
+
+    if "LOCAL_RANK" in os.environ:  # under torchrun each process takes its own GPU
+        return build_chat(config, training_device(args.device))
+    return build_chat(config, choose_device(args.device, f"--device {args.device}"))
+
+
+def collect(
+    args: argparse.Namespace, items: list[Item], scored: dict[str, Scored], decoding: dict, config: Config
+) -> dict:
+    """Everything for results.json and the page, as plain values."""
+    pictures = [str(item.record.image) for item in items]
+    after, before = scored["after"], scored.get("before")
+    results = {
+        "suite": args.suite, "config": args.cfg_path, "options": args.options, "checkpoint": config.model.ckpt,
+        "before": args.before, "data": args.data, "split": args.split, "limit": args.limit,
+        "pictures": len(set(pictures)), "answers": len(items), "decoding": decoding, "batch": args.batch,
+        "questions": {variant: next(i.question for i in items if i.variant == variant) for variant in
+                      dict.fromkeys(item.variant for item in items)} if args.suite != "vqa" or args.prompt
+                      else dict(SUITES["vqa"].questions),
+        "judge": {"url": args.judge, "model": args.judge_model} if args.judge else None,
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "measures": {m.name: {"label": m.label, "form": m.form, "better": m.better} for m in after.measures},
+        "scores": {stage: summarize(s.measures, pictures) for stage, s in scored.items()},
+        "notes": after.notes, "facts": {stage: s.facts for stage, s in scored.items()},
+    }  # fmt: skip
+    if before:
+        results["difference"] = summarize(after.measures, pictures, _matching(before.measures, after.measures))
+    results["items"] = [
+        {"id": item.record.id, "image": str(item.record.image), "variant": item.variant, "question": item.question,
+         "truth": after.verdicts[i]["truth"],
+         **{stage: {k: v for k, v in s.verdicts[i].items() if k != "truth"} for stage, s in scored.items()}}
+        for i, item in enumerate(items)
+    ]  # fmt: skip
+    return results
+
+
+def _matching(measures: list[Measure], wanted: list[Measure]) -> list[Measure]:
+    by_name = {m.name: m for m in measures}
+    return [by_name[m.name] for m in wanted]

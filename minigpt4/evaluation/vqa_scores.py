@@ -1,0 +1,79 @@
+r"""The official accuracy of VQA sets, and their way of making answers comparable.
+
+Source: vqaEval.py of the VQA challenge (processPunctuation, processDigitArticle), A-OKVQA's evaluation. One thing is
+done otherwise: answers are always brought into form; the original leaves them alone where all ten people agree, so
+that "Yes." would be wrong there.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import combinations
+
+PUNCTUATION = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
+NUMBERS = ["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+DIGITS = {word: str(max(0, i - 1)) for i, word in enumerate(NUMBERS)}
+ARTICLES = {"a", "an", "the"}
+# The right forms; without one or all of their apostrophes they are brought into these. Words that mean something else
+# without it ("she'd", "we'd", "he'll") are not in the original's table either.
+CONTRACTED = (
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
+    "he'd've he's how'd how'll how's i'd've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't "
+    "must've needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've "
+    "somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll "
+    "that's there'd there'd've there're there's they'd they'd've they'll they're they've wasn't we'd've we've "
+    "weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've "
+    "why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll "
+    "you're you've 'twas "
+)
+
+
+def _without_apostrophes(word: str) -> set[str]:
+    """Every way to leave out at least one apostrophe; of words with several, one stays (as in the original's table)."""
+    places = [i for i, c in enumerate(word) if c == "'"]
+    most = max(1, len(places) - 1)
+    drops = [set(drop) for n in range(1, most + 1) for drop in combinations(places, n)]
+    return {"".join(c for i, c in enumerate(word) if i not in drop) for drop in drops}
+
+
+CONTRACTIONS = {variant: word for word in CONTRACTED.split() for variant in _without_apostrophes(word)}
+
+
+def normalize(answer: str) -> str:
+    """An answer as the VQA challenge compares it: "Two dogs, a cat." -> "2 dogs cat"."""
+    answer = answer.replace("\n", " ").replace("\t", " ").strip()
+    number = re.search(r"\d,\d", answer) is not None
+    text = answer
+    for mark in PUNCTUATION:
+        apart = mark + " " in answer or " " + mark in answer or number
+        text = text.replace(mark, "" if apart else " ")
+    text = re.sub(r"(?!<=\d)\.(?!\d)", "", text)  # the original's pattern, slip included: it never looks behind
+    words = [DIGITS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def soft_accuracy(answer: str, people: Sequence[str]) -> float:
+    """VQA's accuracy against the answers of (ten) people: the mean, over leaving out each of them, of
+    min(1, how many of the others gave this answer / 3)."""
+    same = [normalize(person) == normalize(answer) for person in people]
+    return sum(min(1.0, (sum(same) - own) / 3) for own in same) / len(same)
+
+
+def counted_accuracy(answer: str, people: Sequence[str]) -> float:
+    """A-OKVQA's: min(1, how many gave this answer / 3), nobody left out; compared after `normalize`."""
+    return min(1.0, sum(normalize(person) == normalize(answer) for person in people) / 3)
+
+
+def exact(answer: str, people: Sequence[str]) -> float:
+    """GQA's: the one answer, or not."""
+    return float(any(normalize(person) == normalize(answer) for person in people))
+
+
+RULES = {"soft": soft_accuracy, "counted": counted_accuracy, "exact": exact}
+
+
+def holds(answer: str, people: Sequence[str], rule: str) -> float:
+    """The best that a part of the answer would get under the rule: for models that answer in sentences."""
+    text = f" {normalize(answer)} "
+    return max(
+        (RULES[rule](p, people) for p in set(people) if f" {normalize(p)} " in text and normalize(p)), default=0.0
+    )
