@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -55,6 +56,8 @@ def _leave_torchrun(error: Exception) -> None:
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+        if not isinstance(error, UserError):
+            time.sleep(3)  # a lost connection is told after the reason for it: torchrun names the first, by the second
         get_error_handler().record_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()

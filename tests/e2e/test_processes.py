@@ -6,17 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from soak import rows, start, wait_all, weights
+from soak import free_port, rows, weights
 
 PROJECT = Path(__file__).parents[2]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+GIVEN = """
+import sys
+import torch
+import train
+from minigpt4.tasks import ImageTextPretrain
+
 TEXTS = ["a small dog", "a house", "a house", "a small dog"]  # as many tokens in each half
 
-
 class Halves:
-    """Four samples, all for one process or two for each, with images that change from step to step."""
-
-    def __init__(self, rank: int, world_size: int, size: int):
+    # four samples, all for one process or two for each, with images that change from step to step
+    def __init__(self, rank, world_size, size):
         self.part, self.size, self.step = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size), size, 0
 
     def __iter__(self):
@@ -28,33 +32,32 @@ class Halves:
     def state_dict(self):
         return {"drawn": self.step, "places": {}}
 
+ImageTextPretrain.build_loader = lambda self, rank, world, seed, before=None: Halves(
+    rank, world, self.config.model.image_size
+)
+sys.exit(train.main(sys.argv[1:]))
+"""
 
-@pytest.fixture(scope="module")
-def trained(published, data, tmp_path_factory):
-    """trained("fsdp", 2) -> losses and weights of a run in so many processes."""
-    from training import lay_config
 
-    from minigpt4.tasks import ImageTextPretrain
-
-    folder = tmp_path_factory.mktemp("processes")
-
-    def given(monkeypatch):
-        monkeypatch.setattr(
-            ImageTextPretrain, "build_loader",
-            lambda self, rank, world, seed, before=None: Halves(rank, world, published["image_size"]),
-        )  # fmt: skip
+@pytest.fixture
+def trained(write_config, data, tmp_path):
+    """trained("fsdp", 2) -> losses and weights of a run in so many processes, with a picture described on the way."""
 
     def train(parallel: str, world: int):
-        name = f"{parallel}_{world}"
+        name, port = f"{parallel}_{world}", str(free_port())
+        (tmp_path / "given.py").write_text(GIVEN)
         run = {"parallel": parallel, "batch_size_train": 4 // world, "sample_images": [str(data / "align/image/0.jpg")]}
-        config = lay_config(folder, published, data, "stage1", name, run=run)  # stage 2 draws prompts by rank
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            given(monkeypatch)
-            codes = wait_all(start(config, folder, world), 60)
-        assert codes == [0] * world, (folder / "said_0.txt").read_text() + (
-            folder / f"said_{world - 1}.txt"
-        ).read_text()
-        return [row[1] for row in rows(folder / name)], weights(folder / name)
+        config = write_config("stage1", name, run=run)  # stage 2 draws prompts by rank
+        runs = []
+        for rank in map(str, range(world)):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+            environment = {**os.environ, **ONE_THREAD, **(place if world > 1 else {})}
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            command = [sys.executable, str(tmp_path / "given.py"), "--cfg-path", config]
+            runs.append(subprocess.Popen(command, env=environment, cwd=PROJECT, stderr=subprocess.PIPE, text=True))
+        said = [run.communicate(timeout=120)[1] for run in runs]
+        assert [run.returncode for run in runs] == [0] * world, "".join(said)
+        return [row[1] for row in rows(tmp_path / name)], weights(tmp_path / name)
 
     return train
 
@@ -95,7 +98,7 @@ def test_a_process_that_dies_ends_the_others(write_config, tmp_path):
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         str(tmp_path / "dies.py"), "--cfg-path", write_config("stage1", run={"save_every_steps": 1}),
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    environment = {**os.environ, **ONE_THREAD}
     run = subprocess.Popen(command, env=environment, cwd=PROJECT, stderr=subprocess.PIPE, text=True)
     _, said = run.communicate(timeout=90)
     assert run.returncode == 1
