@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .download import local_path
-from .errors import CheckpointError
+from .errors import CheckpointError, some
 from .identify import DOWNLOAD_AGAIN, NO_WEIGHTS, WRAPPERS, identify
 from .memory import MappedFiles
 
@@ -79,7 +79,7 @@ def load_exact(
         for name, tensor in sorted(state.items())
         if name in targets and tensor.shape != targets[name].shape
     ]
-    lines = [f"  {what}: {_some(names)}" for what, names in
+    lines = [f"  {what}: {some(names, 6)}" for what, names in
              (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)) if names]  # fmt: skip
     if lines:
         found = identify(local_path(str(path)))
@@ -101,10 +101,6 @@ def _fill(target: Tensor, tensor: Tensor, device: torch.device | str) -> None:
     if isinstance(target, nn.Parameter):
         new = nn.Parameter(new, target.requires_grad)
     torch.utils.swap_tensors(target, new)
-
-
-def _some(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -157,6 +153,11 @@ def save_checkpoint(checkpoint: Path, model: dict[str, Tensor], facts: dict, res
     """
     # The sidecar first: a checkpoint_N.pth that stands there always has its other half.
     atomic_save({**resume, "step": facts["step"]}, resume_path(checkpoint))
+    save_model(checkpoint, model, facts)
+
+
+def save_model(checkpoint: Path, model: dict[str, Tensor], facts: dict) -> None:
+    """Write the weights alone, in the original's format; arguments as for `save_checkpoint`."""
     weights = {name: tensor.detach().cpu() for name, tensor in model.items()}
     atomic_save({"model": weights, **facts}, checkpoint)
 

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 
@@ -28,6 +28,12 @@ def did_you_mean(word: str, known) -> str:
     """`; did you mean 'x'?`, or an empty string when nothing known looks like `word`."""
     close = get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """a, b, c, d and 7 more"""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def main_guard(main: Callable[[], int | None]) -> int:

@@ -97,7 +97,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 
 def _read(path: str, folder: str, **options) -> PreTrainedModel:
     try:
-        with _quiet():
+        with quiet_transformers():
             llm, info = AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, weights_only=True, output_loading_info=True,
                 ignore_mismatched_sizes=True, **options,
@@ -120,7 +120,7 @@ def _read(path: str, folder: str, **options) -> PreTrainedModel:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No warnings and progress bars of transformers inside; what is wrong is told by us."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

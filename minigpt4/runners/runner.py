@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..common.checkpoint import (
-    atomic_save,
     find_latest,
     load_exact,
     prune_checkpoints,
     read_resume,
     save_checkpoint,
+    save_model,
 )
 from ..common.dist_utils import mixed_precision
 from ..common.errors import CheckpointError, UserError
@@ -258,9 +258,8 @@ class Runner:
         if self.is_main:
             self._write(valid_loss=loss)
             if best:
-                weights = {name: tensor.cpu() for name, tensor in self.bare_model.trained_state().items()}
                 facts = {**self._facts(), "valid_loss": loss}
-                atomic_save({"model": weights, **facts}, self.output_dir / "checkpoint_best.pth")
+                save_model(self.output_dir / "checkpoint_best.pth", self.bare_model.trained_state(), facts)
 
     def _sample_if_due(self) -> None:
         """What the model says of run.sample_images, into `samples.jsonl`."""

@@ -7,9 +7,7 @@
 torch, timm and transformers are imported inside the converters: looking at the list costs nothing.
 """
 
-import contextlib
-import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,9 +56,9 @@ def convert_smollm2(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from minigpt4.models.llm_loading import load_llm
+    from minigpt4.models.llm_loading import load_llm, quiet_transformers
 
-    with _quiet_transformers():
+    with quiet_transformers():
         where, gguf = str(source.parent), source.name
         tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=gguf)
         ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SMOLLM2_SPECIAL_IDS}
@@ -126,21 +124,6 @@ def map_by_order(published: Mapping, expected: Mapping) -> dict:
             )
         mapped[new] = tensor.contiguous()
     return mapped
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No warnings, load reports or progress bars inside; exceptions pass, and settings come back after."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        # The GGUF reader's bar is a bare tqdm that heeds no setting of transformers.
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 ITEMS = {

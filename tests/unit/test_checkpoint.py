@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made import Evil
 from safetensors.torch import save_file
 
 from minigpt4.common.checkpoint import (
@@ -72,14 +73,6 @@ def test_a_file_of_other_things(tmp_path):
     torch.save({"model": {"w": torch.ones(1), "note": "text"}}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="holds no state dict"):
         read_state(tmp_path / "w.pth")
-
-
-class Evil:
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return (Path.touch, (self.trace,))
 
 
 def test_a_pickle_does_not_run(tmp_path):

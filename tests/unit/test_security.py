@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made import Evil
 
 from minigpt4.common.checkpoint import atomic_save, find_latest, read_resume, resume_path, save_checkpoint
 from minigpt4.common.errors import CheckpointError
@@ -75,14 +76,6 @@ def test_the_page_listens_on_this_machine_only():
         for name, call in calls(ast.parse(path.read_text())):
             opened = {k.arg for k in call.keywords} & {"allowed_paths"}
             assert not opened, f"{path}: {name} lets the page serve other files"
-
-
-class Evil:
-    def __init__(self, trace: Path):
-        self.trace = trace
-
-    def __reduce__(self):
-        return (Path.touch, (self.trace,))
 
 
 def test_a_pickle_in_a_resume_file_does_not_run(tmp_path):

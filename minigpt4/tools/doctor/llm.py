@@ -14,13 +14,12 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ...common.checkpoint import HARMLESS
-from ...common.errors import CheckpointError
+from ...common.errors import CheckpointError, some
 from ...common.identify import DOWNLOAD_AGAIN, KINDS, NO_WEIGHTS, FileFacts, amount, gigabytes, identify
 from ...models.llm import create_llm
 from ...models.llm_loading import WEIGHT_FILES
 from ..vicuna.llama_meta import MODEL_SIZES
 from ..vicuna.prepare import DELTA_NORM
-from ..vicuna.sharded import some
 from .page import LOOK, OK, WRONG, Row
 
 KEY = "model.llama_model"

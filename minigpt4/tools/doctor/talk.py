@@ -3,14 +3,13 @@
 import re
 from dataclasses import replace
 
-from ...common.errors import UserError
+from ...common.errors import UserError, some
 from ...common.registry import CONVERSATIONS
 from ...common.schema import Config, ModelConfig
 from ...conversation.chat_template import conversation_of, with_training_form
 from ...conversation.prompts import VICUNA_V0, Conversation
 from ...models.llm import pad_apart_from
 from ...models.mini_gpt4 import read_prompts
-from ..vicuna.sharded import some
 from .llm import VICUNA, LlmFolder
 from .page import LOOK, OK, WRONG, Row
 from .tokenizer import FAMILIES, family, look_at_tokenizer

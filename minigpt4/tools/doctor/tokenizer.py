@@ -5,10 +5,9 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from ...common.errors import UserError
+from ...common.errors import UserError, some
 from ...common.identify import KINDS, identify
 from ...models.llm import load_tokenizer
-from ..vicuna.sharded import some
 from ..vicuna.tokenizer import PAD
 from ..vicuna.verify import read_record
 from .llm import VICUNA, LlmFolder, read_json

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ...common.checkpoint import HARMLESS
-from ...common.errors import CheckpointError
-from .sharded import WeightFile, some
+from ...common.errors import CheckpointError, some
+from .sharded import WeightFile
 
 # Meta's name -> (transformers' name, the axis along which the files split it; None: every file has all of it).
 IN_LAYER = {

@@ -4,7 +4,7 @@ import errno
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +137,6 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise UserError(f"--max-shard-size: {text!r} is not a size; write e.g. 5GB or 500MB")
     return int(size)
-
-
-def some(names: Iterable[str], most: int = 4) -> str:
-    """a, b, c, d and 7 more"""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _bytes_of(flat: Tensor) -> memoryview:

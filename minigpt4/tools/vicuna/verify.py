@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from ...common.errors import CheckpointError
+from ...common.errors import CheckpointError, some
 from ...models.llm import load_tokenizer
 from .llama_meta import TransformersLlama
-from .sharded import damaged_tensors, some
+from .sharded import damaged_tensors
 from .tokenizer import check_tokenizer
 
 INDEX = "model.safetensors.index.json"
