@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from ..common.optims import parameter_groups
 from ..common.paths import resolve_path
 from ..common.registry import LR_SCHEDULES
 from ..common.schema import Config
+from .averaging import WeightAverage
 from .data_monitor import DataMonitor
 from .process import StopSignals, lock_folder
 from .sharding import shard_llm
@@ -77,6 +79,7 @@ class Runner:
         optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.init_lr)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.schedule = LR_SCHEDULES.get(run.lr_sched)
+        self.average = WeightAverage(model.trained_tensors, run.ema_decay) if run.ema_decay else None
         self.step = 0
         self.signals = StopSignals()
 
@@ -158,14 +161,17 @@ class Runner:
                 self.accelerator.scaler.update()  # the gradient was unscaled, and will be again in the next step
             self.optimizer.zero_grad()
             self.step += 1
+            if self.average:
+                self.average.update(self.step)
             seconds = time.monotonic() - tick
             rate = run.batch_size_train * run.accum_grad_iters * self.world_size / seconds
             eta = (time.monotonic() - started) / (self.step - first) * (self.total_steps - self.step)
             bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.1e} {rate:.1f} samples/s")
             bar.update()
             self._tell(loss, lr, norm, rate, eta, bar)
-            self._validate_if_due()
-            self._sample_if_due()
+            with self.average.applied() if self.average else nullcontext():
+                self._validate_if_due()
+                self._sample_if_due()
             self._save_if_due(stop, save_now)
         bar.close()
 
@@ -304,8 +310,10 @@ class Runner:
             "validation": self.validation.state_dict() if self.validation else None,
             "num_workers": self.run.num_workers,
             "config": self._plain_config(),
+            "own_weights": self.bare_model.trained_state() if self.average else None,  # `model` holds the averages
         }
-        save_checkpoint(checkpoint, self.bare_model.trained_state(), self._facts(), resume)
+        weights = self.average.average if self.average else self.bare_model.trained_state()
+        save_checkpoint(checkpoint, weights, self._facts(), resume)
         prune_checkpoints(self.output_dir, self.run.keep_last)
         log.info("saved %s", checkpoint)
 
@@ -330,7 +338,9 @@ class Runner:
             if checkpoint is None:
                 return
         weights, resume = read_resume(checkpoint)
-        load_exact(self.bare_model.trained_tensors(), weights, checkpoint)
+        load_exact(self.bare_model.trained_tensors(), resume.get("own_weights") or weights, checkpoint)
+        if self.average:
+            self.average.load(weights)
         try:
             self.optimizer.load_state_dict(resume["optimizer"])
         except ValueError as error:

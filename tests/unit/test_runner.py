@@ -233,6 +233,47 @@ def test_validation_leaves_the_processs_random_state(tmp_path):
     assert totals[0] == totals[1]
 
 
+# -- the average of the weights -----------------------------------------------------------------------------------
+
+
+class Watched(Judged):
+    """Notes the weight that each validation saw."""
+
+    def __init__(self, batches):
+        GivenTask.__init__(self, batches)
+        self.seen = []
+
+    def validation_batches(self, rank, world_size):
+        yield {"text_input": ["a"], "loss": 1.0}
+
+    def train_step(self, model, batch):
+        self.seen += [model.w.item()] if "loss" in batch else []
+        return super().train_step(model, batch)
+
+
+def test_the_average_is_validated_saved_and_taken_up(run, tmp_path):
+    keys = dict(init_lr=1.0, min_lr=1.0, weight_decay=0.0, ema_decay=0.15, valid_every_steps=1, datasets=HELD_OUT)
+    model, task = Slope(), Watched([{"x": 1.0}])
+    run(model, task, "whole", iters_per_epoch=4, **keys)
+    average, expected = 0.0, []  # w is -1, -2, -3, -4 after the steps
+    for step in range(1, 5):
+        decay = min(0.15, step / (step + 9))
+        average = decay * average + (1 - decay) * -step
+        expected.append(average)
+    assert task.seen == pytest.approx(expected, rel=1e-4)
+    assert model.w.item() == pytest.approx(-4, rel=1e-4)  # training went on from its own weights
+    saved = [
+        torch.load(tmp_path / "whole" / f"checkpoint_{n}.pth", weights_only=True)["model"]["w"] for n in ("best", 0)
+    ]
+    assert [w.item() for w in saved] == pytest.approx([expected[0], expected[-1]], rel=1e-4)
+
+    run(Slope(), Watched([{"x": 1.0}]), "parts", iters_per_epoch=2, **keys)
+    again = Slope()
+    run(again, Watched([{"x": 1.0}]), "parts", iters_per_epoch=2, max_epoch=2, **keys)
+    assert torch.equal(again.w, model.w)
+    assert torch.equal(torch.load(tmp_path / "parts/checkpoint_1.pth", weights_only=True)["model"]["w"], saved[1])
+
+
 def test_a_signal_ends_after_the_step_and_restores_the_handlers(run, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     task = GivenTask([{"x": 1.0}], lambda step: step == 1 and os.kill(os.getpid(), signal.SIGTERM))

@@ -1,0 +1,53 @@
+"""The exponential moving average of the trained weights: smoother than the last step's, and kept in its place."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+
+class WeightAverage:
+    """Averages of the live tensors that `tensors()` gives by name.
+
+    After step n the average is `a_n = d a_(n-1) + (1 - d) w_n` with d = min(decay, n / (n + 9)): the first steps, which
+    are far from where the run ends, are soon forgotten. Integer buffers are copied.
+
+    Args:
+        decay: below 1; about 1 / (1 - decay) steps are averaged.
+    """
+
+    def __init__(self, tensors: Callable[[], dict[str, Tensor]], decay: float):
+        self.tensors, self.decay = tensors, decay
+        self.average = {name: tensor.detach().clone() for name, tensor in tensors().items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimizer step `step`, counted from 1."""
+        decay = min(self.decay, step / (step + 9))
+        for name, live in self.tensors().items():
+            if live.is_floating_point():
+                self.average[name].lerp_(live, 1 - decay)
+            else:
+                self.average[name].copy_(live)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averages inside, its own weights again after."""
+        live = self.tensors()
+        own = {name: tensor.detach().clone() for name, tensor in live.items()}
+        self._fill(live, self.average)
+        try:
+            yield
+        finally:
+            self._fill(live, own)
+
+    def load(self, average: dict[str, Tensor]) -> None:
+        """Go on from these averages."""
+        self._fill(self.average, average)
+
+    @staticmethod
+    @torch.no_grad()
+    def _fill(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+        for name, target in targets.items():
+            target.copy_(values[name])
