@@ -31,6 +31,7 @@ AT_LEAST = {
 MADE_BY = {
     "weights/": "`minigpt4 weights` makes it",
     "data/sample_set/": "`minigpt4 sample-set` makes it",
+    "data/tiny/": "`minigpt4 tiny --photos photos.jsonl` makes it",
     "output/": "the training run of that folder makes it",
 }
 
@@ -153,6 +154,8 @@ def _check_run(config: Config, problems: list[str]) -> None:
     _check_at_least(run, "run", problems)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
         problems.append(f"run.device: {run.device!r} should be auto, cpu, cuda or cuda:N")
+    if run.ema_decay is not None and not 0 < run.ema_decay < 1:
+        problems.append(f"run.ema_decay: {run.ema_decay} should be above 0 and below 1, e.g. 0.99")
     if run.evaluate:
         problems.append("run.evaluate: True, but train.py only trains; leave it False")
     if run.early_stop and not any(dataset.valid_info for dataset in config.datasets.values()):
@@ -174,6 +177,9 @@ def _check_run(config: Config, problems: list[str]) -> None:
             problems.append(
                 f"model.end_sym: not set, but datasets.{name}.prompt_path asks for answers; write what ends one"
             )
+        for part, info in (("build_info", dataset.build_info), ("valid_info", dataset.valid_info)):
+            if info and not 0 < info.share <= 1:
+                problems.append(f"datasets.{name}.{part}.share: {info.share} should be above 0 and at most 1, e.g. 0.1")
         for kind in ("vis_processor", "text_processor"):
             if getattr(dataset, kind).train is None:
                 problems.append(f"datasets.{name}.{kind}.train: not set; write its name, e.g. "

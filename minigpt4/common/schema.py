@@ -135,6 +135,11 @@ class BuildInfo:
     images: str | None = key(None, "folder of the images, where the dataset keeps them apart", path=True)
     cache: str | None = key(None, "folder that keeps remote shards once they were read; null: streamed each time")
     splits: list | None = key(None, "which splits of the file to use; null: all")
+    share: float = key(1.0, "share of a list of pictures that is used, drawn by run.seed; 0.1 lies within 0.5")
+    features: str | None = key(
+        None, "of a list of pictures: a file.npy with what the frozen ViT makes of them; `minigpt4 features` writes it"
+    )
+    feature_crops: int = key(8, "crops of each picture in that file, the first of them the whole picture")
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,9 @@ class RunConfig:
     warmup_steps: int = key(0, "optimizer steps of warm-up")
     weight_decay: float = key(0.05, "AdamW's weight decay")
     grad_clip: float | None = key(None, "largest gradient norm; null: no clipping, as the original")
+    ema_decay: float | None = key(
+        None, "keep the moving average of the trained weights, e.g. 0.99: validated and saved in their place"
+    )
     max_epoch: int = key(1, "epochs; an epoch is iters_per_epoch steps")
     iters_per_epoch: int = key(1000, "optimizer steps in an epoch")
     batch_size_train: int = key(64, "samples in a batch, for each process")

@@ -40,6 +40,13 @@ def llm_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if cpu_has_bf16() else torch.float32
 
 
+def vit_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """model.vit_precision on this device. On CPU fp16 becomes fp32, and so does bf16 where the CPU has it not."""
+    dtype = DTYPES[precision]
+    slow_here = device.type == "cpu" and (dtype == torch.float16 or not cpu_has_bf16())
+    return torch.float32 if slow_here else dtype
+
+
 def check_folder(path: str) -> None:
     """Raises CheckpointError when `path` is not the folder of an LLM."""
     if not (Path(path) / "config.json").is_file():

@@ -28,15 +28,7 @@ from ..conversation.prompts import IMAGE_MARK
 from . import qformer as qf
 from .adapters import add_lora, create_projection, set_lora_training
 from .eva_vit import create_vit, encode_tokens
-from .llm import (
-    DTYPES,
-    cpu_has_bf16,
-    create_llm,
-    head_input_hidden_states,
-    llm_dtype,
-    load_tokenizer,
-    pad_apart_from,
-)
+from .llm import create_llm, head_input_hidden_states, llm_dtype, load_tokenizer, pad_apart_from, vit_dtype
 from .llm_loading import load_llm
 from .published import PublishedWeights
 
@@ -170,9 +162,7 @@ class MiniGPT4(PublishedWeights):
 
     def _set_vit_precision(self, device: torch.device) -> None:
         """Conv and Linear weights of the ViT in `vit_precision`, norms in fp32. Source: convert_weights_to_fp16."""
-        dtype = DTYPES[self.config.vit_precision]
-        slow_here = device.type == "cpu" and (dtype == torch.float16 or not cpu_has_bf16())
-        self.vit_dtype = torch.float32 if slow_here or not self.config.freeze_vit else dtype
+        self.vit_dtype = vit_dtype(self.config.vit_precision, device) if self.config.freeze_vit else torch.float32
         for module in self.visual_encoder.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.to(self.vit_dtype)
@@ -196,11 +186,11 @@ class MiniGPT4(PublishedWeights):
 
     def encode_img(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W) -> image_embeds (B, Q, D_llm), what the LLM sees of each image; (B, N, D_llm) without
-        Q-Former."""
+        Q-Former. Instead of an image, what the ViT made of it before: (B, N, D_vit)."""
         image = image.to(self.device)
         half = torch.autocast(self.device.type, self.vit_dtype, enabled=self.vit_dtype != torch.float32)
         with half, torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vit):
-            patches = encode_tokens(self.visual_encoder, image)  # (B, N, D_vit)
+            patches = encode_tokens(self.visual_encoder, image) if image.ndim == 4 else image  # (B, N, D_vit)
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and not (self.config.freeze_vit and self.config.freeze_qformer)
         ):

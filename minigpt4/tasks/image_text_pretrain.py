@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from ..common.paths import resolve_path
 from ..common.registry import DATASETS, MODELS, PROCESSORS, TASKS
 from ..common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from ..conversation.chat import Chat
+from ..datasets.features import FeatureSource, Pairs, made_from
+from ..datasets.image_text import ImageTextSource
 from ..datasets.stream import MixedLoader, SampleStream, Source, collate, make_loader, seed_of, standing
 from ..models.mini_gpt4 import read_prompts
 
@@ -45,6 +49,20 @@ def chat_processor(config: Config):
     return PROCESSORS.get("blip2_image_eval")(image_size=config.model.image_size)
 
 
+def build_source(name: str, dataset: DatasetConfig, split: str) -> Source:
+    """The pictures and texts of the dataset `name`, as its processors for `split` (train or eval) make them."""
+    chosen = [getattr(p, split) or p.train for p in (dataset.vis_processor, dataset.text_processor)]
+    return DATASETS.get(dataset.builder or name)(dataset, *map(build_processor, chosen))
+
+
+def drawn_share(pairs: Pairs, share: float, seed: int, name: str) -> Pairs:
+    """`share` of the pairs of the dataset `name`, at least one, in their order. A smaller share of the same seed lies
+    within a larger one."""
+    order = list(range(len(pairs)))
+    random.Random(seed_of(seed, "share", name)).shuffle(order)
+    return [pairs[i] for i in sorted(order[: max(1, round(share * len(pairs)))])]
+
+
 @TASKS.register("image_text_pretrain")
 class ImageTextPretrain:
     """The loss of a batch is the model's loss on it.
@@ -74,11 +92,22 @@ class ImageTextPretrain:
             if dataset.prompt_path
         }
 
-    @staticmethod
-    def _source(name: str, dataset: DatasetConfig, split: str) -> Source:
+    def _source(self, name: str, dataset: DatasetConfig, split: str) -> Source:
         """The samples of a dataset. Validation without an `eval` processor sees images as training does."""
-        chosen = [getattr(p, split) or p.train for p in (dataset.vis_processor, dataset.text_processor)]
-        return DATASETS.get(dataset.builder or name)(dataset, *map(build_processor, chosen))
+        source = build_source(name, dataset, split)
+        info = dataset.build_info
+        of_lists = [key for key, used in (("features", info.features), ("share", info.share < 1)) if used]
+        if not of_lists:
+            return source
+        if not isinstance(source, ImageTextSource):
+            which = f"build_info.{of_lists[0]}"
+            raise DataError(f"{which} is for lists of pictures, not for {dataset.builder or name}; leave it out")
+        if info.features:
+            facts = made_from(self.config.model, dataset.vis_processor.train, source.pairs, info.feature_crops)
+            source = FeatureSource(source, Path(resolve_path(info.features)), facts)
+        # The features are of the whole list, so it is cut after they were held against it.
+        source.pairs = drawn_share(source.pairs, info.share, self.config.run.seed, name)
+        return source
 
     def build_model(self, device: torch.device | str) -> nn.Module:
         """The config's model; where conv_template says how instructions are put, the model has read it."""

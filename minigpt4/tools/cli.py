@@ -9,8 +9,10 @@ from ..common.errors import main_guard
 VERBS = {
     "config": ("config_verb", "print a resolved config and where each value came from"),
     "data": ("data", "check training data before a run does"),
+    "features": ("features", "compute what the frozen ViT makes of a config's pictures, once for all its epochs"),
     "describe": ("describe", "say what is in pictures, without a browser"),
     "eval": (".evaluation.run", "score a model on pictures: captions, things named, broken answers, questions"),
+    "curate": (".curation.run", "make stage 2's pairs: a model describes photos, human captions repair what it says"),
     "doctor": ("doctor", "say what is wrong with a config's files and this machine, and what to do"),
     "parity": ("parity", "compare this model with the original on a golden set"),
     "export": ("export", "write the weights of a checkpoint alone, as safetensors"),
@@ -20,6 +22,8 @@ VERBS = {
     "prepare-vicuna": ("vicuna.prepare", "make Vicuna from LLaMA and its delta, and verify it"),
     "sample-set": ("sample_set", "make the sample set that the quickstart trains on"),
     "plan": ("plan", "say whether a config fits a GPU, and how long it takes"),
+    "tiny": ("tiny", "train the small model that ships, from captioned photos to its figures"),
+    "ablations": ("ablations", "train the small model in the paper's other ways: a table and a plot with error bars"),
     "quickstart": ("quickstart", "train both stages on the sample set and write a report"),
 }
 

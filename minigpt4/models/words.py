@@ -1,0 +1,64 @@
+"""A warm start for a Q-Former from scratch: which words do the captions use? The LLM's layers stay out of it.
+
+Each query, projected, is a point among the LLM's input embeddings; the words it is near to are what it says. A picture
+costs a twentieth of what it costs through the LLM, and the weights are those that stage 0 goes on with: none are added.
+"""
+
+import math
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..common.errors import ConfigError
+from ..common.paths import resolve_path
+from ..common.registry import MODELS
+from .mini_gpt4 import MiniGPT4
+
+WORD = re.compile(r"[a-z'-]+")
+
+
+@MODELS.register("mini_gpt4_words")
+class MiniGPT4Words(MiniGPT4):
+    """MiniGPT4 whose loss is that of the words alone; its checkpoints are MiniGPT4's.
+
+    `model.extra.words` names a file with the words that count, one a line (stop words are not among them).
+    """
+
+    def __init__(self, config, *args, **keys):
+        super().__init__(config, *args, **keys)
+        self.words = self._read_words(config.extra.get("words"))
+        ids = sorted({i for tokens in self.words.values() for i in tokens})
+        self.column = {token: column for column, token in enumerate(ids)}
+        vocabulary = self.llama_model.get_input_embeddings().weight[torch.tensor(ids)].detach().float()
+        self.register_buffer("vocabulary", vocabulary, persistent=False)  # (V, D_llm)
+        # A query that lies on an embedding of average length is sure of that word: a logit of 12.
+        self.scale = 12 / vocabulary.norm(dim=1).mean().item() ** 2
+
+    def _read_words(self, path: str | None) -> dict[str, list[int]]:
+        """word -> the LLM's tokens of it, within a sentence"""
+        try:
+            words = Path(resolve_path(path or "")).read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"model.extra.words: {path!r} should be a text file, a word a line: {error}") from None
+        if not words:
+            raise ConfigError(f"model.extra.words: {path} is empty")
+        return {word: self.token_ids(f" {word}") for word in words}
+
+    def targets(self, texts: list[str | list[str]]) -> Tensor:
+        """(B, V): the share of each token among the words of a row's captions; a word counts once a caption."""
+        table = torch.zeros(len(texts), len(self.column))
+        for row, captions in enumerate(texts):
+            for caption in [captions] if isinstance(captions, str) else captions:
+                for token in {t for w in WORD.findall(caption.lower()) for t in self.words.get(w, ())}:
+                    table[row, self.column[token]] += 1
+        return table / table.sum(1, keepdim=True).clamp(min=1)
+
+    def forward(self, samples: dict) -> dict[str, Tensor]:
+        """Cross-entropy between the captions' words and the mean of the queries' choices: {"loss": scalar}."""
+        queries = self.encode_img(samples["image"])  # (B, Q, D_llm)
+        with torch.autocast(queries.device.type, enabled=False):
+            chosen = (queries.float() @ self.vocabulary.T * self.scale).log_softmax(-1)  # (B, Q, V)
+        log_p = chosen.logsumexp(1) - math.log(chosen.shape[1])
+        return {"loss": -(self.targets(samples["text_input"]).to(log_p.device) * log_p).sum(1).mean()}

@@ -1,0 +1,158 @@
+"""What the frozen vision tower makes of pictures, kept in a file; and the warm start that needs nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from minigpt4.common.config import load_config
+from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.datasets.decoding import read_image_file
+from minigpt4.models import MiniGPT4Words
+from minigpt4.tasks import ImageTextPretrain
+from minigpt4.tasks.image_text_pretrain import build_processor
+from minigpt4.tools import cli, features
+from tests.training import COLOURS, lay_model, picture
+
+
+@pytest.fixture
+def laid(golden_dir, tmp_path):
+    """A config whose list of five pictures has features, three crops each, and of two more for validation."""
+    (tmp_path / "photos").mkdir()
+    rows = []
+    for i in range(7):
+        colour = list(COLOURS)[i % 4]
+        picture(colour, i).save(tmp_path / "photos" / f"{i}.png")
+        rows.append({"image": f"{i}.png", "captions": [f"a {colour} ball"], "split": "val" if i > 4 else "train"})
+    (tmp_path / "photos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    published = lay_model(golden_dir, tmp_path / "published")
+    info = {"storage": str(tmp_path / "photos.jsonl"), "splits": ["train"], "features": str(tmp_path / "f/train.npy")}
+    size = {"image_size": published["image_size"]}
+    dataset = {
+        "builder": "captioned_photos",
+        "build_info": {**info, "feature_crops": 3},
+        "valid_info": {**info, "splits": ["val"], "features": str(tmp_path / "f/val.npy"), "feature_crops": 1},
+        "vis_processor": {"train": {"name": "blip2_image_train", **size}, "eval": {"name": "blip2_image_eval", **size}},
+        "text_processor": {"train": {"name": "plain_text"}},
+    }
+    run = {"output_dir": str(tmp_path / "out"), "num_workers": 0, "device": "cpu", "batch_size_train": 2}
+    model = {**published, "ckpt": None, "freeze_vit": True}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"model": model, "datasets": {"photos": dataset}, "run": run}))
+    return str(file)
+
+
+def test_features_stand_in_for_pictures(laid, tmp_path, tiny_model, capsys):
+    assert cli.main(["features", "--cfg-path", laid, "--batch", "2", "--device", "cpu"]) == 0
+    assert "5 pictures x 3" in capsys.readouterr().out
+    config = load_config(laid, mode="train")
+    task = ImageTextPretrain(config)
+    whole = build_processor(config.datasets["photos"].vis_processor.eval)
+    (batch,) = task.validation_batches(0, 1)
+    order = [int(captions == ["a blue ball"]) for captions in batch["text_input"]]  # pictures 5 (green) and 6 (blue)
+    images = torch.stack([whole(read_image_file(tmp_path / "photos" / f"{5 + i}.png")) for i in order])
+    with torch.no_grad():
+        seen, kept = tiny_model.encode_img(images), tiny_model.encode_img(batch["image"])
+    assert batch["image"].ndim == 3
+    assert (seen - kept).abs().max() < 2e-3 * seen.abs().max()  # kept in half precision
+    assert (seen[0] - seen[1]).abs().max() > 1e-2 * seen.abs().max()
+
+    table = np.load(tmp_path / "f/train.npy")
+    assert len(np.unique(table.reshape(15, -1)[:, :50], axis=0)) == 15  # every crop is another
+    drawn = [task.sources["photos"].decode(task.sources["photos"].pairs[0])["image"] for _ in range(20)]
+    assert {next(c for c in range(3) if torch.equal(d, torch.tensor(table[0, c]).float())) for d in drawn} == {0, 1, 2}
+
+    assert cli.main(["features", "--cfg-path", laid, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.count("is there") == 2
+
+
+def test_features_go_on_where_they_stopped(laid, tmp_path, monkeypatch):
+    cli.main(["features", "--cfg-path", laid, "--batch", "1", "--device", "cpu"])
+    whole = np.load(tmp_path / "f/train.npy")
+    for file in (tmp_path / "f").iterdir():
+        file.unlink()
+    encode, calls = features.encode, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+
+    monkeypatch.setattr(features, "NOTE_EVERY", 2)
+    monkeypatch.setattr(features, "encode", dies)
+    assert cli.main(["features", "--cfg-path", laid, "--batch", "1", "--device", "cpu"]) == 130
+    assert not (tmp_path / "f/train.npy").exists()
+    calls[:] = [1] * 10
+    assert cli.main(["features", "--cfg-path", laid, "--batch", "1", "--device", "cpu"]) == 0
+    assert len(calls) == 10 + 3 + 2  # two were done, and noted
+    assert np.array_equal(np.load(tmp_path / "f/train.npy"), whole)
+
+
+def test_features_of_something_else_are_refused(laid, tmp_path, capsys):
+    with pytest.raises(DataError, match=r"train\.npy cannot be read.*minigpt4 features"):
+        ImageTextPretrain(load_config(laid, mode="train"))
+    cli.main(["features", "--cfg-path", laid, "--device", "cpu"])
+    for options, what in (
+        (["datasets.photos.build_info.feature_crops=2"], "crops"),
+        (["datasets.photos.build_info.splits=[val]"], "images"),
+        (["datasets.photos.vis_processor.train.min_scale=0.9"], "vis_processor"),
+    ):
+        with pytest.raises(DataError, match=f"made with other {what}"):
+            ImageTextPretrain(load_config(laid, options, mode="train"))
+    capsys.readouterr()
+    assert cli.main(["features", "--cfg-path", laid, "--options", "model.freeze_vit=False"]) == 1
+    assert "model.freeze_vit" in capsys.readouterr().err
+    (tmp_path / "photos" / "3.png").write_bytes(b"no picture")
+    assert cli.main(["features", "--cfg-path", laid, "--options", "datasets.photos.build_info.feature_crops=1"]) == 1
+    assert "3.png: cannot be read" in capsys.readouterr().err
+
+
+# -- words --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words_model(make_model, tmp_path):
+    (tmp_path / "words.txt").write_text("dog\nhouse\nriver\n")
+    config = make_model(extra={"words": str(tmp_path / "words.txt")}, freeze_qformer=False).config
+    return MiniGPT4Words(config)
+
+
+def test_the_words_of_the_captions_are_what_is_wanted(words_model):
+    table = words_model.targets([["A Dog in a house.", "a dog, dog"], "nothing known"])
+    dog, house = ({words_model.column[t] for t in words_model.words[w]} for w in ("dog", "house"))
+    shared = [(c in dog | house) + (c in dog) for c in range(table.shape[1])]  # in one caption both, in one the dog
+    assert table[0].tolist() == pytest.approx([n / sum(shared) for n in shared])
+    assert 0 < sum(shared) > max(shared)
+    assert table[1].sum() == 0
+
+
+def test_a_query_on_a_word_says_that_word(words_model, monkeypatch):
+    """The loss is near 0 when every query lies on the wanted embedding, and high when it lies on another."""
+    said = words_model.column[words_model.words["dog"][-1]]
+    query = words_model.vocabulary[said]
+    longer = query * 4 * words_model.vocabulary.norm(dim=1).mean() / query.norm()
+    monkeypatch.setattr(words_model, "encode_img", lambda image: longer.expand(1, 4, -1))
+    losses = []
+    for wanted in (said, 1 - min(said, 1)):
+        row = torch.eye(len(words_model.column))[[wanted]]
+        monkeypatch.setattr(words_model, "targets", lambda texts, row=row: row)
+        losses.append(words_model({"image": None, "text_input": [""]})["loss"].item())
+    assert losses[0] < 0.1 < 5 < losses[1]
+
+
+def test_the_warm_start_trains_the_projection_and_the_queries(words_model, golden):
+    image = torch.from_numpy(golden("forward")["image"])
+    words_model({"image": image, "text_input": ["a dog", "a house", ["the river", "a dog"], "a dog"]})[
+        "loss"
+    ].backward()
+    for name in ("llama_proj.weight", "query_tokens"):
+        assert words_model.trained_tensors()[name].grad.abs().max() > 0
+
+
+def test_a_file_of_words_is_needed(make_model, tmp_path):
+    config = make_model().config
+    with pytest.raises(ConfigError, match=r"model\.extra\.words"):
+        MiniGPT4Words(config)
