@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: help quickstart test test-fast demo lint format clean
+.PHONY: help quickstart tiny test test-fast demo lint format clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -23,6 +23,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 quickstart: $(VENV)/installed  ## train both stages on a sample set and write output/quickstart/report.html
 	$(BIN)/minigpt4 quickstart
+
+tiny: $(VENV)/installed-dev  ## train the small model that ships: make tiny PHOTOS=/path/to/photos.jsonl
+	@test -n "$(PHOTOS)" || { echo "error: write make tiny PHOTOS=/path/to/photos.jsonl; checkpoints/tiny/README.md says what it holds" >&2; exit 1; }
+	$(BIN)/minigpt4 tiny --photos "$(PHOTOS)"
 
 demo: $(VENV)/installed  ## open the chat with the small model on http://127.0.0.1:7860
 	$(BIN)/minigpt4 weights

@@ -4,17 +4,14 @@ Everything goes into one folder, and each step that is finished there is reused 
 """
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import json
+import operator
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +21,9 @@ from ..common.paths import PROJECT, resolve_path
 from ..common.schema import Config
 from ..conversation.prompts import DEFAULT_QUESTION
 from . import answers, report
+from .report_text import HEADLINE
 from .scores import vocabulary_of
+from .steps import Clock, minutes, run_to_end
 
 DATA = Path("data/sample_set")  # where the training configs look for it
 STEPS = ("weights", "data", "stage1", "stage2", "answers", "report")
@@ -76,18 +75,19 @@ def quickstart(plan: Plan) -> dict:
     """
     configs = {stage: load_config(getattr(plan, stage), plan.options, mode="show") for stage in ("stage1", "stage2")}
     plan.out.mkdir(parents=True, exist_ok=True)
-    clock = Clock(plan.out / "steps.json")
-    with clock.step("weights", "Weights: a small vision encoder and a small language model, both frozen"):
+    clock = Clock(plan.out / "steps.json", STEPS)
+    with clock.step("weights", "Weights: a small vision encoder and a small language model, both frozen", seconds=max):
         (plan.get_weights or _get_weights)()
-    with clock.step("data", "Sample set: composed pictures and their captions"):
+    with clock.step("data", "Sample set: composed pictures and their captions", seconds=max):
         (plan.make_data or _make_data)(plan.data)
 
     first, second = (plan.out / stage / f"checkpoint_{configs[stage].run.max_epoch - 1}.pth" for stage in configs)
     _set_aside_if_outdated(plan.out / "stage1", clock, _fingerprint(plan, configs["stage1"]))
-    with clock.step("stage1", "Stage 1: the projection learns from short captions", done=first.exists()):
+    with clock.step("stage1", "Stage 1: the projection learns from short captions", first.exists(), operator.add):
         _train(plan, "stage1", configs["stage1"], first)
     _set_aside_if_outdated(plan.out / "stage2", clock, _fingerprint(plan, configs["stage2"], first))
-    with clock.step("stage2", "Stage 2: it goes on, on detailed descriptions in a conversation", done=second.exists()):
+    heading = "Stage 2: it goes on, on detailed descriptions in a conversation"
+    with clock.step("stage2", heading, second.exists(), operator.add):
         _train(plan, "stage2", configs["stage2"], second, f"model.ckpt={first}")
 
     heldout = answers.read_heldout(plan.data)
@@ -147,37 +147,12 @@ def _train(plan: Plan, stage: str, config: Config, checkpoint: Path, *options: s
     arguments = [str(script), "--cfg-path", getattr(plan, stage), "--options", f"run.output_dir={plan.out / stage}"]
     arguments += [*options, *(moved if plan.data != DATA else []), *plan.options]
     print(f"$ {shlex.join(['python', *arguments])}", flush=True)
-    code = _run_to_end([sys.executable, *arguments])
+    code = run_to_end([sys.executable, *arguments])
     if code or not checkpoint.exists():
         raise QuickstartError(
             f"{stage} did not finish (exit code {code}, no {checkpoint}): the reason stands above. "
             "The same command goes on from there"
         )
-
-
-def _run_to_end(command: list[str]) -> int:
-    """Run a command in this terminal; Ctrl-C and SIGTERM reach it, and it gets the time to save its work.
-
-    Raises:
-        KeyboardInterrupt: after it has ended, when one of these came.
-    """
-    child = subprocess.Popen(command)
-    told = []
-
-    def pass_on(number, _frame):
-        told.append(number)
-        if number == signal.SIGTERM:  # Ctrl-C goes to the whole foreground group by itself
-            child.terminate()
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if told:
-        raise KeyboardInterrupt
-    return code
 
 
 def _fingerprint(plan: Plan, config: Config, *files: Path) -> str:
@@ -188,7 +163,7 @@ def _fingerprint(plan: Plan, config: Config, *files: Path) -> str:
     return hashlib.sha256(json.dumps([settings, digests], sort_keys=True).encode()).hexdigest()
 
 
-def _set_aside_if_outdated(folder: Path, clock: "Clock", fingerprint: str) -> None:
+def _set_aside_if_outdated(folder: Path, clock: Clock, fingerprint: str) -> None:
     """Keep a stage that was begun on something else than now from being taken for this one: it begins anew."""
     begun_on = clock.state.setdefault("fingerprints", {})
     if begun_on.get(folder.name, fingerprint) != fingerprint and folder.exists():
@@ -215,12 +190,12 @@ def count_trained(checkpoint: Path) -> int:
     return sum(tensor.numel() for tensor in read_state(checkpoint).values())
 
 
-def _farewell(plan: Plan, results: dict, checkpoint: Path, clock: "Clock") -> None:
-    for name, label in (("objects_right", "objects named right"), ("broken", "answers that repeat or break off")):
+def _farewell(plan: Plan, results: dict, checkpoint: Path, clock: Clock) -> None:
+    for name in HEADLINE:
         before, after = (results["scores"][stage][name]["value"] for stage in ("stage1", "stage2"))
-        print(f"  {label}: {before:.0%} after stage 1, {after:.0%} after stage 2")
+        print(f"  {results['measures'][name]['label']}: {before:.0%} after stage 1, {after:.0%} after stage 2")
     print(
-        f"\nDone in {_ms(clock.elapsed())}. The report:\n"
+        f"\nDone in {minutes(clock.elapsed())}. The report:\n"
         f"  {plan.out / 'report.html'}  (open it in a browser)\n"
         f"  {plan.out / 'report.png'}   (the same as one picture)\n"
         "What to try next:\n"
@@ -230,49 +205,3 @@ def _farewell(plan: Plan, results: dict, checkpoint: Path, clock: "Clock") -> No
         "                                     with the projection that was trained just now",
         flush=True,
     )
-
-
-# -- the clock ----------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """Headings with the time since the start, and the seconds of each step, kept in a file across calls."""
-
-    def __init__(self, file: Path):
-        self.file, self.started = file, time.monotonic()
-        try:
-            self.state = json.loads(file.read_text())
-        except (OSError, ValueError):
-            self.state = {}
-        self.seconds: dict[str, float] = self.state.setdefault("seconds", {})
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self.started
-
-    @contextlib.contextmanager
-    def step(self, name: str, title: str, done: bool = False) -> Iterator[None]:
-        """Print the heading; count the time that the body takes, unless the step was `done` before.
-
-        Training that was stopped and goes on adds up; a step that found its work done keeps what it took then.
-        """
-        number = STEPS.index(name) + 1
-        print(f"\n[{number}/{len(STEPS)}] {title} (elapsed {_ms(self.elapsed())})", flush=True)
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            taken = time.monotonic() - started
-            before = self.seconds.get(name, 0)
-            if name in ("stage1", "stage2"):
-                taken += before
-            elif name in ("weights", "data"):  # these see for themselves what is there already
-                taken = max(taken, before)
-            self.seconds[name] = before if done and before else taken
-            self.save()
-
-    def save(self) -> None:
-        self.file.write_text(json.dumps(self.state, indent=1) + "\n")
-
-
-def _ms(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

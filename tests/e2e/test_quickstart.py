@@ -108,7 +108,7 @@ def test_from_weights_to_report_and_again(plan, capfd, monkeypatch):
             assert low_high["low"] <= low_high["value"] <= low_high["high"], name
         rows = [picture[stage] for picture in results["pictures"]]
         assert len(rows) == results["objects"] == 9
-        assert scores["broken"]["value"] == sum(row["broken"] for row in rows) / 9
+        assert scores["failed"]["value"] == sum(bool(row["failure"]) for row in rows) / 9
         assert scores["objects_right"]["value"] == sum(len(row["right"]) for row in rows) / 9
     change = [results["scores"][stage]["objects_right"]["value"] for stage in ("stage1", "stage2")]
     assert results["difference"]["objects_right"]["value"] == pytest.approx(change[1] - change[0])
@@ -153,7 +153,7 @@ def test_sigterm_reaches_the_command(tmp_path):
     )
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
-        quickstart._run_to_end([sys.executable, str(script), str(tmp_path / "saved")])
+        quickstart.run_to_end([sys.executable, str(script), str(tmp_path / "saved")])
     assert (tmp_path / "saved").read_text() == "saved"
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -171,7 +171,7 @@ def test_a_stage_begun_on_something_else_is_set_aside(plan, tmp_path, capsys):
 
     folder = tmp_path / "stage2"
     for fingerprint, kept in ((prints[0], True), (prints[1], True), (prints[2], False), (prints[3], False)):
-        clock = quickstart.Clock(tmp_path / "steps.json")
+        clock = quickstart.Clock(tmp_path / "steps.json", quickstart.STEPS)
         folder.mkdir(exist_ok=True)
         (folder / "checkpoint_0.pth").touch()
         quickstart._set_aside_if_outdated(folder, clock, fingerprint)

@@ -1,0 +1,77 @@
+"""Commands of several steps: each is reused when it is finished, and the time of each is kept."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+
+def run_to_end(command: list[str]) -> int:
+    """Run a command in this terminal; Ctrl-C and SIGTERM reach it, and it gets the time to save its work.
+
+    Raises:
+        KeyboardInterrupt: after it has ended, when one of these came.
+    """
+    child = subprocess.Popen(command)
+    told = []
+
+    def pass_on(number, _frame):
+        told.append(number)
+        if number == signal.SIGTERM:  # Ctrl-C goes to the whole foreground group by itself
+            child.terminate()
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if told:
+        raise KeyboardInterrupt
+    return code
+
+
+class Clock:
+    """Headings with the time since the start, and the seconds of each step, kept in a file across calls."""
+
+    def __init__(self, file: Path, steps: Sequence[str]):
+        self.file, self.steps, self.started = file, steps, time.monotonic()
+        try:
+            self.state = json.loads(file.read_text())
+        except (OSError, ValueError):
+            self.state = {}
+        self.seconds: dict[str, float] = self.state.setdefault("seconds", {})
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    @contextlib.contextmanager
+    def step(
+        self, name: str, title: str, done: bool = False,
+        seconds: Callable[[float, float], float] = lambda before, now: now,
+    ) -> Iterator[None]:  # fmt: skip
+        """Print the heading; count the time that the body takes, unless the step was `done` before.
+
+        Args:
+            seconds: what counts, of an earlier call's time and this one's: `operator.add` for training that goes on
+                where it stopped, `max` for a step that sees for itself what is there already.
+        """
+        number = self.steps.index(name) + 1
+        print(f"\n[{number}/{len(self.steps)}] {title} (elapsed {minutes(self.elapsed())})", flush=True)
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            before = self.seconds.get(name, 0)
+            self.seconds[name] = before if done and before else seconds(before, time.monotonic() - started)
+            self.save()
+
+    def save(self) -> None:
+        self.file.write_text(json.dumps(self.state, indent=1) + "\n")
+
+
+def minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

@@ -1,0 +1,193 @@
+"""`minigpt4 tiny --photos photos.jsonl`: train the small model from captioned photos to its figures, as it ships.
+
+Each step is a command that a user could type, and is printed as such; what is finished is reused by a later call.
+"""
+
+import argparse
+import json
+import operator
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.checkpoint import read_state, save_weights
+from ..common.config import load_config
+from ..common.errors import UserError
+from ..common.paths import PROJECT
+from .steps import Clock, minutes, run_to_end
+from .tiny_data import make_photos
+
+CONFIGS = {
+    "words": "train_configs/tiny_words.yaml",
+    "stage0": "train_configs/tiny_stage0_qformer.yaml",
+    "stage1": "train_configs/tiny_photos_stage1.yaml",
+    "stage2": "train_configs/tiny_photos_stage2.yaml",
+}
+STEPS = ("weights", "data", "features", "words", "stage0", "stage1", "curate", "stage2", "export", "figures")
+SHIPPED = ("qformer", "stage1", "stage2")  # .safetensors, as checkpoints/tiny/ has them
+SUITES = {"caption": "human_val", "coverage": "human_val", "failure": "human_val", "labels": "caltech_val"}
+CHAT = "eval_configs/tiny_eval.yaml"
+
+
+class TinyError(UserError):
+    """A step that did not end as it should."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things lie."""
+
+    data: Path
+    out: Path
+
+    def checkpoint(self, stage: str) -> Path:
+        """What the next stage goes on with: the best one where validation chose, else the last."""
+        best = self.out / stage / "checkpoint_best.pth"
+        if stage in ("words", "stage0"):
+            return best
+        config = load_config(CONFIGS[stage], mode="show")
+        return self.out / stage / f"checkpoint_{config.run.max_epoch - 1}.pth"
+
+    def options(self, stage: str) -> list[str]:
+        """The config's paths, moved to these places."""
+        info, photos = "build_info", self.data / "photos.jsonl"
+        moved = {"run.output_dir": self.out / stage}
+        for name, file in (("human_captions", "human"), ("class_labels", "labels")):
+            moved[f"datasets.{name}.{info}.storage"] = photos
+            moved[f"datasets.{name}.{info}.features"] = self.data / "features" / f"{file}.npy"
+        moved["datasets.human_captions.valid_info.storage"] = photos
+        moved["datasets.human_captions.valid_info.features"] = self.data / "features" / "human_val.npy"
+        if stage == "words":
+            moved["model.extra.words"] = self.data / "words.txt"
+        if stage == "stage0":
+            moved["model.ckpt"] = self.checkpoint("words")
+        if stage in ("stage1", "stage2"):
+            moved["model.q_former_model"] = self.checkpoint("stage0")
+        if stage == "stage2":
+            moved["model.ckpt"] = self.checkpoint("stage1")
+            moved["datasets.detailed.build_info.storage"] = self.out / "curated"
+        return [f"{key}={value}" for key, value in moved.items()]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--photos", type=Path, required=True, metavar="FILE", help="photos.jsonl; checkpoints/tiny/README.md says what")
+    add("--data", type=Path, default=Path("data/tiny"), help="lists and features go here (default: %(default)s)")
+    add("--out", type=Path, default=Path("output/tiny"), help="runs, weights, figures (default: %(default)s)")
+    add("--seed", type=int, default=42, help="of every stage (default: %(default)s)")
+    add("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of every training config")
+
+
+def run(args: argparse.Namespace) -> int:
+    if not args.photos.is_file():
+        raise TinyError(f"--photos {args.photos}: no such file; checkpoints/tiny/README.md says what it holds")
+    places, more = Places(args.data, args.out), [f"run.seed={args.seed}", *args.options]
+    args.out.mkdir(parents=True, exist_ok=True)
+    _keep_to(args.out / "made_with.json", {"photos": str(args.photos.resolve()), "options": more})
+    clock = Clock(args.out / "steps.json", STEPS)
+    with clock.step("weights", "Weights: a small vision encoder and a small language model, both frozen", seconds=max):
+        _minigpt4("weights")
+    with clock.step("data", "Photos: captions written one way, a tenth of Caltech held out", seconds=max):
+        print(", ".join(f"{split} {count}" for split, count in make_photos(args.photos, args.data).items()))
+    with clock.step("features", "Features: what the frozen encoder sees, several crops a photo", seconds=operator.add):
+        _minigpt4("features", "--cfg-path", CONFIGS["stage0"], "--options", *places.options("features"))
+    titles = {
+        "words": "Words: the Q-Former learns which words the captions use",
+        "stage0": "Stage 0: the Q-Former and the projection, through the frozen language model",
+        "stage1": "Stage 1: the projection alone, from scratch",
+        "stage2": "Stage 2: it goes on, on the curated descriptions",
+    }
+    for stage in ("words", "stage0", "stage1"):
+        _train(stage, titles[stage], places, more, clock)
+    with clock.step("curate", "Curation: stage 1 describes, rules repair and drop", seconds=operator.add):
+        curate(places)
+    _train("stage2", titles["stage2"], places, more, clock)
+    with clock.step("export", "Weights to ship", seconds=max):
+        export(places)
+    with clock.step("figures", "Figures: on photos that were never trained on", seconds=max):
+        figures = measure(places)
+        (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        for name, (value, low, high) in figures.items():
+            print(f"  {name:<44} {value:.3f}  ({low:.3f} to {high:.3f})")
+    total = sum(clock.seconds.values())
+    print(f"\nDone; all steps took {minutes(total)}. {args.out / 'weights'} holds what checkpoints/tiny/ ships.")
+    return 0
+
+
+def _keep_to(file: Path, made_with: dict) -> None:
+    """A folder is of one set of photos and options; mixing two would train on neither."""
+    if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != made_with:
+        raise TinyError(f"{file.parent} was begun with {before}, not {made_with}; write another --out")
+    file.write_text(json.dumps(made_with) + "\n", encoding="utf-8")
+
+
+def _minigpt4(*arguments: str) -> None:
+    print(f"$ {shlex.join(['minigpt4', *arguments])}", flush=True)
+    if code := run_to_end([sys.executable, "-m", "minigpt4.tools.cli", *arguments]):
+        raise TinyError(f"minigpt4 {arguments[0]} did not finish (exit code {code}): the reason stands above")
+
+
+def _train(stage: str, title: str, places: Places, more: list[str], clock: Clock) -> None:
+    last = places.out / stage / "finished"
+    with clock.step(stage, title, last.exists(), operator.add):
+        if last.exists():
+            return
+        arguments = [
+            str(PROJECT / "train.py"),
+            "--cfg-path",
+            CONFIGS[stage],
+            "--options",
+            *places.options(stage),
+            *more,
+        ]
+        print(f"$ {shlex.join(['python', *arguments])}", flush=True)
+        if code := run_to_end([sys.executable, *arguments]):
+            raise TinyError(
+                f"{stage} did not finish (exit code {code}): the reason stands above; the same command goes on"
+            )
+        last.touch()
+
+
+def curate(places: Places) -> None:
+    """Stage 2's descriptions. Of the photos with a label alone, one of each kind is enough."""
+    curated = places.out / "curated"
+    if (curated / "filter_cap.json").exists():
+        return
+    _minigpt4(
+        "curate", "--cfg-path", CHAT, "--data", str(places.data / "photos.jsonl"), "--out", str(curated),
+        "--split", "human_train", "imagenet_train",
+        "--options", *_model(places.checkpoint("stage0"), places.checkpoint("stage1")),
+    )  # fmt: skip
+
+
+def _model(qformer: Path, projection: Path) -> list[str]:
+    return [f"model.q_former_model={qformer}", f"model.ckpt={projection}"]
+
+
+def export(places: Places) -> None:
+    """What ships, in half precision: the Q-Former with stage 0's projection, and the projections of stages 1 and 2."""
+    folder = places.out / "weights"
+    folder.mkdir(exist_ok=True)
+    for name, stage in zip(SHIPPED, ("stage0", "stage1", "stage2"), strict=True):
+        state = {key: value.half() for key, value in read_state(places.checkpoint(stage)).items()}
+        save_weights(state, folder / f"{name}.safetensors")
+    print(", ".join(f"{f} {f.stat().st_size / 1e6:.1f} MB" for f in sorted(folder.glob("*.safetensors"))))
+
+
+def measure(places: Places) -> dict[str, tuple[float, float, float]]:
+    """name -> (value, low, high), by `minigpt4 eval` from the exported weights; 95 % intervals."""
+    weights, photos = places.out / "weights", str(places.data / "photos.jsonl")
+    found = {}
+    for stage in SHIPPED:
+        options = _model(weights / "qformer.safetensors", weights / f"{stage}.safetensors")
+        for suite, split in SUITES.items():
+            folder = places.out / "eval" / stage
+            _minigpt4(
+                "eval", "--cfg-path", CHAT, "--suite", suite, "--data", photos, "--split", split,
+                "--out", str(folder), "--options", *options,
+            )  # fmt: skip
+            results = json.loads((folder / suite / "results.json").read_text(encoding="utf-8"))
+            for name, score in results["scores"]["after"].items():
+                found[f"{stage}, {results['measures'][name]['label']}"] = score["value"], score["low"], score["high"]
+    return found

@@ -1,0 +1,92 @@
+"""The small model's training list: captioned photos written one way, a tenth of the labelled ones held out."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+from ..common.errors import DataError
+from ..datasets.image_text import read_photos
+
+# Which splits of the photos' own list make up which of ours; a label split is parted by LABEL_HELD_OUT.
+HUMAN = {"human_train": ["flickr_train", "coco_train"], "human_val": ["flickr_val"]}
+LABELS = {"caltech": ["caltech_train"], "imagenet": ["imagenet_sample"]}
+LABEL_HELD_OUT = 10  # every tenth Caltech photo, by the hash of its name, is never trained on
+
+STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the in on and is with of to at are his by into her from its for as their has it each some other another "
+        "one while down up out off that he she be they this them who being there through over near next front",
+    )
+)
+LEAST_PHOTOS = 2  # a word of fewer photos teaches nothing
+
+
+def make_photos(photos: Path, folder: Path) -> dict[str, int]:
+    """Write `folder/photos.jsonl`, `folder/words.txt`, and a link `folder/photos` to where the pictures lie.
+
+    Args:
+        photos: JSON lines as `datasets.image_text.read_photos` reads them, with the splits of HUMAN and LABELS.
+    Returns:
+        photos of each split
+    Raises:
+        DataError: a line is wrong, a split is missing.
+    """
+    rows: list[dict] = []
+    images = photos.resolve().parent / "photos"
+    for split, sources in HUMAN.items():
+        for path, captions in read_photos(str(photos), splits=sources):
+            rows.append({"image": _name(path, images), "split": split, "captions": [sentence(c) for c in captions]})
+    for name, sources in LABELS.items():
+        for path, captions in read_photos(str(photos), splits=sources):
+            image = _name(path, images)
+            held_out = name == "caltech" and int(hashlib.sha256(image.encode()).hexdigest(), 16) % LABEL_HELD_OUT == 0
+            split = f"{name}_val" if held_out else f"{name}_train"
+            rows.append({"image": image, "split": split, "captions": [with_article(captions[0])]})
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "photos"
+    if link.is_symlink():
+        link.unlink()
+    if link.exists():
+        raise DataError(f"{link} is no link; take it away, it should lead to {images}")
+    link.symlink_to(images)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / "photos.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "words.txt").write_text("\n".join(words_of(rows)) + "\n", encoding="utf-8")
+    return dict(Counter(row["split"] for row in rows))
+
+
+def _name(path: Path, images: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(images.resolve()))
+    except ValueError:
+        raise DataError(f"{path} should lie below {images}") from None
+
+
+def sentence(caption: str) -> str:
+    """One way to write a caption: single spaces, a capital, a full stop."""
+    caption = " ".join(caption.split()).rstrip(" .") + "."
+    return caption[0].upper() + caption[1:]
+
+
+def with_article(caption: str) -> str:
+    """ "a photo of a Afghan hound" -> "a photo of an Afghan hound"; as the word sounds, not as it is spelt."""
+    match = re.fullmatch(r"(a photo of) an? (.+)", " ".join(caption.split()))
+    if not match:
+        return " ".join(caption.split())
+    vowel = re.match(r"[aeio]|u(?!ni|se)|hour", match[2], re.IGNORECASE)
+    return f"{match[1]} {'an' if vowel else 'a'} {match[2]}"
+
+
+def words_of(rows: list[dict]) -> list[str]:
+    """The words of the training captions that name something, the commonest first."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        if row["split"].endswith("_train"):
+            text = " ".join(re.sub(r"^a photo of an? ", "", caption) for caption in row["captions"]).lower()
+            words = set(re.findall(r"[a-z'-]+", text)) - STOP_WORDS
+            # A label stands once, and is worth as much as what many people say.
+            counts.update(dict.fromkeys(words, 1 if row["split"].startswith("human") else LEAST_PHOTOS))
+    return [word for word, n in counts.most_common() if n >= LEAST_PHOTOS]
