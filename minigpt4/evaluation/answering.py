@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..common.dist_utils import rank
+from ..common.dist_utils import choose_device, rank, training_device
 from ..common.paths import resolve_path
 from ..common.schema import Config
 from .data import Record
@@ -73,8 +73,27 @@ def _sha(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def chat_for(config: Config, device: str):
+    """The config's model, ready to answer; under torchrun each process takes its own GPU.
+
+    Args:
+        device: what `--device` says.
+    """
+    from ..serve import build_chat
+
+    if "LOCAL_RANK" in os.environ:
+        return build_chat(config, training_device(device))
+    return build_chat(config, choose_device(device, f"--device {device}"))
+
+
 def answer_all(
-    make_chat: Callable, items: Sequence[Item], source: dict, folder: Path, batch: int, say: str = ""
+    make_chat: Callable,
+    items: Sequence[Item],
+    source: dict,
+    folder: Path,
+    batch: int,
+    say: str = "",
+    everywhere: bool = False,
 ) -> list[dict] | None:
     """An answer for each item, in order: {"answer", "hit_limit"}, or for one with choices {"scores", "tokens"}: the
     log-likelihood of each choice and its length.
@@ -84,8 +103,9 @@ def answer_all(
         source: see `made_from`; its "decoding" says how answers are drawn.
         folder: where the answers are kept.
         say: what stands before the progress.
+        everywhere: all processes wait for all answers, for what they are asked next depends on them.
     Returns:
-        None in all processes but the first.
+        None in all processes but the first, unless `everywhere`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name, own, world = _sha(source)[:12], rank(), int(os.environ.get("WORLD_SIZE", 1))
@@ -95,7 +115,7 @@ def answer_all(
     if todo:
         _answer(make_chat(), [(items[i], keys[i]) for i in todo], source["decoding"], folder / f"{name}.{own}.jsonl",
                 batch, say)  # fmt: skip
-    if own:
+    if own and not everywhere:
         return None
     while any(key not in (known := _read(folder, name)) for key in keys):
         time.sleep(1)  # torchrun ends this process when another one died

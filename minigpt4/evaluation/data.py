@@ -76,9 +76,7 @@ def read_records(
         records = _coco(found, images, split)
     else:
         records = vqa_data.read(found, images, split)
-    if limit and limit < len(records):
-        chosen = set(random.Random(0).sample(range(len(records)), limit))
-        records = [r for i, r in enumerate(records) if i in chosen]
+    records = limited(records, limit)
     missing = [r.image for r in records if not r.image.is_file()]
     if missing:
         raise DataError(
@@ -86,6 +84,14 @@ def read_records(
             "--images names the folder that holds them"
         )
     return records
+
+
+def limited(records: list[Record], limit: int | None) -> list[Record]:
+    """So many of them, chosen at random but always the same, in their order; None: all."""
+    if not limit or limit >= len(records):
+        return records
+    chosen = set(random.Random(0).sample(range(len(records)), limit))
+    return [r for i, r in enumerate(records) if i in chosen]
 
 
 def detect(name: str) -> tuple[str, object]:

@@ -12,9 +12,14 @@ breaks off  it ran into the token limit, or does not end in . ! or ? (verse: the
 
 import re
 import unicodedata
+from collections import Counter
 
-from ..tools.scores import LEAK, breaks_off, repeats
-
+# What a reader of the answer should never see: special tokens, and the other side of the conversation.
+LEAK = re.compile(
+    r"<\|[^|>\s]*\|>|</?s>|<unk>|</?Img>|<ImageHere>|###|\b(?:human|assistant|user|system)\s*:|"
+    r"^\s*(?:human|assistant|user|system)\s*$",
+    re.IGNORECASE | re.MULTILINE,
+)
 REASONS = ("empty", "leak", "non-text", "repeats", "breaks off")
 
 
@@ -25,6 +30,14 @@ def non_text(answer: str) -> bool:
     letters = [c for c in answer if c.isalpha()]
     foreign = sum("LATIN" not in unicodedata.name(c, "") for c in letters)
     return plain < 0.7 * len(answer) or foreign > 0.2 * len(letters)
+
+
+def repeats(answer: str) -> bool:
+    words = re.findall(r"\w+(?:'\w+)?", answer.lower())
+    fours = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
+    sentences = Counter(" ".join(re.findall(r"\w+", s)) for s in re.split(r"[.!?\n]+", answer.lower()))
+    sentences.pop("", None)
+    return max(fours.values(), default=0) >= 3 or max(sentences.values(), default=0) >= 2
 
 
 def failure(answer: str, hit_limit: bool, verse: bool = False) -> str:
@@ -42,4 +55,5 @@ def failure(answer: str, hit_limit: bool, verse: bool = False) -> str:
         return "non-text"
     if repeats(answer):
         return "repeats"
-    return "breaks off" if (hit_limit if verse else breaks_off(answer, hit_limit)) else ""
+    ended = verse or re.search(r"[.!?][\"'”’)]?$", answer.strip())
+    return "breaks off" if hit_limit or not ended else ""

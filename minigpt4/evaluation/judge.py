@@ -28,8 +28,12 @@ class Judge:
     key_env: str = "OPENAI_API_KEY"
 
     def ask(self, questions: Sequence[tuple[str, Path | None]], file: Path) -> list[bool | None]:
-        """Yes or no to each question (with a picture, or None); None where the judge said neither. What `file` holds of
-        an earlier run is not asked again.
+        """Yes or no to each question, as `replies` gets them; None where the judge said neither."""
+        return [yes_or_no(raw) for raw in self.replies(questions, file)]
+
+    def replies(self, questions: Sequence[tuple[str, Path | None]], file: Path) -> list[str]:
+        """The raw answer to each question (with a picture, or None). What `file` holds of an earlier run is not asked
+        again.
 
         Raises:
             MissingLibrary, JudgeError: no client; the endpoint does not answer.
@@ -47,7 +51,7 @@ class Judge:
                     known[entry["key"]] = entry["raw"]
                 except (ValueError, KeyError, TypeError):
                     continue  # cut when the process was killed
-        verdicts = []
+        raws = []
         with file.open("a", encoding="utf-8") as out:
             out.write("\n" if out.tell() else "")
             for text, picture in questions:
@@ -59,8 +63,8 @@ class Judge:
                             "picture": str(picture or ""), "raw": known[key]}  # fmt: skip
                     out.write(json.dumps(line, ensure_ascii=False) + "\n")
                     out.flush()
-                verdicts.append(yes_or_no(known[key]))
-        return verdicts
+                raws.append(known[key])
+        return raws
 
     def _raw(self, client, errors, text: str, image: str) -> str:
         content: str | list = text

@@ -1,4 +1,4 @@
-"""Which things a text names, by word lists: for `coverage` and `chair`.
+"""Which things a text names, by word lists.
 
 A list has a line for each thing: its name, then the other words for it. Words are found whole, in any case, in singular
 or plural, the longest first: "hot dog" is no dog. A line that begins with `!` lists words that hold others but are none
@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from ..common.errors import DataError
-from ..tools.scores import Mention, Vocabulary, mentions
 
 HERE = Path(__file__).parent
 COCO_SYNONYMS, THINGS = HERE / "coco_synonyms.txt", HERE / "things.txt"
 NOTHING = "!"  # the name of what is found and not counted
 PARENTS = {"man": "person", "woman": "person", "child": "person", "boy": "child", "girl": "child"}
+Vocabulary = tuple[tuple[str, tuple[str, ...]], ...]  # ((name, words), ...)
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A thing's name in a text: `text[start:end]`, and whether the picture has such a thing."""
+
+    start: int
+    end: int
+    names: frozenset[str]  # the things that go by this word
+    right: bool
 
 
 def read_vocabulary(*files: str | Path) -> Vocabulary:
@@ -68,10 +79,45 @@ def finest(names: Iterable[str]) -> set[str]:
     return names - {above for name in names for above in ancestors(name)}
 
 
+def word_forms(term: str) -> set[str]:
+    """A term in lower case, hyphens as blanks, and its plurals: wolf -> wolf, wolfs, wolfes, wolves."""
+    term = _plain(term)
+    forms = {term, term + "s", term + "es"}
+    if term.endswith("y"):
+        forms.add(term[:-1] + "ies")
+    if term.endswith(("f", "fe")):
+        forms.add(term.removesuffix("e")[:-1] + "ves")
+    return forms
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\s-]+", " ", text.lower())
+
+
+@cache
+def _terms(vocabulary: Vocabulary) -> tuple[re.Pattern, dict[str, frozenset[str]]]:
+    """One pattern for every word form of every thing, the longest first, and whose word each is."""
+    owners: dict[str, set[str]] = {}
+    for name, words in vocabulary:
+        for form in set().union(*map(word_forms, (name, *words))):
+            owners.setdefault(form, set()).add(name)
+    # Longest first, so that "fire engine" is not also an "engine".
+    forms = sorted(owners, key=lambda form: (-len(form), form))
+    pattern = "|".join(re.escape(form).replace(r"\ ", r"[\s-]+") for form in forms) or r"(?!)"
+    whole = re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE)
+    return whole, {form: frozenset(names) for form, names in owners.items()}
+
+
 def find(text: str, vocabulary: Vocabulary, present: Iterable[str] = ()) -> list[Mention]:
     """Every mention of a thing in `text`, from left to right; right when `present` has the thing."""
-    picture = {"objects": [{"name": name} for name in present]}
-    return [m for m in mentions(text, picture, vocabulary) if m.names != {NOTHING}]
+    pattern, owners = _terms(vocabulary)
+    present = set(present)
+    found = ((match, owners[_plain(match.group())]) for match in pattern.finditer(text))
+    return [
+        Mention(match.start(), match.end(), names, not names.isdisjoint(present))
+        for match, names in found
+        if names != {NOTHING}
+    ]
 
 
 def find_fitting(text: str, vocabulary: Vocabulary, there: Iterable[str]) -> list[Mention]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from PIL import Image
 
 from ..processors.image_processors import open_image, to_rgb
-from ..tools.report import STYLE
 
 SHOWN = 24  # pictures on the page: the first of a random order that never changes, not the best
 SIDE = 320  # pixels of their longer side
@@ -183,6 +182,53 @@ def thumbnail(file: Path) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+STYLE = """
+:root { color-scheme: light; --ink: #1d2733; --soft: #5b6774; --line: #e3e6ea; --one: #c26a1b; --two: #0b7a75; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink); background: #f5f6f7;
+  max-width: 1140px; margin: 0 auto; padding: 40px 24px 60px; }
+h1 { font-size: 28px; line-height: 1.2; margin: 4px 0 10px; letter-spacing: -0.01em; }
+h2 { font-size: 21px; margin: 38px 0 12px; }
+h3 { font-size: 16px; margin: 0 0 12px; }
+p { margin: 0 0 8px; }
+small { color: var(--soft); font-weight: 400; }
+.kicker { color: var(--two); font-weight: 600; margin: 0; }
+.lead { color: var(--soft); font-size: 17px; max-width: 880px; margin-bottom: 22px; }
+.panel { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin: 0; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; }
+.tables { grid-template-columns: 1.9fr 1fr; }
+.row { display: grid; grid-template-columns: 112px 1fr 72px; align-items: center; gap: 10px; margin: 8px 0; }
+.row b { text-align: right; font-size: 21px; white-space: nowrap; }
+.track { position: relative; height: 22px; background: #eef0f2; border-radius: 4px; }
+.bar { height: 100%; border-radius: 4px; }
+.whisker { position: absolute; top: 10px; height: 2px; background: var(--ink); opacity: .75; }
+.stage1 .bar { background: var(--one); } .stage2 .bar { background: var(--two); }
+.stage1 b, h4.stage1 { color: var(--one); } .stage2 b, h4.stage2 { color: var(--two); }
+figure img { display: block; width: 100%; }
+.cards { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; }
+article { display: grid; grid-template-columns: 190px 1fr; gap: 18px; }
+article img { display: block; width: 100%; border-radius: 6px; }
+.truth { font-size: 14px; color: var(--soft); margin: 8px 0 0; }
+h4 { font-size: 14px; margin: 0 0 2px; }
+h4 small { border: 1px solid var(--line); border-radius: 9px; padding: 0 7px; margin-left: 5px; font-size: 12px; }
+.said p { font-size: 15px; line-height: 1.45; margin-bottom: 12px; white-space: pre-line; overflow-wrap: anywhere; }
+mark { padding: 0 3px; border-radius: 3px; }
+mark.right { background: #cdeed6; color: #0f4a24; }
+mark.wrong { background: #fbd5d1; color: #7d1a12; text-decoration: underline dashed 1px; text-underline-offset: 3px; }
+.legend { color: var(--soft); }
+table { border-collapse: collapse; width: 100%; font-size: 15px; }
+th { text-align: left; font-weight: 500; } td { text-align: right; white-space: nowrap; }
+tr:first-child th:not(:first-child) { text-align: right; color: var(--soft); font-weight: 400; }
+th, td { padding: 6px 0 6px 12px; border-bottom: 1px solid var(--line); vertical-align: top; }
+th:first-child { padding-left: 0; }
+td small { display: block; font-size: 12px; }
+table + p { font-size: 13px; color: var(--soft); margin: 12px 0 0; }
+.total th, .total td { font-weight: 700; border-bottom: 0; }
+.notes { display: grid; grid-template-columns: repeat(3, 1fr); gap: 26px; font-size: 15px; }
+footer { margin-top: 34px; font-size: 13px; color: var(--soft); }
+@media (max-width: 860px) { .pair, .tables, .cards, .notes { grid-template-columns: 1fr; } }
+@media (max-width: 520px) { article { grid-template-columns: 1fr; } article img { max-width: 240px; } }
+"""
 MORE_STYLE = """
 .side h3:not(:first-child) { margin-top: 16px; } .side { font-size: 14px; overflow-wrap: anywhere; }
 .legend mark { margin-left: 6px; }

@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 
 from ..common.config import load_config
-from ..common.dist_utils import choose_device, rank, training_device
+from ..common.dist_utils import rank
 from ..common.errors import ConfigError
 from ..common.schema import Config
 from . import page
-from .answering import Item, answer_all, made_from
+from .answering import Item, answer_all, chat_for, made_from
 from .data import read_records
 from .judge import Judge
 from .scoring import Scored, Tools
-from .statistics import Measure, summarize
+from .statistics import compared
 from .suites import SUITES
 
 
@@ -92,11 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chat(config: Config, args: argparse.Namespace):
-    from ..serve import build_chat
-
-    if "LOCAL_RANK" in os.environ:  # under torchrun each process takes its own GPU
-        return build_chat(config, training_device(args.device))
-    return build_chat(config, choose_device(args.device, f"--device {args.device}"))
+    return chat_for(config, args.device)
 
 
 def collect(
@@ -104,7 +100,7 @@ def collect(
 ) -> dict:
     """Everything for results.json and the page, as plain values."""
     pictures = [str(item.record.image) for item in items]
-    after, before = scored["after"], scored.get("before")
+    after = scored["after"]
     results = {
         "suite": args.suite, "config": args.cfg_path, "options": args.options, "checkpoint": config.model.ckpt,
         "before": args.before, "data": args.data, "split": args.split, "limit": args.limit,
@@ -114,12 +110,9 @@ def collect(
                       else dict(SUITES["vqa"].questions),
         "judge": {"url": args.judge, "model": args.judge_model} if args.judge else None,
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
-        "measures": {m.name: {"label": m.label, "form": m.form, "better": m.better} for m in after.measures},
-        "scores": {stage: summarize(s.measures, pictures) for stage, s in scored.items()},
+        **compared({stage: s.measures for stage, s in scored.items()}, pictures),
         "notes": after.notes, "facts": {stage: s.facts for stage, s in scored.items()},
     }  # fmt: skip
-    if before:
-        results["difference"] = summarize(after.measures, pictures, _matching(before.measures, after.measures))
     results["items"] = [
         {"id": item.record.id, "image": str(item.record.image), "variant": item.variant, "question": item.question,
          "truth": after.verdicts[i]["truth"],
@@ -127,8 +120,3 @@ def collect(
         for i, item in enumerate(items)
     ]  # fmt: skip
     return results
-
-
-def _matching(measures: list[Measure], wanted: list[Measure]) -> list[Measure]:
-    by_name = {m.name: m for m in measures}
-    return [by_name[m.name] for m in wanted]

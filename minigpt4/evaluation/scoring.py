@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.errors import DataError
-from ..tools.scores import Mention, Vocabulary
 from . import objects as things
 from . import vqa_scores
 from .answering import Item
@@ -59,7 +58,7 @@ def _texts(answers: Sequence[dict]) -> list[str]:
     return [answer.get("answer", "") for answer in answers]
 
 
-def _verdict(truth: str, answer: str, marks: Iterable[Mention] = (), flags: Iterable[str] = ()) -> dict:
+def _verdict(truth: str, answer: str, marks: Iterable[things.Mention] = (), flags: Iterable[str] = ()) -> dict:
     spans = [(m.start, m.end, "right" if m.right else "wrong") for m in marks]
     return {"truth": truth, "answer": answer, "marks": spans, "flags": [f for f in flags if f]}
 
@@ -277,7 +276,7 @@ def ranked(answer: dict) -> tuple[list[int], list[int]]:
 
 
 def score_labels(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -> Scored:
-    vocabulary: Vocabulary = things.labels_vocabulary(things.label_of(i.record.truth["captions"][0]) for i in items)
+    vocabulary = things.labels_vocabulary(things.label_of(i.record.truth["captions"][0]) for i in items)
     named, top1, top5, verdicts = [], [], [], []
     for item, answer in zip(items, answers, strict=True):
         caption = item.record.truth["captions"][0]

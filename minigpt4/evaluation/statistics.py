@@ -86,6 +86,19 @@ def summarize(
     return found
 
 
+def compared(measures: dict[str, Sequence[Measure]], pictures: Sequence[str]) -> dict:
+    """For results.json: what is measured, its values at each stage, and for two stages the second - the first."""
+    *before, last = measures.values()
+    found = {
+        "measures": {m.name: {"label": m.label, "form": m.form, "better": m.better} for m in last},
+        "scores": {stage: summarize(side, pictures) for stage, side in measures.items()},
+    }
+    if before:
+        first = {m.name: m for m in before[0]}
+        found["difference"] = summarize(last, pictures, [first[m.name] for m in last])
+    return found
+
+
 def _by_picture(measure: Measure, owner: np.ndarray, count: int) -> np.ndarray:
     """(pictures, K): what the answers on each picture add together."""
     sums = np.zeros((count, measure.stats.shape[1]))

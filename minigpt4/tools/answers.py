@@ -13,6 +13,8 @@ from ..common.config import load_config
 from ..common.dist_utils import choose_device
 from ..common.errors import DataError
 from ..conversation.prompts import DEFAULT_QUESTION
+from ..evaluation.objects import Vocabulary
+from ..evaluation.statistics import compared
 from . import scores
 
 STAGES = ("stage1", "stage2")
@@ -85,7 +87,7 @@ def known(results_file: Path, source: dict) -> Answers | None:
         return None
 
 
-def evaluate(pictures: list[dict], answers: Answers, vocabulary: scores.Vocabulary) -> dict:
+def evaluate(pictures: list[dict], answers: Answers, vocabulary: Vocabulary) -> dict:
     """Scores, and each picture with what was said of it, as plain values for results.json."""
     judged = {
         stage: [scores.judge(text, limit, p, vocabulary) for (text, limit), p in zip(rows, pictures, strict=True)]
@@ -93,8 +95,10 @@ def evaluate(pictures: list[dict], answers: Answers, vocabulary: scores.Vocabula
     }
     return {
         "question": DEFAULT_QUESTION,
-        "scores": {stage: scores.summarize(pictures, rows) for stage, rows in judged.items()},
-        "difference": scores.difference(pictures, judged["stage1"], judged["stage2"]),
+        **compared(
+            {stage: scores.measures(pictures, rows) for stage, rows in judged.items()},
+            [picture["image"] for picture in pictures],
+        ),
         "swapped": {
             stage: scores.objects_right_swapped(pictures, [text for text, _ in rows], vocabulary)
             for stage, rows in answers.items()

@@ -109,8 +109,8 @@ def draw(results: dict, pictures: Path, curves: bytes) -> Image.Image:
     sheet, inner = Sheet(), WIDTH - 2 * MARGIN
     sheet.y = sheet.text(words.headline(results), MARGIN, sheet.y, inner, 39, bold=True) + 6
     sheet.y = sheet.text(words.subtitle(results), MARGIN, sheet.y, inner, 22, SOFT) + 20
-    for i, (name, label) in enumerate(words.HEADLINE.items()):
-        _draw_bars(sheet, results, name, label, MARGIN + i * (inner + GAP) // 2, (inner - GAP) // 2)
+    for i, name in enumerate(words.HEADLINE):
+        _draw_bars(sheet, results, name, MARGIN + i * (inner + GAP) // 2, (inner - GAP) // 2)
     sheet.y += 180 + GAP
 
     plot = Image.open(io.BytesIO(curves)).convert("RGB")
@@ -135,10 +135,11 @@ def draw(results: dict, pictures: Path, curves: bytes) -> Image.Image:
     return sheet.image.crop((0, 0, WIDTH, sheet.y + MARGIN // 2))
 
 
-def _draw_bars(sheet: Sheet, results: dict, name: str, label: str, x: int, width: int) -> None:
+def _draw_bars(sheet: Sheet, results: dict, name: str, x: int, width: int) -> None:
+    measure = results["measures"][name]
     sheet.panel(x, sheet.y, width, 180)
-    sheet.text(label, x + 24, sheet.y + 18, width - 48, 22, bold=True)
-    wish, face = words.WISHES[name], font(18)
+    sheet.text(measure["label"], x + 24, sheet.y + 18, width - 48, 22, bold=True)
+    wish, face = f"{measure['better']} is better", font(18)
     sheet.text(wish, round(x + width - 24 - face.getlength(wish)), sheet.y + 21, width, 18, SOFT)
     left, full = x + 200, width - 330
     for i, (stage, title) in enumerate(words.STAGES.items()):
@@ -171,8 +172,8 @@ def _draw_card(sheet: Sheet, picture: dict, folder: Path, vocabulary, x: int, wi
     below = sheet.text(words.truth(picture), x + 22, y + side + 8, side, 18, SOFT)
     left = x + side + 44
     for stage, title in words.STAGES.items():
-        flaws = words.flaws(picture[stage])
-        head = title + (f"  ({', '.join(flaws)})" if flaws else "")
+        flaw = picture[stage]["failure"]
+        head = title + (f"  ({flaw})" if flaw else "")
         y = sheet.text(head, left, y, width - side - 66, 18, COLOURS[stage], bold=True)
         parts = words.segments(picture[stage]["answer"], picture, vocabulary) or [("(nothing)", "")]
         y = sheet.text(parts, left, y, width - side - 66, 19) + 12

@@ -1,18 +1,10 @@
 """What the quickstart's report says, in both of its forms: the page (report.py), the picture (report_picture.py)."""
 
+from ..evaluation.objects import Vocabulary
 from . import scores
 
 STAGES = {"stage1": "after stage 1", "stage2": "after stage 2"}
-HEADLINE = {"objects_right": "objects named right", "broken": "answers that repeat or break off"}
-WISHES = {"objects_right": "more is better", "broken": "less is better"}
-MEASURES = {  # name: (label, shown as)
-    "objects_right": ("objects named right", "{:.0%}"),
-    "objects_wrong": ("wrong objects named, an answer", "{:.2f}"),
-    "scene_right": ("scene named right", "{:.0%}"),
-    "broken": ("answers that repeat or break off", "{:.0%}"),
-    "repeats": ("… repeat", "{:.0%}"),
-    "breaks_off": ("… break off", "{:.0%}"),
-}
+HEADLINE = ("objects_right", "failed")
 STEP_NAMES = {
     "weights": "weights fetched and converted",
     "data": "sample set made",
@@ -30,9 +22,9 @@ def headline(results: dict) -> str:
 
 
 def subtitle(results: dict) -> str:
-    before, after = (results["scores"][stage]["broken"]["value"] for stage in STAGES)
+    before, after = (results["scores"][stage]["failed"]["value"] for stage in STAGES)
     return (
-        f"{after:.0%} of its answers repeat or break off; after stage 1, {before:.0%} did. "
+        f"{after:.0%} of its answers fail: they repeat, break off or are no text; after stage 1, {before:.0%} did. "
         f"{len(results['pictures'])} held-out pictures with {results['objects']} objects were shown, each with "
         f"“{results['question']}”"
     )
@@ -44,7 +36,7 @@ def shown_pictures(results: dict) -> list[dict]:
     return [by_id[i] for i in results["shown"]]
 
 
-def vocabulary(results: dict) -> scores.Vocabulary:
+def vocabulary(results: dict) -> Vocabulary:
     """The objects that count as named, right or wrong."""
     return tuple((name, tuple(synonyms)) for name, synonyms in results["vocabulary"])
 
@@ -54,7 +46,7 @@ def truth(picture: dict) -> str:
     return ", ".join(thing["name"] for thing in picture["objects"]) + f" · {picture['scene']}"
 
 
-def segments(answer: str, picture: dict, vocabulary: scores.Vocabulary) -> list[tuple[str, str]]:
+def segments(answer: str, picture: dict, vocabulary: Vocabulary) -> list[tuple[str, str]]:
     """An answer cut into (text, "" | "right" | "wrong"), the latter for objects that it names. Joined: the answer."""
     parts, at = [], 0
     for mention in scores.mentions(answer, picture, vocabulary):
@@ -62,11 +54,6 @@ def segments(answer: str, picture: dict, vocabulary: scores.Vocabulary) -> list[
         parts.append((answer[mention.start : mention.end], "right" if mention.right else "wrong"))
         at = mention.end
     return [part for part in [*parts, (answer[at:], "")] if part[0]]
-
-
-def flaws(judged: dict) -> list[str]:
-    """What is wrong with the form of an answer, in words."""
-    return [word for key, word in (("repeats", "repeats"), ("breaks_off", "breaks off")) if judged[key]]
 
 
 def duration(seconds: float) -> str:
@@ -102,9 +89,9 @@ def about(results: dict) -> list[tuple[str, str]]:
 
 RULES = (
     "Small figures: 95 % bootstrap intervals over the pictures. Shuffled: what the same answers get on pictures they "
-    "were not given for, so what naming blindly would get. An answer repeats when four words in a row occur three "
-    "times, or a sentence twice. It breaks off when it does not end in . ! or ?, fills its room, is empty, or shows a "
-    "special token."
+    "were not given for, so what naming blindly would get. An answer fails when it is empty; leaks a special token or "
+    "a role; is no text (broken bytes, many signs, or letters not Latin); repeats (four words in a row three times, or "
+    "a sentence twice); or breaks off (fills its room, or does not end in . ! or ?). The first of these counts."
 )
 CREDIT = (
     "Objects drawn by OpenMoji (openmoji.org), licence CC BY-SA 4.0; the pictures composed of them are under the same."

@@ -15,7 +15,6 @@ from minigpt4.evaluation.scoring import Tools
 from minigpt4.evaluation.suites import PHOTOS, SUITES
 from minigpt4.evaluation.vqa_data import KINDS
 from minigpt4.evaluation.vqa_scores import counted_accuracy, exact, holds, normalize, soft_accuracy
-from minigpt4.tools.scores import word_forms
 
 # ---------------------------------------------------------------------- captions
 
@@ -111,6 +110,18 @@ def test_tokens_without_java_are_ptbs():
         ("A dog.", True, False, "breaks off"),
         ("O dog,\nso fair", False, True, ""),
         ("O dog,\nso fair", True, True, "breaks off"),
+        ("a fox on a beach, a fox on a beach, a fox on a beach", False, False, "repeats"),
+        ("a fox on a beach, a fox on a beach.", False, False, ""),  # four words twice only
+        ("The sky is blue. A fox sits. The sky is blue.", False, False, "repeats"),
+        ("The sky is blue. The sea is blue. The sand is not.", False, False, ""),
+        ("very very very very very very good", False, False, "repeats"),
+        ("Is it a fox?", False, False, ""),
+        ('It says "fox."', False, False, ""),
+        ("a fox,", False, False, "breaks off"),
+        ("A fox. <|im_start|>user.", False, False, "leak"),
+        ("A fox.\nAssistant: a dog.", False, False, "leak"),
+        ("A fox.\nuser\nA dog.", False, False, "leak"),
+        ("A user with a fox.", False, False, ""),
     ],
 )
 def test_what_counts_as_a_failure(answer, hit_limit, verse, reason):
@@ -126,7 +137,7 @@ COCO = things.read_vocabulary(things.COCO_SYNONYMS)
 def test_each_word_names_one_thing():
     owners = {}
     for name, words in VOCABULARY:
-        for form in {form for word in words for form in word_forms(word)}:
+        for form in {form for word in words for form in things.word_forms(word)}:
             owners.setdefault(form, set()).add(name)
     assert {form: names for form, names in owners.items() if len(things.finest(names)) > 1} == {}
 
