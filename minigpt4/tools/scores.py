@@ -8,7 +8,7 @@ A picture is what the sample set says of it: `{"objects": [{"name", "synonyms", 
 from collections.abc import Iterable, Sequence
 
 from ..evaluation import objects as things
-from ..evaluation.failures import LEAK, REASONS, failure, repeats  # noqa: F401
+from ..evaluation.failures import REASONS, failure
 from ..evaluation.objects import Mention, Vocabulary
 from ..evaluation.statistics import Measure, mean, share
 

@@ -150,13 +150,13 @@ def _train(stage: str, title: str, places: Places, more: list[str], clock: Clock
 
 
 def curate(places: Places) -> None:
-    """Stage 2's descriptions. Of the photos with a label alone, one of each kind is enough."""
+    """Stage 2's descriptions. The small model says one sentence and repeats it when it is asked to continue."""
     curated = places.out / "curated"
     if (curated / "filter_cap.json").exists():
         return
     _minigpt4(
         "curate", "--cfg-path", CHAT, "--data", str(places.data / "photos.jsonl"), "--out", str(curated),
-        "--split", "human_train", "imagenet_train",
+        "--split", "human_train", "imagenet_train", "--no-continue", "--max-new-tokens", "40",
         "--options", *_model(places.checkpoint("stage0"), places.checkpoint("stage1")),
     )  # fmt: skip
 

@@ -1,0 +1,63 @@
+"""The folder that stage 2 reads: filter_cap.json and image/, and beside them curation.jsonl, how each text was made."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..common.errors import DataError
+from ..evaluation.data import Record
+from ..evaluation.page import write_json
+
+
+def image_ids(records: Sequence[Record]) -> list[str]:
+    """A name for each photo's file in image/: its own, with the folders it lay in."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for record in records:
+        name = os.path.splitext(record.id)[0].replace("/", "_").replace(os.sep, "_")
+        while name in taken:  # a.jpg and a.png
+            name += "_"
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def write(out: Path, entries: Sequence[dict], copy: bool = False) -> None:
+    """Write `out`; filter_cap.json comes last, so that a folder which has it is whole.
+
+    Photos are linked: a second copy of a large set would fill the disk, and training reads through links. A PNG under
+    the name .jpg is read all the same, by what is in it.
+
+    Args:
+        entries: as run.py makes them; those without a text are told in curation.jsonl alone.
+        copy: copy the photos, for a folder that is to be moved or sent elsewhere.
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    kept = [entry for entry in entries if entry["text"]]
+    try:
+        (out / "image").mkdir(exist_ok=True)
+        for entry in kept:
+            _place(Path(entry["image"]), out / "image" / f"{entry['image_id']}.jpg", copy)
+        part = out / "curation.part"
+        lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
+        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        os.replace(part, out / "curation.jsonl")
+        pairs = [{"image_id": entry["image_id"], "caption": entry["text"]} for entry in kept]
+        write_json({"annotations": pairs}, out / "filter_cap.json")
+    except OSError as error:
+        raise DataError(f"--out {out}: cannot be written: {error}") from None
+
+
+def _place(photo: Path, target: Path, copy: bool) -> None:
+    part = target.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    if copy:
+        shutil.copyfile(photo, part)
+    else:
+        part.symlink_to(photo.resolve())
+    os.replace(part, target)

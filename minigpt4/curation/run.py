@@ -1,0 +1,95 @@
+"""`minigpt4 curate --cfg-path X --data photos.jsonl --out FOLDER`: make stage 2's pairs with a stage-1 model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..common.config import load_config
+from ..common.errors import ConfigError, DataError
+from ..evaluation.answering import chat_for
+from ..evaluation.data import Record, limited, read_records
+from ..evaluation.judge import Judge
+from . import folder, page
+from .describe import QUESTION, describe, edited
+from .rules import repair
+
+KINDS = ("photos", "karpathy", "coco captions")  # of data: photos with human captions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--cfg-path", default="eval_configs/tiny_eval.yaml", help="config of the stage-1 model (default: %(default)s)")
+    what = "photos with human captions: photos.jsonl, COCO's or Karpathy's captions; with --unchecked a folder too"
+    add("--data", required=True, metavar="FILE", help=what)
+    add("--split", nargs="+", metavar="NAME", help="the splits to take (default: all)")
+    add("--images", metavar="DIR", help="folder of the images, where the file does not say")
+    add("--out", required=True, metavar="FOLDER", help="stage 2's folder: filter_cap.json, image/, curation.jsonl, ...")
+    add("--limit", type=int, metavar="N", help="so many photos, at random, always the same")
+    add("--prompt", default=QUESTION, help="what the model is asked (default: the paper's words)")
+    add("--no-continue", action="store_true", help='leave out the second turn, "Continue", after short answers')
+    add("--unchecked", action="store_true", help="as the paper: rules of form alone, no captions; people check by hand")
+    add("--batch", type=int, default=16, help="photos described at once (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=300, help="longest answer (default: %(default)s)")
+    add("--sample", action="store_true", help="draw answers as the chat does, instead of greedily")
+    add("--seed", type=int, default=42, help="of --sample (default: %(default)s)")
+    add("--copy", action="store_true", help="copy the photos into image/ instead of linking them")
+    add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
+    add("--judge", metavar="URL", help="an OpenAI-compatible endpoint that edits the answers, by the paper's prompt")
+    add("--judge-model", default="", help="its model name")
+    add("--judge-key-env", default="OPENAI_API_KEY", help="variable with its key (default: %(default)s)")
+    add("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Describe, edit, repair, write. Under torchrun all processes describe, and the first one does the rest."""
+    if args.judge and not args.judge_model:
+        raise ConfigError("--judge: name its model with --judge-model")
+    if not args.prompt.strip():
+        raise ConfigError("--prompt: empty")
+    for name in ("limit", "batch", "max_new_tokens"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)} should be 1 or more")
+    config = load_config(args.cfg_path, args.options, mode="chat")
+    records = read_photo_records(args)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    decoding = {"do_sample": args.sample, "num_beams": 1, "max_new_tokens": args.max_new_tokens}
+    if args.sample:
+        decoding["seed"] = args.seed
+    said = describe(
+        config, lambda: chat_for(config, args.device), records, decoding, out / "answers",
+        question=args.prompt, goes_on=not args.no_continue, batch=args.batch,
+    )  # fmt: skip
+    if said is None:
+        return 0
+    texts = [one.text for one in said]
+    if args.judge:
+        texts = edited(Judge(args.judge, args.judge_model, args.judge_key_env), texts, out / "edited.jsonl")
+    entries = []
+    for record, one, text, name in zip(records, said, texts, folder.image_ids(records), strict=True):
+        captions = record.truth.get("captions", [])
+        done = repair(text, captions, hit_limit=one.hit_limit and not args.judge, checked=not args.unchecked)
+        entry = {"image_id": name, "image": str(record.image), "captions": captions, "answer": one.first,
+                 "continued": one.second}  # fmt: skip
+        if args.judge:
+            entry["edited"] = text
+        sentences = [{"text": part, "dropped": why} for part, why in done.sentences]
+        entries.append(entry | {"sentences": sentences, "added": done.added, "text": done.text, "lost": done.lost})
+    if not any(entry["text"] for entry in entries):
+        raise DataError(f"--data {args.data}: not one of {len(entries)} photos has a description that stays; "
+                        f"the model says, for example: {said[0].text[:200]!r}")  # fmt: skip
+    folder.write(out, entries, copy=args.copy)
+    page.write(out, entries, args)
+    print(page.table(entries))
+    print(f"\n{out / 'filter_cap.json'}, {out / 'curation.jsonl'}, {out / 'report.html'}")
+    return 0
+
+
+def read_photo_records(args: argparse.Namespace) -> list[Record]:
+    """The photos of all splits, each once."""
+    kinds = (*KINDS, "folder") if args.unchecked else KINDS
+    found: dict[str, Record] = {}
+    for split in args.split or [None]:
+        found |= {r.id: r for r in read_records([args.data], args.images, split, None, kinds)}
+    return limited(list(found.values()), args.limit)

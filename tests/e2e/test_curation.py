@@ -1,0 +1,132 @@
+"""`minigpt4 curate` from its command line, with the golden set's tiny model: a folder that stage 2 reads."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+import training
+
+from minigpt4.datasets.image_text import read_filter_cap
+from minigpt4.tools import cli
+
+CAPTIONS = {
+    "a/red.png": ["A red ball lies on grey ground.", "There is a red ball.", "A ball on the ground."],
+    "blue.jpg": ["a photo of a euphonium"],
+    "green.jpg": ["Fried eggs for breakfast.", "A boat at sea.", "Children dance."],
+}
+
+
+@pytest.fixture
+def curate(write_config, published, tmp_path, capfd):
+    """curate("--limit", 2) -> (exit code, stdout, stderr); the folder is tmp_path/pairs."""
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for place, name in enumerate(CAPTIONS):
+        training.picture(["red", "blue", "green"][place], place).save(tmp_path / "photos" / name)
+    lines = [{"image": name, "captions": captions, "split": name[0]} for name, captions in CAPTIONS.items()]
+    (tmp_path / "photos.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = write_config("stage1", "chat", model={"ckpt": published["ckpt"]})
+
+    def call(*words, data=None):
+        argv = ["curate", "--cfg-path", config, "--data", str(data or tmp_path / "photos.jsonl")]
+        argv += ["--out", str(tmp_path / "pairs"), "--device", "cpu", "--max-new-tokens", "12", "--batch", "2"]
+        code = cli.main([*argv, *map(str, words)])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def entries(folder) -> dict[str, dict]:
+    lines = (folder / "pairs/curation.jsonl").read_text().splitlines()
+    return {entry["image_id"]: entry for entry in map(json.loads, lines)}
+
+
+def test_photos_become_pairs_for_stage_2(curate, tmp_path):
+    code, out, err = curate()
+    assert code == 0, err
+    pairs = {path.name: text for path, text in read_filter_cap(str(tmp_path / "pairs"))}
+    assert set(pairs) == {"a_red.jpg", "blue.jpg"}
+    assert pairs["a_red.jpg"] == "A red ball lies on grey ground."
+    assert pairs["blue.jpg"] == "This is a photo of a euphonium."
+    assert (tmp_path / "pairs/image/a_red.jpg").resolve() == (tmp_path / "photos/a/red.png").resolve()
+    found = entries(tmp_path)
+    assert found["green"]["lost"] == "captions disagree" and found["green"]["text"] == ""
+    for entry in found.values():  # random weights: nothing that they say is backed
+        assert entry["answer"] and all(s["dropped"] for s in entry["sentences"])
+        assert isinstance(entry["continued"], str)  # at most 12 tokens, so "Continue" was asked
+    page = (tmp_path / "pairs/report.html").read_text()
+    assert page.count("<article") == page.count("data:image/jpeg") == 3 and "http" not in page
+    assert "dropped: captions disagree" in out and "kept" in out
+
+    # Killed while it answered, it goes on: the model is asked for the missing answer alone.
+    (answers,) = (tmp_path / "pairs/answers").glob("*.jsonl")
+    whole = answers.read_text().splitlines()
+    answers.write_text("\n".join(whole[:-1]))
+    before = (tmp_path / "pairs/curation.jsonl").read_text()
+    code, out, err = curate("--copy")
+    assert code == 0 and "continue: 1/1 answers" in out and "describe: " not in out
+    assert (tmp_path / "pairs/curation.jsonl").read_text() == before
+    assert not (tmp_path / "pairs/image/blue.jpg").is_symlink()
+
+
+def test_one_turn_and_some_splits(curate, tmp_path):
+    code, _, err = curate("--no-continue", "--split", "b")
+    assert code == 0, err
+    assert [e["continued"] for e in entries(tmp_path).values()] == [None] and set(entries(tmp_path)) == {"blue"}
+
+
+def test_mistakes_are_said(curate, tmp_path):
+    for words, message in [
+        (("--split", "x"), "no photos of split x; it has a, b, g"),
+        (("--batch", "0"), "--batch: 0 should be 1 or more"),
+        (("--judge", "http://x"), "--judge-model"),
+        (("--prompt", " "), "--prompt: empty"),
+        (("--split", "g"), "not one of 1 photos has a description that stays"),
+    ]:
+        code, _, err = curate(*words)
+        assert code == 1 and message in err, err
+    code, _, err = curate(data=tmp_path / "photos")
+    assert code == 1 and "this is folder" in err
+    assert not (tmp_path / "pairs/filter_cap.json").exists()
+
+
+def test_an_editor_is_asked_once(curate, tmp_path):
+    pytest.importorskip("openai")
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(body["messages"][0]["content"])
+            message = {"role": "assistant", "content": "A red ball. A red ball and a duck are here."}
+            reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m",
+                     "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}  # fmt: skip
+            data = json.dumps(reply).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    http = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    try:
+        words = ("--split", "a", "--judge", f"http://127.0.0.1:{http.server_port}/v1", "--judge-model", "m")
+        for _ in range(2):
+            code, _, err = curate(*words)
+            assert code == 0, err
+        assert len(asked) == 1
+        assert asked[0].startswith("Fix the error in the given paragraph. Remove any repeating sentences, meaningless")
+        entry = entries(tmp_path)["a_red"]
+        assert asked[0].endswith(f"explanation.\n\n{entry['answer']} {entry['continued']}")
+        assert entry["edited"] == "A red ball. A red ball and a duck are here."
+        assert [s["dropped"] for s in entry["sentences"]] == ["said by a caption", "unsupported"]
+        assert entry["text"] == "A red ball lies on grey ground."
+        code, _, err = curate("--unchecked", *words)
+        assert code == 0 and entries(tmp_path)["a_red"]["text"] == entry["edited"]
+    finally:
+        http.shutdown()
+        http.server_close()
