@@ -2,11 +2,20 @@
 
 import contextlib
 import json
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
+from ..common.errors import UserError
+from ..common.paths import PROJECT
+
+
+class StepError(UserError):
+    """A step that did not end as it should."""
 
 
 def run_to_end(command: list[str]) -> int:
@@ -32,6 +41,19 @@ def run_to_end(command: list[str]) -> int:
     if told:
         raise KeyboardInterrupt
     return code
+
+
+def call(program: str, *arguments: str) -> None:
+    """Print a command as a user would type it, and run it: program is `minigpt4` or `python train.py`.
+
+    Raises:
+        StepError: it did not end well.
+    """
+    start = {"minigpt4": ["-m", "minigpt4.tools.cli"], "python train.py": [str(PROJECT / "train.py")]}[program]
+    print(f"$ {program} {shlex.join(arguments)}", flush=True)
+    if code := run_to_end([sys.executable, *start, *arguments]):
+        why = f"{program} {' '.join(arguments[:2])} did not finish (exit code {code}): the reason stands above"
+        raise StepError(f"{why}. The same command goes on from there")
 
 
 class Clock:

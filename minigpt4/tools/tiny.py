@@ -6,16 +6,13 @@ Each step is a command that a user could type, and is printed as such; what is f
 import argparse
 import json
 import operator
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.checkpoint import read_state, save_weights
 from ..common.config import load_config
 from ..common.errors import UserError
-from ..common.paths import PROJECT
-from .steps import Clock, minutes, run_to_end
+from .steps import Clock, call, minutes
 from .tiny_data import make_photos
 
 CONFIGS = {
@@ -26,7 +23,17 @@ CONFIGS = {
 }
 STEPS = ("weights", "data", "features", "words", "stage0", "stage1", "curate", "stage2", "export", "figures")
 SHIPPED = ("qformer", "stage1", "stage2")  # .safetensors, as checkpoints/tiny/ has them
-SUITES = {"caption": "human_val", "coverage": "human_val", "failure": "human_val", "labels": "caltech_val"}
+MEASURED = {  # of each file, by which suites
+    "qformer": ("caption", "coverage", "labels"),
+    "stage1": ("caption", "coverage", "failure"),
+    "stage2": ("caption", "coverage", "failure", "labels"),
+}
+SUITES = {  # stage 1 fills all the tokens it is given
+    "caption": ["human_val"],
+    "coverage": ["human_val"],
+    "failure": ["human_val", "--limit", "100", "--max-new-tokens", "120"],
+    "labels": ["caltech_val"],
+}
 CHAT = "eval_configs/tiny_eval.yaml"
 
 
@@ -87,11 +94,11 @@ def run(args: argparse.Namespace) -> int:
     _keep_to(args.out / "made_with.json", {"photos": str(args.photos.resolve()), "options": more})
     clock = Clock(args.out / "steps.json", STEPS)
     with clock.step("weights", "Weights: a small vision encoder and a small language model, both frozen", seconds=max):
-        _minigpt4("weights")
+        call("minigpt4", "weights")
     with clock.step("data", "Photos: captions written one way, a tenth of Caltech held out", seconds=max):
         print(", ".join(f"{split} {count}" for split, count in make_photos(args.photos, args.data).items()))
     with clock.step("features", "Features: what the frozen encoder sees, several crops a photo", seconds=operator.add):
-        _minigpt4("features", "--cfg-path", CONFIGS["stage0"], "--options", *places.options("features"))
+        call("minigpt4", "features", "--cfg-path", CONFIGS["stage0"], "--options", *places.options("features"))
     titles = {
         "words": "Words: the Q-Former learns which words the captions use",
         "stage0": "Stage 0: the Q-Former and the projection, through the frozen language model",
@@ -122,31 +129,12 @@ def _keep_to(file: Path, made_with: dict) -> None:
     file.write_text(json.dumps(made_with) + "\n", encoding="utf-8")
 
 
-def _minigpt4(*arguments: str) -> None:
-    print(f"$ {shlex.join(['minigpt4', *arguments])}", flush=True)
-    if code := run_to_end([sys.executable, "-m", "minigpt4.tools.cli", *arguments]):
-        raise TinyError(f"minigpt4 {arguments[0]} did not finish (exit code {code}): the reason stands above")
-
-
 def _train(stage: str, title: str, places: Places, more: list[str], clock: Clock) -> None:
-    last = places.out / stage / "finished"
-    with clock.step(stage, title, last.exists(), operator.add):
-        if last.exists():
-            return
-        arguments = [
-            str(PROJECT / "train.py"),
-            "--cfg-path",
-            CONFIGS[stage],
-            "--options",
-            *places.options(stage),
-            *more,
-        ]
-        print(f"$ {shlex.join(['python', *arguments])}", flush=True)
-        if code := run_to_end([sys.executable, *arguments]):
-            raise TinyError(
-                f"{stage} did not finish (exit code {code}): the reason stands above; the same command goes on"
-            )
-        last.touch()
+    finished = places.out / stage / "finished"
+    with clock.step(stage, title, finished.exists(), operator.add):
+        if not finished.exists():
+            call("python train.py", "--cfg-path", CONFIGS[stage], "--options", *places.options(stage), *more)
+            finished.touch()
 
 
 def curate(places: Places) -> None:
@@ -154,8 +142,8 @@ def curate(places: Places) -> None:
     curated = places.out / "curated"
     if (curated / "filter_cap.json").exists():
         return
-    _minigpt4(
-        "curate", "--cfg-path", CHAT, "--data", str(places.data / "photos.jsonl"), "--out", str(curated),
+    call(
+        "minigpt4", "curate", "--cfg-path", CHAT, "--data", str(places.data / "photos.jsonl"), "--out", str(curated),
         "--split", "human_train", "imagenet_train", "--no-continue", "--max-new-tokens", "40",
         "--options", *_model(places.checkpoint("stage0"), places.checkpoint("stage1")),
     )  # fmt: skip
@@ -179,12 +167,12 @@ def measure(places: Places) -> dict[str, tuple[float, float, float]]:
     """name -> (value, low, high), by `minigpt4 eval` from the exported weights; 95 % intervals."""
     weights, photos = places.out / "weights", str(places.data / "photos.jsonl")
     found = {}
-    for stage in SHIPPED:
+    for stage in MEASURED:
         options = _model(weights / "qformer.safetensors", weights / f"{stage}.safetensors")
-        for suite, split in SUITES.items():
+        for suite in MEASURED[stage]:
             folder = places.out / "eval" / stage
-            _minigpt4(
-                "eval", "--cfg-path", CHAT, "--suite", suite, "--data", photos, "--split", split,
+            call(
+                "minigpt4", "eval", "--cfg-path", CHAT, "--suite", suite, "--data", photos, "--split", *SUITES[suite],
                 "--out", str(folder), "--options", *options,
             )  # fmt: skip
             results = json.loads((folder / suite / "results.json").read_text(encoding="utf-8"))

@@ -1,0 +1,222 @@
+"""`minigpt4 ablations`: the paper's ablations on the small model, each over several seeds: results, a table, a plot.
+
+It takes the photos, features and Q-Former that `minigpt4 tiny` made. A run is a short stage 1 by train.py and its
+figures; each step is a command that a user could type, and is printed as such. A later call reuses what is finished.
+"""
+
+import argparse
+import hashlib
+import json
+import operator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from ..common.config import describe_config, load_config
+from ..common.errors import UserError, some
+from ..common.logger import read_log
+from ..common.schema import Config
+from .ablations_picture import draw
+from .steps import Clock, call, minutes
+from .tiny import CHAT, Places
+
+CONFIG = "train_configs/tiny_ablation.yaml"
+HELD_OUT, LIMIT = "human_val", "100"  # photos that no stage trains on; so many are described
+
+
+class AblationError(UserError):
+    """A run that cannot be made, did not end as it should, or was made otherwise."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train stage 1.
+
+    Args:
+        label: what people read.
+        model: keys that the model is built by, in training and in evaluation.
+        training: keys of the training alone.
+    """
+
+    label: str
+    model: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
+
+
+def _of_the_data(percent: int) -> Arm:
+    names = ("human_captions", "class_labels")
+    shares = tuple(f"datasets.{name}.build_info.share={percent / 100}" for name in names)
+    return Arm(f"{percent} % of the data", training=shares)
+
+
+ARMS = {
+    "base": Arm("one linear layer, frozen Q-Former, all data"),
+    "no_qformer": Arm("no Q-Former", model=("model.has_qformer=False",)),
+    "three_layers": Arm("three layers", model=("model.proj_layers=3",)),
+    "trained_qformer": Arm("trained Q-Former", training=("model.freeze_qformer=False",)),
+    **{f"data_{percent}": _of_the_data(percent) for percent in (10, 30, 50)},
+}
+FIGURES = {  # name -> what people read, how it is written
+    "valid_loss": ("validation loss", "{:.3f}"),
+    "cider": ("CIDEr", "{:.3f}"),
+    "foremost_named": ("foremost thing named", "{:.1%}"),
+}
+BY_SUITE = {"caption": "cider", "coverage": "foremost_named"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("data/tiny"), help="what `minigpt4 tiny` made there (default: %(default)s)")
+    add("--out", type=Path, default=Path("output/tiny"), help="its runs; these go below them (default: %(default)s)")
+    add("--qformer", type=Path, metavar="FILE", help="the Q-Former to start from (default: stage 0's of --out)")
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="some of " + ", ".join(ARMS))
+    add("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="runs of each arm (default: 1 2 3)")
+    add("--options", nargs="+", default=[], metavar="a.b=c", help=f"override keys of {CONFIG}")
+
+
+def run(args: argparse.Namespace) -> int:
+    places = Places(args.data, args.out)
+    if args.qformer is None and not (places.out / "stage0" / "finished").exists():
+        raise AblationError(f"{places.out / 'stage0'} is not finished: `minigpt4 tiny` trains it; or write --qformer")
+    study = Study(places, args.qformer or places.checkpoint("stage0"), tuple(args.options))
+    study.found()  # says now, and not after an hour, what was made otherwise
+    wanted = [(arm, seed) for seed in args.seeds for arm in args.arms]
+    clock = Clock(study.folder / "steps.json", [run_name(*one) for one in wanted])
+    for arm, seed in wanted:
+        finished = study.finished(arm, seed)
+        title = f"{ARMS[arm].label}, seed {seed}" + (": finished before" if finished else "")
+        with clock.step(run_name(arm, seed), title, finished, operator.add):
+            if not finished:
+                study.run(arm, seed)
+    found = study.found()
+    arms = summarize(found)
+    names = [run_name(arm, seed) for arm in found for seed in found[arm]]
+    seconds = {name: round(clock.seconds[name]) for name in names if name in clock.seconds}
+    results = {"config": CONFIG, "options": args.options, "split": HELD_OUT, "seconds": seconds, "arms": arms}
+    (study.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw(arms, study.folder / "ablations.png")
+    print(f"\n{table(arms)}\n\n{study.folder / 'results.json'}, {study.folder / 'ablations.png'}")
+    print(f"These runs took {minutes(sum(seconds.values()))}.")
+    return 0
+
+
+def run_name(arm: str, seed: int) -> str:
+    return f"{arm}-s{seed}"
+
+
+class Study:
+    """The runs of one folder.
+
+    Args:
+        places: where `minigpt4 tiny` has its things.
+        qformer: the file that every arm starts from; without Q-Former, it brings ln_vision alone.
+        more: overrides of the training config, the same for every run.
+    Raises:
+        AblationError: there is no such file.
+    """
+
+    def __init__(self, places: Places, qformer: Path, more: tuple[str, ...] = ()):
+        if not qformer.is_file():
+            raise AblationError(f"{qformer}: no such file; write another --qformer")
+        self.places, self.qformer, self.more = places, qformer, more
+        self.folder = places.out / "ablations"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with qformer.open("rb") as file:
+            self.qformer_hash = hashlib.file_digest(file, "sha256").hexdigest()
+
+    def options(self, arm: str, seed: int) -> list[str]:
+        """What a training run overrides of CONFIG."""
+        chosen = ARMS[arm]
+        moved = self.places.options(f"ablations/{run_name(arm, seed)}")
+        return [*moved, f"model.q_former_model={self.qformer}", f"run.seed={seed}", *chosen.model, *chosen.training,
+                *self.more]  # fmt: skip
+
+    def config(self, arm: str, seed: int) -> Config:
+        """Of a training run."""
+        return load_config(CONFIG, self.options(arm, seed), mode="show")
+
+    def finished(self, arm: str, seed: int) -> bool:
+        """Whether its figures are there, made as they would be made now.
+
+        Raises:
+            AblationError: they, or a run that was begun, were made otherwise.
+        """
+        folder = self.folder / run_name(arm, seed)
+        try:
+            before = json.loads((folder / "made_with.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        now = self._made_with(self.config(arm, seed))
+        other = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in before | now if before.get(k) != now.get(k)]
+        if other:
+            raise AblationError(f"{folder} was made otherwise ({some(other)}); delete it to have it made anew")
+        return (folder / "figures.json").exists()
+
+    def _made_with(self, config: Config) -> dict:
+        """All that a run depends on: the keys that a file or an option sets, the Q-Former by its content."""
+        keys = {key: value for key, value, source, _ in describe_config(config) if source != "default"}
+        for where in ("run.output_dir", "model.q_former_model"):
+            del keys[where]
+        # As they come back from the file.
+        return json.loads(json.dumps({**keys, "Q-Former": self.qformer_hash}))
+
+    def run(self, arm: str, seed: int) -> None:
+        """Train, measure, and write figures.json; a run that was begun goes on."""
+        folder, config = self.folder / run_name(arm, seed), self.config(arm, seed)
+        folder.mkdir(exist_ok=True)
+        (folder / "made_with.json").write_text(json.dumps(self._made_with(config), indent=1), encoding="utf-8")
+        checkpoint = folder / f"checkpoint_{config.run.max_epoch - 1}.pth"
+        if not checkpoint.exists():
+            call("python train.py", "--cfg-path", CONFIG, "--options", *self.options(arm, seed))
+        losses = [row["valid_loss"] for row in read_log(folder / "log.jsonl") if "valid_loss" in row]
+        figures = {"valid_loss": losses[-1]}
+        for suite, name in BY_SUITE.items():
+            call(
+                "minigpt4", "eval", "--cfg-path", CHAT, "--suite", suite,
+                "--data", str(self.places.data / "photos.jsonl"), "--split", HELD_OUT, "--limit", LIMIT,
+                "--out", str(folder / "eval"),
+                "--options", f"model.q_former_model={self.qformer}", f"model.ckpt={checkpoint}", *ARMS[arm].model,
+            )  # fmt: skip
+            results = json.loads((folder / "eval" / suite / "results.json").read_text(encoding="utf-8"))
+            figures[name] = results["scores"]["after"][name]["value"]
+        (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+    def found(self) -> dict[str, dict[int, dict[str, float]]]:
+        """arm -> seed -> figures, of all runs that are finished, those of earlier calls among them."""
+        found: dict[str, dict[int, dict[str, float]]] = {}
+        for arm in ARMS:
+            for file in sorted(self.folder.glob(f"{arm}-s*/figures.json")):
+                seed = file.parent.name.removeprefix(f"{arm}-s")
+                if seed.isdecimal() and self.finished(arm, int(seed)):
+                    found.setdefault(arm, {})[int(seed)] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+
+def summarize(found: dict[str, dict[int, dict[str, float]]]) -> dict[str, dict]:
+    """arm -> seed -> figures => arm -> {"label", "seeds", each figure: {"mean", "std", "runs"}}.
+
+    The standard deviation is that of the runs (n - 1 below the root), None of a single one.
+    """
+    arms = {}
+    for arm, by_seed in found.items():
+        seeds = sorted(by_seed)
+        arms[arm] = {"label": ARMS[arm].label, "seeds": seeds}
+        for name in FIGURES:
+            runs = [by_seed[seed][name] for seed in seeds]
+            arms[arm][name] = {"mean": mean(runs), "std": stdev(runs) if len(runs) > 1 else None, "runs": runs}
+    return arms
+
+
+def table(arms: dict[str, dict]) -> str:
+    """Markdown: mean ± standard deviation of each figure over the runs of an arm."""
+    rows = [["stage 1 of the small model", *(label for label, _ in FIGURES.values()), "runs"]]
+    rows.append(["---"] * len(rows[0]))
+    for arm in arms.values():
+        cells = [_mean_and_deviation(arm[name], form) for name, (_, form) in FIGURES.items()]
+        rows.append([arm["label"], *cells, str(len(arm["seeds"]))])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _mean_and_deviation(figure: dict, form: str) -> str:
+    value = form.format(figure["mean"])
+    return value if figure["std"] is None else f"{value} ± {form.format(figure['std'])}"
