@@ -95,7 +95,7 @@ def test_runs_that_were_made_otherwise_are_not_mixed_in(study, tmp_path, capsys)
     part = ["--arms", "base", "--seeds", "1"]
     assert study(*part)[0] == 0
     assert study(*part, "--options", "run.iters_per_epoch=30") == (1, [])
-    assert "base-s1 was made otherwise (run.iters_per_epoch: 80 -> 40); delete it" in capsys.readouterr().err
+    assert "base-s1 was made otherwise (run.iters_per_epoch: 40 -> 30); delete it" in capsys.readouterr().err
     (tmp_path / "stage0" / "checkpoint_best.pth").write_bytes(b"another Q-Former")
     assert study("--arms", "three_layers", "--seeds", "1") == (1, [])  # beside base-s1, which has the other one
     assert "base-s1 was made otherwise (Q-Former: " in capsys.readouterr().err
