@@ -12,6 +12,7 @@ from pathlib import Path
 from ..common.checkpoint import read_state, save_weights
 from ..common.config import load_config
 from ..common.errors import UserError
+from .answers import sha256
 from .steps import Clock, call, minutes
 from .tiny_data import make_photos
 
@@ -38,28 +39,33 @@ CHAT = "eval_configs/tiny_eval.yaml"
 
 
 class TinyError(UserError):
-    """A step that did not end as it should."""
+    """What was asked for does not go together."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where things lie."""
+    """Where things lie.
+
+    Args:
+        more: overrides of every training config.
+    """
 
     data: Path
     out: Path
+    more: tuple[str, ...] = ()
 
     def checkpoint(self, stage: str) -> Path:
         """What the next stage goes on with: the best one where validation chose, else the last."""
         best = self.out / stage / "checkpoint_best.pth"
         if stage in ("words", "stage0"):
             return best
-        config = load_config(CONFIGS[stage], mode="show")
+        config = load_config(CONFIGS[stage], self.more, mode="show")
         return self.out / stage / f"checkpoint_{config.run.max_epoch - 1}.pth"
 
-    def options(self, stage: str) -> list[str]:
-        """The config's paths, moved to these places."""
+    def options(self, stage: str = "") -> list[str]:
+        """The config's paths, moved to these places, and the overrides; without a stage, of the data alone."""
         info, photos = "build_info", self.data / "photos.jsonl"
-        moved = {"run.output_dir": self.out / stage}
+        moved = {"run.output_dir": self.out / stage} if stage else {}
         for name, file in (("human_captions", "human"), ("class_labels", "labels")):
             moved[f"datasets.{name}.{info}.storage"] = photos
             moved[f"datasets.{name}.{info}.features"] = self.data / "features" / f"{file}.npy"
@@ -74,7 +80,7 @@ class Places:
         if stage == "stage2":
             moved["model.ckpt"] = self.checkpoint("stage1")
             moved["datasets.detailed.build_info.storage"] = self.out / "curated"
-        return [f"{key}={value}" for key, value in moved.items()]
+        return [*(f"{key}={value}" for key, value in moved.items()), *self.more]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,16 +95,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if not args.photos.is_file():
         raise TinyError(f"--photos {args.photos}: no such file; checkpoints/tiny/README.md says what it holds")
-    places, more = Places(args.data, args.out), [f"run.seed={args.seed}", *args.options]
+    places = Places(args.data, args.out, (f"run.seed={args.seed}", *args.options))
     args.out.mkdir(parents=True, exist_ok=True)
-    _keep_to(args.out / "made_with.json", {"photos": str(args.photos.resolve()), "options": more})
+    made_with = {"photos": sha256(args.photos), "data": str(args.data.resolve()), "options": list(places.more)}
+    _keep_to(args.out / "made_with.json", made_with)
     clock = Clock(args.out / "steps.json", STEPS)
     with clock.step("weights", "Weights: a small vision encoder and a small language model, both frozen", seconds=max):
         call("minigpt4", "weights")
     with clock.step("data", "Photos: captions written one way, a tenth of Caltech held out", seconds=max):
         print(", ".join(f"{split} {count}" for split, count in make_photos(args.photos, args.data).items()))
     with clock.step("features", "Features: what the frozen encoder sees, several crops a photo", seconds=operator.add):
-        call("minigpt4", "features", "--cfg-path", CONFIGS["stage0"], "--options", *places.options("features"))
+        call("minigpt4", "features", "--cfg-path", CONFIGS["stage0"], "--options", *places.options())
     titles = {
         "words": "Words: the Q-Former learns which words the captions use",
         "stage0": "Stage 0: the Q-Former and the projection, through the frozen language model",
@@ -106,10 +113,10 @@ def run(args: argparse.Namespace) -> int:
         "stage2": "Stage 2: it goes on, on the curated descriptions",
     }
     for stage in ("words", "stage0", "stage1"):
-        _train(stage, titles[stage], places, more, clock)
+        _train(stage, titles[stage], places, clock)
     with clock.step("curate", "Curation: stage 1 describes, rules repair and drop", seconds=operator.add):
         curate(places)
-    _train("stage2", titles["stage2"], places, more, clock)
+    _train("stage2", titles["stage2"], places, clock)
     with clock.step("export", "Weights to ship", seconds=max):
         export(places)
     with clock.step("figures", "Figures: on photos that were never trained on", seconds=max):
@@ -129,11 +136,11 @@ def _keep_to(file: Path, made_with: dict) -> None:
     file.write_text(json.dumps(made_with) + "\n", encoding="utf-8")
 
 
-def _train(stage: str, title: str, places: Places, more: list[str], clock: Clock) -> None:
+def _train(stage: str, title: str, places: Places, clock: Clock) -> None:
     finished = places.out / stage / "finished"
     with clock.step(stage, title, finished.exists(), operator.add):
         if not finished.exists():
-            call("python train.py", "--cfg-path", CONFIGS[stage], "--options", *places.options(stage), *more)
+            call("python train.py", "--cfg-path", CONFIGS[stage], "--options", *places.options(stage))
             finished.touch()
 
 

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
 
 from ..common.errors import DataError
 from ..datasets.image_text import read_photos
+from ..models.words import WORD
 
 # Which splits of the photos' own list make up which of ours; a label split is parted by LABEL_HELD_OUT.
 HUMAN = {"human_train": ["flickr_train", "coco_train"], "human_val": ["flickr_val"]}
@@ -34,28 +36,46 @@ def make_photos(photos: Path, folder: Path) -> dict[str, int]:
     Raises:
         DataError: a line is wrong, a split is missing.
     """
+    if photos.resolve().parent == folder.resolve():
+        raise DataError(f"--photos {photos} lies in --data {folder}, which is written anew; write another --data")
     rows: list[dict] = []
     images = photos.resolve().parent / "photos"
     for split, sources in HUMAN.items():
-        for path, captions in read_photos(str(photos), splits=sources):
+        for path, captions in _read(photos, sources):
             rows.append({"image": _name(path, images), "split": split, "captions": [sentence(c) for c in captions]})
     for name, sources in LABELS.items():
-        for path, captions in read_photos(str(photos), splits=sources):
+        for path, captions in _read(photos, sources):
             image = _name(path, images)
             held_out = name == "caltech" and int(hashlib.sha256(image.encode()).hexdigest(), 16) % LABEL_HELD_OUT == 0
             split = f"{name}_val" if held_out else f"{name}_train"
             rows.append({"image": image, "split": split, "captions": [with_article(captions[0])]})
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "photos"
-    if link.is_symlink():
-        link.unlink()
-    if link.exists():
-        raise DataError(f"{link} is no link; take it away, it should lead to {images}")
-    link.symlink_to(images)
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / "photos.jsonl").write_text(lines, encoding="utf-8")
-    (folder / "words.txt").write_text("\n".join(words_of(rows)) + "\n", encoding="utf-8")
+    if not link.is_symlink():
+        if link.exists():
+            raise DataError(f"{link} is no link; take it away, it should lead to {images}")
+        link.symlink_to(images)
+    elif link.resolve() != images.resolve():
+        raise DataError(f"{link} leads to {link.resolve()}, not to {images}; write another --data")
+    _write(folder / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(folder / "words.txt", "\n".join(words_of(rows)) + "\n")
     return dict(Counter(row["split"] for row in rows))
+
+
+def _read(photos: Path, splits: list[str]) -> list[tuple[Path, list[str]]]:
+    try:
+        return read_photos(str(photos), splits=splits)
+    except DataError as error:
+        wanted = [split for known in (HUMAN, LABELS) for sources in known.values() for split in sources]
+        raise DataError(f"{error}; the small model is trained on the splits {', '.join(wanted)}") from None
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all, and not when it is there: another run may be reading it."""
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        part = file.with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, file)
 
 
 def _name(path: Path, images: Path) -> str:
@@ -86,7 +106,7 @@ def words_of(rows: list[dict]) -> list[str]:
     for row in rows:
         if row["split"].endswith("_train"):
             text = " ".join(re.sub(r"^a photo of an? ", "", caption) for caption in row["captions"]).lower()
-            words = set(re.findall(r"[a-z'-]+", text)) - STOP_WORDS
+            words = set(WORD.findall(text)) - STOP_WORDS
             # A label stands once, and is worth as much as what many people say.
             counts.update(dict.fromkeys(words, 1 if row["split"].startswith("human") else LEAST_PHOTOS))
     return [word for word, n in counts.most_common() if n >= LEAST_PHOTOS]
