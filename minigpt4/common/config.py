@@ -58,13 +58,13 @@ def read_config(
     merged: dict = {}
     for name, data in layers:
         _merge(merged, data, name, origin)
-    config = _fill(Config, merged, "", problems)
+    config = replace(_fill(Config, merged, "", problems), path=path, origin=origin)
     wrong = tuple(p.split(":")[0] for p in problems)  # these keys have their default now: of them, enough is said
     import_user_modules(config.run.import_modules, Path(path).parent, problems)
     meaning: list[str] = []
     check_meaning(config, mode, meaning)
     problems += [p for p in meaning if not any(p.startswith((f"{key}:", f"{key}.")) for key in wrong)]
-    return replace(config, path=path, origin=origin), problems
+    return config, problems
 
 
 def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, dict]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
@@ -26,6 +27,24 @@ def image_ids(records: Sequence[Record]) -> list[str]:
     return names
 
 
+def prepare(out: Path, records: Sequence[Record]) -> None:
+    """Make `out`, or see that nothing of a user's is lost in it; this comes before the long work.
+
+    Raises:
+        DataError: it is no folder, somebody else's pairs lie in it, or another picture has the name of a photo.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--out {out}: cannot be made a folder: {error.strerror}") from None
+    if (out / "filter_cap.json").exists() and not (out / "curation.jsonl").exists():
+        raise DataError(f"--out {out} is a stage-2 folder that curate did not make; write another")
+    for record, name in zip(records, image_ids(records), strict=True):
+        target = _target(out, name)
+        if _is_picture(target) and not filecmp.cmp(record.image, target, shallow=False):
+            raise DataError(f"--out {out}: {target} is another picture than {record.image}; write another --out")
+
+
 def write(out: Path, entries: Sequence[dict], copy: bool = False) -> None:
     """Write `out`; filter_cap.json comes last, so that a folder which has it is whole.
 
@@ -33,6 +52,7 @@ def write(out: Path, entries: Sequence[dict], copy: bool = False) -> None:
     the name .jpg is read all the same, by what is in it.
 
     Args:
+        out: as `prepare` left it.
         entries: as run.py makes them; those without a text are told in curation.jsonl alone.
         copy: copy the photos, for a folder that is to be moved or sent elsewhere.
     Raises:
@@ -42,7 +62,7 @@ def write(out: Path, entries: Sequence[dict], copy: bool = False) -> None:
     try:
         (out / "image").mkdir(exist_ok=True)
         for entry in kept:
-            _place(Path(entry["image"]), out / "image" / f"{entry['image_id']}.jpg", copy)
+            _place(Path(entry["image"]), _target(out, entry["image_id"]), copy)
         part = out / "curation.part"
         lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -53,7 +73,18 @@ def write(out: Path, entries: Sequence[dict], copy: bool = False) -> None:
         raise DataError(f"--out {out}: cannot be written: {error}") from None
 
 
+def _target(out: Path, name: str) -> Path:
+    return out / "image" / f"{name}.jpg"
+
+
+def _is_picture(target: Path) -> bool:
+    """Whether a file itself is there, no link: a copy, or the user's own photo, of which there may be no other."""
+    return target.is_file() and not target.is_symlink()
+
+
 def _place(photo: Path, target: Path, copy: bool) -> None:
+    if _is_picture(target):
+        return  # `prepare` saw that it is this photo
     part = target.with_suffix(".part")
     part.unlink(missing_ok=True)
     if copy:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.cfg_path, args.options, mode="chat")
     records = read_photo_records(args)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    folder.prepare(out, records)
     decoding = {"do_sample": args.sample, "num_beams": 1, "max_new_tokens": args.max_new_tokens}
     if args.sample:
         decoding["seed"] = args.seed

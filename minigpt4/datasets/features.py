@@ -5,6 +5,7 @@ beside it, which says what it was made of. With an `eval` image processor crop 0
 are drawn as in training.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,61 +13,120 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..common.errors import DataError
-from ..common.paths import resolve_path
-from ..common.schema import ModelConfig, ProcessorConfig
-from .decoding import check_caption
+from ..common.download import local_path
+from ..common.errors import ConfigError, DataError
+from ..common.schema import ModelConfig, ProcessorsConfig
+from .faults import Unreadable
 from .image_text import ImageTextSource
 
 Pairs = Sequence[tuple[Path, str | list[str]]]
 
 
-def made_from(model: ModelConfig, processor: ProcessorConfig, pairs: Pairs, crops: int) -> dict:
-    """All that the features depend on; the weights by their content."""
-    with open(resolve_path(model.vit_ckpt), "rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
-    images = "\n".join(f"{path.parent.name}/{path.name}" for path, _ in pairs)
+def made_from(model: ModelConfig, processors: ProcessorsConfig, pairs: Pairs, crops: int) -> dict:
+    """All that the features depend on; the weights by their content, the pictures by their names and sizes.
+
+    Raises:
+        ConfigError: model.vit_ckpt cannot be read.
+        DataError: a picture is missing.
+    """
+    images = hashlib.sha256()
+    for path, _ in pairs:
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}; bring it back, or take it out of the list") from None
+        images.update(f"{short_name(path)} {size}\n".encode())
+    seen_by = {split: vars(processors)[split] for split in ("train", "eval")}
     return {
-        "vit_model": model.vit_model, "vit_kwargs": dict(model.vit_kwargs), "vit_ckpt": weights,
-        "image_size": model.image_size, "vis_processor": processor.kwargs(), "crops": crops,
-        "images": hashlib.sha256(images.encode()).hexdigest(),
+        "vit_model": model.vit_model, "vit_kwargs": dict(model.vit_kwargs), "vit_precision": model.vit_precision,
+        "vit_ckpt": _content(model.vit_ckpt), "image_size": model.image_size, "crops": crops,
+        "vis_processor": {s: p and {"name": p.name, **p.kwargs()} for s, p in seen_by.items()},
+        "images": images.hexdigest(),
     }  # fmt: skip
 
 
+@functools.cache
+def _content(vit_ckpt: str | None) -> str:
+    """SHA-256 of the weights; they are gigabytes, and every list asks for it."""
+    if vit_ckpt is None:
+        raise ConfigError("model.vit_ckpt: not set; features are of a frozen ViT: write the path of its weights")
+    try:
+        with open(local_path(vit_ckpt), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"model.vit_ckpt: {vit_ckpt}: {error.strerror}; write the path of its weights") from None
+
+
 def facts_file(features: Path) -> Path:
-    """X.npy -> X.json"""
+    """X.npy -> X.json: what `made_from` said, and `unreadable`: picture -> why; its features are zeros."""
     return features.with_suffix(".json")
 
 
+def read_facts(file: Path) -> dict:
+    """Raises OSError, or ValueError: it is not the JSON of a dict."""
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(facts, dict):
+        raise ValueError(f"{file.name} holds a {type(facts).__name__}, not what the features were made of")
+    return facts
+
+
+def differing(facts: dict, expected: dict) -> list[str]:
+    """The keys in which `facts` are not those that are expected."""
+    return [key for key in expected if facts.get(key) != expected[key]]
+
+
+def short_name(path: Path) -> str:
+    """A picture's name wherever the list lies."""
+    return f"{path.parent.name}/{path.name}"
+
+
 class FeatureSource(ImageTextSource):
-    """Like the list itself, but a sample's `image` is a drawn crop's features, float32 (N, D_vit).
+    """Like the list itself, but a sample's `image` is a crop's features, float32 (N, D_vit).
 
     Args:
         listed: the list that has the pictures themselves.
         file: the .npy file.
         expected: what `made_from` says now.
+        drawn: whether the crop is drawn; else it is crop 0.
     Raises:
         DataError: the file is missing, or was made of something else.
     """
 
-    def __init__(self, listed: ImageTextSource, file: Path, expected: dict):
+    def __init__(self, listed: ImageTextSource, file: Path, expected: dict, drawn: bool = True):
         super().__init__(listed.pairs, listed.vis_processor, listed.text_processor)
         again = "`minigpt4 features --cfg-path` with this config makes it"
         try:
-            facts = json.loads(facts_file(file).read_text(encoding="utf-8"))
-            self.features = np.load(file, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise DataError(f"features {file} cannot be read: {error}; {again}") from None
-        other = [key for key in expected if facts.get(key) != expected[key]]
-        if other or len(self.features) != len(self.pairs):
-            raise DataError(f"features {file} were made with other {', '.join(other)}; {again} anew")
+            facts = read_facts(facts_file(file))
+            self._open(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{file} cannot be read: {error}; {again}") from None
+        if other := differing(facts, expected):
+            raise DataError(f"{file} was made with other {', '.join(other)}; {again} anew")
+        if self.features.shape[:2] != (len(self.pairs), expected["crops"]):
+            shape = " x ".join(map(str, self.features.shape))
+            raise DataError(
+                f"{file} holds {shape} numbers, not those of {len(self.pairs)} pictures with {expected['crops']} "
+                f"crops; delete it: {again} anew"
+            )
+        self.drawn, self.unreadable = drawn, facts.get("unreadable", {})
         self.row = {path: i for i, (path, _) in enumerate(self.pairs)}
 
-    def decode(self, raw: tuple[Path, str | list[str]]) -> dict:
-        """See `Source`."""
-        path, text = raw
-        captions = [self.text_processor(check_caption(t)) for t in ([text] if isinstance(text, str) else text)]
-        crop = int(torch.randint(self.features.shape[1], ()))
-        tokens = torch.from_numpy(self.features[self.row[path], crop].astype(np.float32))
-        return {"image": tokens, "text_input": captions[0] if isinstance(text, str) else captions}
+    def _open(self, file: Path) -> None:
+        self.file, self.features = file, np.load(file, mmap_mode="r")
+
+    def __getstate__(self) -> dict:
+        """Without the mapped file: a pickle would hold all of it."""
+        return {key: value for key, value in vars(self).items() if key != "features"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._open(self.file)
+
+    def picture(self, path: Path) -> Tensor:
+        """See `ImageTextSource`."""
+        if why := self.unreadable.get(short_name(path)):
+            raise Unreadable(f"{path.name}: when its features were made: {why}")
+        crop = int(torch.randint(self.features.shape[1], ())) if self.drawn else 0
+        return torch.from_numpy(self.features[self.row[path], crop].astype(np.float32))

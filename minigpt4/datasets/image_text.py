@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from ..common.errors import DataError
 from .decoding import check_caption, read_image_file
 from .stream import permutation_stream, reshard_permutation
@@ -40,8 +42,11 @@ class ImageTextSource:
         """See `Source`."""
         path, text = raw
         captions = [self.text_processor(check_caption(t)) for t in ([text] if isinstance(text, str) else text)]
-        pixels = self.vis_processor(read_image_file(path))
-        return {"image": pixels, "text_input": captions[0] if isinstance(text, str) else captions}
+        return {"image": self.picture(path), "text_input": captions[0] if isinstance(text, str) else captions}
+
+    def picture(self, path: Path) -> Tensor:
+        """What the model is given of a picture: pixels (3, H, W)."""
+        return self.vis_processor(read_image_file(path))
 
 
 def read_filter_cap(folder: str) -> list[tuple[Path, str]]:

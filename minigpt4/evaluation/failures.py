@@ -33,6 +33,7 @@ def non_text(answer: str) -> bool:
 
 
 def repeats(answer: str) -> bool:
+    """Whether four words in a row occur three times, or a sentence twice; case and punctuation do not count."""
     words = re.findall(r"\w+(?:'\w+)?", answer.lower())
     fours = Counter(zip(words, words[1:], words[2:], words[3:], strict=False))
     sentences = Counter(" ".join(re.findall(r"\w+", s)) for s in re.split(r"[.!?\n]+", answer.lower()))

@@ -28,18 +28,23 @@ class MiniGPT4Words(MiniGPT4):
 
     def __init__(self, config, *args, **keys):
         super().__init__(config, *args, **keys)
-        self.words = self._read_words(config.extra.get("words"))
+        # On the meta device, where sizes are counted, there may be no tokenizer to read words with.
+        meta = self.device.type == "meta"
+        self.words = {} if meta else self._read_words(config.extra.get("words"))
         ids = sorted({i for tokens in self.words.values() for i in tokens})
         self.column = {token: column for column, token in enumerate(ids)}
-        vocabulary = self.llama_model.get_input_embeddings().weight[torch.tensor(ids)].detach().float()
+        embeddings = self.llama_model.get_input_embeddings().weight.detach()
+        vocabulary = embeddings[torch.tensor(ids, dtype=torch.long)].float().to(self.device)
         self.register_buffer("vocabulary", vocabulary, persistent=False)  # (V, D_llm)
         # A query that lies on an embedding of average length is sure of that word: a logit of 12.
-        self.scale = 12 / vocabulary.norm(dim=1).mean().item() ** 2
+        self.register_buffer("scale", 12 / vocabulary.norm(dim=1).mean() ** 2, persistent=False)
 
     def _read_words(self, path: str | None) -> dict[str, list[int]]:
         """word -> the LLM's tokens of it, within a sentence"""
+        if path is None:
+            raise ConfigError("model.extra.words: not set; write a text file, a word a line")
         try:
-            words = Path(resolve_path(path or "")).read_text(encoding="utf-8").split()
+            words = Path(resolve_path(path)).read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"model.extra.words: {path!r} should be a text file, a word a line: {error}") from None
         if not words:

@@ -169,9 +169,7 @@ class Runner:
             bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.1e} {rate:.1f} samples/s")
             bar.update()
             self._tell(loss, lr, norm, rate, eta, bar)
-            with self.average.applied() if self.average else nullcontext():
-                self._validate_if_due()
-                self._sample_if_due()
+            self._watch()
             self._save_if_due(stop, save_now)
         bar.close()
 
@@ -251,10 +249,21 @@ class Runner:
         """Every so many steps, or at the end of each epoch."""
         return self.step % (every or self.run.iters_per_epoch) == 0
 
-    def _validate_if_due(self) -> None:
+    def _watch(self) -> None:
+        """Validation and samples where they are due, by the averaged weights where there are any."""
+        run = self.run
+        validation_due = self.validation is not None and self._due(run.valid_every_steps)
+        samples_due = bool(run.sample_images) and self._due(run.sample_every_steps)
+        if not (validation_due or samples_due):
+            return  # putting the averages in and out again copies every trained weight
+        with self.average.applied() if self.average else nullcontext():
+            if validation_due:
+                self._validate()
+            if samples_due:
+                self._sample()
+
+    def _validate(self) -> None:
         """The validation loss over all processes; the best one's weights become `checkpoint_best.pth`."""
-        if self.validation is None or not self._due(self.run.valid_every_steps):
-            return
         totals = torch.tensor(self.validation.totals(self.model, self.task.train_step), dtype=torch.float64)
         if self.world_size > 1:
             totals = self.accelerator.reduce(totals.to(self.accelerator.device, torch.float32), "sum").double().cpu()
@@ -267,10 +276,8 @@ class Runner:
                 facts = {**self._facts(), "valid_loss": loss}
                 save_model(self.output_dir / "checkpoint_best.pth", self.bare_model.trained_state(), facts)
 
-    def _sample_if_due(self) -> None:
+    def _sample(self) -> None:
         """What the model says of run.sample_images, into `samples.jsonl`."""
-        if not self.run.sample_images or not self._due(self.run.sample_every_steps):
-            return
         answers = self.task.sample_answers(self.bare_model)
         if self.is_main:
             self.metrics.write_samples(self.step, answers)

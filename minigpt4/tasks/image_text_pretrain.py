@@ -1,5 +1,6 @@
 """Training on image-text pairs, with or without a prompt around the image: both stages of MiniGPT-4."""
 
+import contextlib
 import dataclasses
 import itertools
 import random
@@ -63,6 +64,15 @@ def drawn_share(pairs: Pairs, share: float, seed: int, name: str) -> Pairs:
     return [pairs[i] for i in sorted(order[: max(1, round(share * len(pairs)))])]
 
 
+@contextlib.contextmanager
+def blamed(key: str) -> Iterator[None]:
+    """A DataError from within begins with the key of the config that it comes of."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from None
+
+
 @TASKS.register("image_text_pretrain")
 class ImageTextPretrain:
     """The loss of a batch is the model's loss on it.
@@ -75,13 +85,16 @@ class ImageTextPretrain:
         self.config = config
         self.sources, self.valid_sources, problems = {}, {}, []
         for name, dataset in config.datasets.items():
-            try:
-                self.sources[name] = self._source(name, dataset, "train")
-                if dataset.valid_info:
-                    held_out = dataclasses.replace(dataset, build_info=dataset.valid_info)
-                    self.valid_sources[name] = self._source(name, held_out, "eval")
-            except DataError as error:
-                problems.append(f"datasets.{name}.build_info.storage: {error}")
+            for part, split, sources in (
+                ("build_info", "train", self.sources),
+                ("valid_info", "eval", self.valid_sources),
+            ):
+                if info := getattr(dataset, part):
+                    there = dataclasses.replace(dataset, build_info=info)
+                    try:
+                        sources[name] = self._source(name, there, split, f"datasets.{name}.{part}")
+                    except DataError as error:
+                        problems.append(str(error))
         if problems:
             raise DataError("\n  ".join([f"{config.path}: the data cannot be used", *problems]))
         self.prompts = {
@@ -92,19 +105,25 @@ class ImageTextPretrain:
             if dataset.prompt_path
         }
 
-    def _source(self, name: str, dataset: DatasetConfig, split: str) -> Source:
-        """The samples of a dataset. Validation without an `eval` processor sees images as training does."""
-        source = build_source(name, dataset, split)
+    def _source(self, name: str, dataset: DatasetConfig, split: str, where: str) -> Source:
+        """The samples of a dataset. Validation without an `eval` processor sees images as training does.
+
+        Args:
+            where: the key of the config that says where it lies, for messages.
+        """
+        with blamed(f"{where}.storage"):
+            source = build_source(name, dataset, split)
         info = dataset.build_info
         of_lists = [key for key, used in (("features", info.features), ("share", info.share < 1)) if used]
         if not of_lists:
             return source
-        if not isinstance(source, ImageTextSource):
-            which = f"build_info.{of_lists[0]}"
-            raise DataError(f"{which} is for lists of pictures, not for {dataset.builder or name}; leave it out")
-        if info.features:
-            facts = made_from(self.config.model, dataset.vis_processor.train, source.pairs, info.feature_crops)
-            source = FeatureSource(source, Path(resolve_path(info.features)), facts)
+        with blamed(f"{where}.{of_lists[0]}"):
+            if not isinstance(source, ImageTextSource):
+                raise DataError(f"is for lists of pictures, not for {dataset.builder or name}; leave it out")
+            if info.features:
+                facts = made_from(self.config.model, dataset.vis_processor, source.pairs, info.feature_crops)
+                drawn = split == "train" or dataset.vis_processor.eval is None
+                source = FeatureSource(source, Path(resolve_path(info.features)), facts, drawn)
         # The features are of the whole list, so it is cut after they were held against it.
         source.pairs = drawn_share(source.pairs, info.share, self.config.run.seed, name)
         return source

@@ -16,6 +16,7 @@ from ..common.config import describe_config, load_config
 from ..common.errors import UserError, some
 from ..common.logger import read_log
 from ..common.schema import Config
+from ..evaluation.page import write_json
 from .ablations_picture import draw
 from .steps import Clock, call, minutes
 from .tiny import CHAT, Places
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     wanted = [(arm, seed) for seed in args.seeds for arm in args.arms]
     clock = Clock(study.folder / "steps.json", [run_name(*one) for one in wanted])
     for arm, seed in wanted:
-        finished = study.finished(arm, seed)
+        finished = study.figures(arm, seed) is not None
         title = f"{ARMS[arm].label}, seed {seed}" + (": finished before" if finished else "")
         with clock.step(run_name(arm, seed), title, finished, operator.add):
             if not finished:
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     names = [run_name(arm, seed) for arm in found for seed in found[arm]]
     seconds = {name: round(clock.seconds[name]) for name in names if name in clock.seconds}
     results = {"config": CONFIG, "options": args.options, "split": HELD_OUT, "seconds": seconds, "arms": arms}
-    (study.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(results, study.folder / "results.json")
     draw(arms, study.folder / "ablations.png")
     print(f"\n{table(arms)}\n\n{study.folder / 'results.json'}, {study.folder / 'ablations.png'}")
     print(f"These runs took {minutes(sum(seconds.values()))}.")
@@ -135,22 +136,21 @@ class Study:
         """Of a training run."""
         return load_config(CONFIG, self.options(arm, seed), mode="show")
 
-    def finished(self, arm: str, seed: int) -> bool:
-        """Whether its figures are there, made as they would be made now.
+    def figures(self, arm: str, seed: int) -> dict[str, float] | None:
+        """A run's figures, made as they would be made now; None: they are still to be made.
 
         Raises:
             AblationError: they, or a run that was begun, were made otherwise.
         """
         folder = self.folder / run_name(arm, seed)
-        try:
-            before = json.loads((folder / "made_with.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
+        if (before := _read_json(folder / "made_with.json")) is None:
+            return None
         now = self._made_with(self.config(arm, seed))
         other = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in before | now if before.get(k) != now.get(k)]
-        if other:
+        begun = any(any(folder.glob(made)) for made in ("*.pth", "log.jsonl", "figures.json"))
+        if other and begun:  # train.py may have refused an option, and made nothing
             raise AblationError(f"{folder} was made otherwise ({some(other)}); delete it to have it made anew")
-        return (folder / "figures.json").exists()
+        return None if other else _read_json(folder / "figures.json")
 
     def _made_with(self, config: Config) -> dict:
         """All that a run depends on: the keys that a file or an option sets, the Q-Former by its content."""
@@ -164,7 +164,7 @@ class Study:
         """Train, measure, and write figures.json; a run that was begun goes on."""
         folder, config = self.folder / run_name(arm, seed), self.config(arm, seed)
         folder.mkdir(exist_ok=True)
-        (folder / "made_with.json").write_text(json.dumps(self._made_with(config), indent=1), encoding="utf-8")
+        write_json(self._made_with(config), folder / "made_with.json")
         checkpoint = folder / f"checkpoint_{config.run.max_epoch - 1}.pth"
         if not checkpoint.exists():
             call("python train.py", "--cfg-path", CONFIG, "--options", *self.options(arm, seed))
@@ -179,7 +179,7 @@ class Study:
             )  # fmt: skip
             results = json.loads((folder / "eval" / suite / "results.json").read_text(encoding="utf-8"))
             figures[name] = results["scores"]["after"][name]["value"]
-        (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(figures, folder / "figures.json")
 
     def found(self) -> dict[str, dict[int, dict[str, float]]]:
         """arm -> seed -> figures, of all runs that are finished, those of earlier calls among them."""
@@ -187,9 +187,17 @@ class Study:
         for arm in ARMS:
             for file in sorted(self.folder.glob(f"{arm}-s*/figures.json")):
                 seed = file.parent.name.removeprefix(f"{arm}-s")
-                if seed.isdecimal() and self.finished(arm, int(seed)):
-                    found.setdefault(arm, {})[int(seed)] = json.loads(file.read_text(encoding="utf-8"))
+                if seed.isdecimal() and (figures := self.figures(arm, int(seed))):
+                    found.setdefault(arm, {})[int(seed)] = figures
         return found
+
+
+def _read_json(file: Path) -> dict | None:
+    """None when it is not there, or cut."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def summarize(found: dict[str, dict[int, dict[str, float]]]) -> dict[str, dict]:

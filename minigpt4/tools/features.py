@@ -1,16 +1,19 @@
 """`minigpt4 features --cfg-path X`: run the frozen vision tower once over the pictures of a config.
 
 For each dataset with `build_info.features` (and `valid_info.features`) it writes that file; see datasets/features.py.
-A file that is there and made of the same is left; one that was begun is gone on with.
+A file that is there and made of the same is left; one that was begun is gone on with. A picture that cannot be read
+has zeros there, and is a bad sample in training, as it would be without features.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,16 +25,16 @@ from tqdm import tqdm
 from ..common.checkpoint import load_exact, named_tensors, read_state
 from ..common.config import load_config
 from ..common.dist_utils import choose_device
-from ..common.errors import ConfigError, DataError
+from ..common.errors import ConfigError, DataError, UserError, some
 from ..common.paths import resolve_path
-from ..common.schema import ModelConfig
+from ..common.schema import Config, ModelConfig
 from ..datasets.decoding import read_image_file
-from ..datasets.features import facts_file, made_from
+from ..datasets.features import differing, facts_file, made_from, read_facts, short_name
 from ..datasets.image_text import ImageTextSource
 from ..datasets.stream import seed_of
 from ..models.eva_vit import create_vit, encode_tokens, published_vit_state
 from ..models.llm import vit_dtype
-from ..tasks.image_text_pretrain import build_processor, build_source
+from ..tasks.image_text_pretrain import blamed, build_processor, build_source
 
 NOTE_EVERY = 64  # pictures after which it is noted how far the file is
 
@@ -43,38 +46,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A file that the config names, with the key that names it, and what it should be made of."""
+
+    key: str
+    file: Path
+    facts: dict
+    crops: "Crops"
+
+
 def run(args: argparse.Namespace) -> int:
+    if args.batch < 1:
+        raise UserError(f"--batch: {args.batch} should be at least 1")
     config = load_config(args.cfg_path, args.options, mode="show")
     device = choose_device(args.device, f"--device {args.device}")
     if not config.model.freeze_vit or not config.model.vit_ckpt:
         raise ConfigError(f"{config.path}: features are of a frozen ViT: set model.freeze_vit and model.vit_ckpt")
-    wanted = [
-        (f"datasets.{name}.{part}", name, dataclasses.replace(dataset, build_info=info))
-        for name, dataset in config.datasets.items()
-        for part, info in (("build_info", dataset.build_info), ("valid_info", dataset.valid_info))
-        if info and info.features
-    ]
-    if not wanted:
-        raise ConfigError(f"{config.path}: no dataset names build_info.features; write the .npy file to be made")
     vit = None
-    for where, name, dataset in wanted:
-        source, info = build_source(name, dataset, "train"), dataset.build_info
-        if not isinstance(source, ImageTextSource):
-            raise ConfigError(f"{where}.features is for lists of pictures, not for {dataset.builder or name}")
-        file = Path(resolve_path(info.features))
-        if file.suffix != ".npy":
-            raise ConfigError(f"{where}.features: {info.features!r} should end in .npy")
-        facts = made_from(config.model, dataset.vis_processor.train, source.pairs, info.feature_crops)
-        whole = build_processor(dataset.vis_processor.eval) if dataset.vis_processor.eval else None
-        crops = Crops(source, whole, info.feature_crops, config.run.seed)
-        if finished(file, facts):
-            print(f"{where}: {file} is there")
+    for wanted in wanted_files(config):
+        if finished(wanted):
+            print(f"{wanted.key}: {wanted.file} is there")
             continue
         vit = vit or load_vit(config.model, device)
         vision = partial(encode, vit, vit_dtype(config.model.vit_precision, device), device)
-        write_features(vision, crops, file, facts, args.batch, config.run.num_workers)
-        print(f"{where}: {file}, {len(crops)} pictures x {info.feature_crops}, {file.stat().st_size / 1e6:,.0f} MB")
+        unreadable = write_features(vision, wanted, args.batch, config.run.num_workers)
+        size, count = wanted.file.stat().st_size / 1e6, f"{len(wanted.crops)} pictures x {wanted.crops.crops}"
+        print(f"{wanted.key}: {wanted.file}, {count}, {size:,.0f} MB")
+        if unreadable:
+            told = some(f"{name} ({why})" for name, why in unreadable.items())
+            print(f"  {len(unreadable)} cannot be read, bad samples in training: {told}. Delete the file to try again")
     return 0
+
+
+def wanted_files(config: Config) -> list[Wanted]:
+    """What the datasets of the config name.
+
+    Raises:
+        ConfigError: nothing; or one file for two lists; or for what is no list.
+        DataError: a list cannot be read.
+    """
+    found: dict[Path, Wanted] = {}
+    for name, dataset in config.datasets.items():
+        for part, info in (("build_info", dataset.build_info), ("valid_info", dataset.valid_info)):
+            if not info or not info.features:
+                continue
+            key, file = f"datasets.{name}.{part}.features", Path(resolve_path(info.features))
+            with blamed(f"datasets.{name}.{part}.storage"):
+                source = build_source(name, dataclasses.replace(dataset, build_info=info), "train")
+            if not isinstance(source, ImageTextSource):
+                raise ConfigError(f"{key}: is for lists of pictures, not for {dataset.builder or name}; leave it out")
+            with blamed(key):
+                facts = made_from(config.model, dataset.vis_processor, source.pairs, info.feature_crops)
+            if file in found and (other := differing(found[file].facts, facts)):
+                raise ConfigError(
+                    f"{key}: {file} is also {found[file].key}, of other {', '.join(other)}; write a file of its own"
+                )
+            whole = build_processor(dataset.vis_processor.eval) if dataset.vis_processor.eval else None
+            crops = Crops(source, whole, info.feature_crops, config.model.image_size, config.run.seed)
+            found.setdefault(file, Wanted(key, file, facts, crops))
+    if not found:
+        raise ConfigError(f"{config.path}: no dataset names build_info.features; write the .npy file to be made")
+    return list(found.values())
 
 
 def load_vit(config: ModelConfig, device: torch.device) -> torch.nn.Module:
@@ -86,31 +119,33 @@ def load_vit(config: ModelConfig, device: torch.device) -> torch.nn.Module:
 
 
 class Crops(Dataset):
-    """Picture -> crops (crops, 3, H, W): the whole one, if `whole` is a processor, then drawn ones, seeded."""
+    """Picture -> crops (crops, 3, H, W): the whole one, if `whole` is a processor, then drawn ones, seeded; and why
+    there are none, or an empty text. Of a picture that cannot be read they are zeros."""
 
-    def __init__(self, source: ImageTextSource, whole, crops: int, seed: int):
-        self.source, self.whole, self.crops, self.seed = source, whole, crops, seed
+    def __init__(self, source: ImageTextSource, whole: Callable | None, crops: int, image_size: int, seed: int):
+        self.source, self.whole, self.crops, self.image_size, self.seed = source, whole, crops, image_size, seed
 
     def __len__(self) -> int:
         return len(self.source.pairs)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        path = self.source.pairs[index][0]
+    def name(self, index: int) -> str:
+        return short_name(self.source.pairs[index][0])
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
         try:
-            image = read_image_file(path)
+            image = read_image_file(self.source.pairs[index][0])
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed_of(self.seed, index))
                 first = [self.whole(image)] if self.whole else []
-                return torch.stack(
-                    [*first, *(self.source.vis_processor(image) for _ in range(self.crops - len(first)))]
-                )
+                drawn = [self.source.vis_processor(image) for _ in range(self.crops - len(first))]
+                return torch.stack([*first, *drawn]), ""
         except Exception as error:  # whatever a decoder raises
-            raise DataError(f"{path}: cannot be read: {error}; take it out of the list") from None
+            return torch.zeros(self.crops, 3, self.image_size, self.image_size), f"{type(error).__name__}: {error}"
 
 
-def finished(file: Path, facts: dict) -> bool:
+def finished(wanted: Wanted) -> bool:
     try:
-        return file.exists() and json.loads(facts_file(file).read_text(encoding="utf-8")) == facts
+        return wanted.file.exists() and not differing(read_facts(facts_file(wanted.file)), wanted.facts)
     except (OSError, ValueError):
         return False
 
@@ -124,35 +159,74 @@ def encode(vit: torch.nn.Module, dtype: torch.dtype, device: torch.device, image
 
 
 def write_features(
-    encode: Callable[[torch.Tensor], torch.Tensor], crops: Crops, file: Path, facts: dict, batch: int, num_workers: int
-) -> None:
-    """Into X.part.npy, with the number of pictures done in X.part.json; renamed to X.npy when it is whole."""
+    encode: Callable[[torch.Tensor], torch.Tensor], wanted: Wanted, batch: int, num_workers: int
+) -> dict[str, str]:
+    """Into X.part.npy, with the number of pictures done in X.part.json; renamed to X.npy when it is whole.
+
+    Returns:
+        picture -> why, of those that cannot be read.
+    Raises:
+        DataError: the disk has no room, or none of the first pictures can be read.
+    """
+    file, facts, crops = wanted.file, wanted.facts, wanted.crops
     part, state = file.with_suffix(".part.npy"), file.with_suffix(".part.json")
     file.parent.mkdir(parents=True, exist_ok=True)
-    done, table = 0, None
-    try:
-        begun = json.loads(state.read_text(encoding="utf-8"))
-        if begun["facts"] == facts:
-            done, table = begun["done"], np.lib.format.open_memmap(part, mode="r+")
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    rest = Subset(crops, range(done, len(crops)))
-    loader = DataLoader(rest, batch_size=batch, num_workers=num_workers)
+    done, unreadable, table = begun(wanted, part, state)
+    loader = DataLoader(Subset(crops, range(done, len(crops))), batch_size=batch, num_workers=num_workers)
     told = time.monotonic()
-    for images in tqdm(loader, desc=file.stem, unit="batch", dynamic_ncols=True, disable=None):
+    for images, whys in tqdm(loader, desc=file.stem, unit="batch", dynamic_ncols=True, disable=None):
         tokens = encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, crops, N, D_vit)
         if table is None:
-            table = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=(len(crops), *tokens.shape[1:]))
-        table[done : done + len(tokens)] = tokens.numpy()
+            shape = (len(crops), *tokens.shape[1:])
+            table = open_table(wanted, part, mode="w+", dtype=np.float16, shape=shape)
+        for row, (values, why) in enumerate(zip(tokens.numpy(), whys, strict=True), start=done):
+            table[row] = 0 if why else values
+            if why:
+                unreadable[crops.name(row)] = why
         done += len(tokens)
+        if len(unreadable) == done >= min(NOTE_EVERY, len(crops)):
+            where, why = next(iter(unreadable.items()))
+            raise DataError(f"{wanted.key}: none of the first {done} pictures can be read, e.g. {where}: {why}")
         if done % NOTE_EVERY < batch:
             table.flush()
-            state.write_text(json.dumps({"facts": facts, "done": done}), encoding="utf-8")
+            state.write_text(json.dumps({"facts": facts, "done": done, "unreadable": unreadable}), encoding="utf-8")
         if not sys.stderr.isatty() and time.monotonic() - told > 30:
             told = time.monotonic()
             print(f"  {file.stem}: {done} of {len(crops)} pictures", flush=True)
     table.flush()
     facts_file(file).unlink(missing_ok=True)  # between the two names stands no pair that does not belong together
     os.replace(part, file)
-    facts_file(file).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    facts_file(file).write_text(json.dumps({**facts, "unreadable": unreadable}, indent=1), encoding="utf-8")
     state.unlink(missing_ok=True)
+    return unreadable
+
+
+def begun(wanted: Wanted, part: Path, state: Path) -> tuple[int, dict[str, str], np.ndarray | None]:
+    """(pictures done, those of them that cannot be read, table) of a file that was begun of the same. Else nothing of
+    it is left: beside a new table, an old state would count pictures as done."""
+    try:
+        noted = read_facts(state)
+        if noted["facts"] == wanted.facts:
+            return noted["done"], noted["unreadable"], open_table(wanted, part, mode="r+")
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    state.unlink(missing_ok=True)
+    part.unlink(missing_ok=True)
+    return 0, {}, None
+
+
+def open_table(wanted: Wanted, part: Path, **how) -> np.ndarray:
+    """numpy's `open_memmap`, when there is room: a disk that fills up under a mapped file kills the process wordlessly.
+
+    Raises:
+        DataError: there is none.
+    """
+    table = np.lib.format.open_memmap(part, **how)
+    needed = table.nbytes - part.stat().st_blocks * 512  # what was never written takes no room yet
+    free = shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise DataError(
+            f"{wanted.key}: {wanted.file} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make "
+            "room, name a file on another disk, or write fewer feature_crops"
+        )
+    return table

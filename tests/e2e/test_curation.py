@@ -69,6 +69,43 @@ def test_photos_become_pairs_for_stage_2(curate, tmp_path):
     assert not (tmp_path / "pairs/image/blue.jpg").is_symlink()
 
 
+def test_photos_that_lie_in_the_folder_already_are_kept(curate, tmp_path):
+    (tmp_path / "photos").rename(tmp_path / "pairs")
+    (tmp_path / "pairs" / "a").rename(tmp_path / "pairs/image")
+    photo, other = tmp_path / "pairs/image/blue.jpg", tmp_path / "pairs/image/red.png"
+    (tmp_path / "pairs/blue.jpg").rename(photo)
+    listed = {"image": "image/blue.jpg", "captions": CAPTIONS["blue.jpg"], "split": "b"}
+    (tmp_path / "photos.jsonl").write_text(json.dumps(listed))
+    before = photo.read_bytes()
+    words = ("--images", photo.parent)
+    for name, more in (("blue.jpg", ()), ("blue.jpg", ("--copy",)), ("red.png", ()), ("red.png", ("--copy",))):
+        (tmp_path / "photos.jsonl").write_text(json.dumps(listed | {"image": name}))
+        code, _, err = curate(*words, *more)
+        assert code == 0, err
+        assert photo.read_bytes() == before and not photo.is_symlink()
+        copied = tmp_path / "pairs/image/red.jpg"
+        assert copied.is_symlink() == (name == "red.png" and not more)
+    assert copied.read_bytes() == other.read_bytes()
+
+    # Two photos that stage 2 calls by one name: the second one's would be written over the first.
+    lines = [listed | {"image": name} for name in ("blue.png", "blue.jpg")]
+    other.rename(other.with_name("blue.png"))
+    (tmp_path / "photos.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    code, _, err = curate(*words)
+    assert code == 1 and "blue.jpg is another picture than" in err and photo.read_bytes() == before
+
+
+def test_a_folder_that_is_not_curates_is_left_alone(curate, tmp_path):
+    out = tmp_path / "pairs"
+    out.mkdir()
+    (out / "filter_cap.json").write_text("{}")
+    code, _, err = curate()
+    assert code == 1 and f"--out {out} is a stage-2 folder that curate did not make; write another" in err
+    assert [p.name for p in out.iterdir()] == ["filter_cap.json"]
+    code, _, err = curate("--out", tmp_path / "photos.jsonl")
+    assert code == 1 and "photos.jsonl: cannot be made a folder: File exists" in err
+
+
 def test_one_turn_and_some_splits(curate, tmp_path):
     code, _, err = curate("--no-continue", "--split", "b")
     assert code == 0, err

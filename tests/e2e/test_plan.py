@@ -204,6 +204,19 @@ def test_steps_loading_and_accumulation_are_in_the_time(llm_folder):
     assert time.total == pytest.approx(1000 * time.step)
 
 
+def test_features_stand_for_images_and_the_vit(llm_folder):
+    """The ViT's FLOPs go, and loading; the Q-Former sees as many tokens as before, and the weights are there."""
+    info = "datasets.cc_sbu_align.build_info.features=f.npy"
+    images, features = small(llm_folder), small(llm_folder, "a100-80g", info)
+    steps = [plan_count.count_step(setup.load, 12) for setup in (images, features)]
+    flops = [sum(f * n for (f, _, _), n in step.work.items()) for step in steps]
+    patches = 256 * 64 * 3 * 14 * 14
+    block = 257 * (4 * 64 * 64 + 2 * 64 * 279) + 2 * 257 * 257 * 64  # linear layers, attention
+    assert flops[0] - flops[1] == 2 * 12 * (patches + 2 * block)
+    assert training_time(images).loading > 0 and training_time(features).loading == 0
+    assert training_memory(features).lines["weights"] == training_memory(images).lines["weights"]
+
+
 def test_fsdp_parts_the_layers_and_gathers_them(llm_folder):
     def on_four(parallel):
         options = (*SMALL, f"run.parallel={parallel}")
@@ -254,6 +267,19 @@ def test_the_page_tells_what_to_change(llm_folder, capsys):
     text = capsys.readouterr().out
     assert "It does not fit" in text
     assert re.search(r"--options run\.batch_size_train=\d+ run\.accum_grad_iters=\d+", text)
+
+
+def test_the_page_says_what_is_read_instead_of_images(llm_folder, capsys):
+    arguments = ["plan", "--cfg-path", plan_table.STAGE2, "--llm", llm_folder, "--options", *SMALL]
+    assert main([*arguments, "datasets.cc_sbu_align.build_info.features=f.npy"]) == 0
+    text = capsys.readouterr().out
+    assert "the ViT does not run" in text and "images a second" not in text
+    other = "{builder: captioned_photos, build_info: {storage: x, features: f.npy}}"
+    assert main([*arguments, f"datasets.other={other}"]) == 0
+    text = capsys.readouterr().out
+    assert "every batch is of images" in text and "images a second" in text
+    assert main([*arguments, "model.arch=mini_gpt4_words"]) == 1
+    assert "plan counts model.arch mini_gpt4; mini_gpt4_words is another" in capsys.readouterr().err
 
 
 def test_an_llm_that_is_not_there_is_told(capsys):

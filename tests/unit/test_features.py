@@ -1,15 +1,19 @@
 """What the frozen vision tower makes of pictures, kept in a file; and the warm start that needs nothing else."""
 
+import dataclasses
 import json
+import pickle
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from minigpt4.common.config import load_config
+from minigpt4.common.config import load_config, read_config
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.datasets.decoding import read_image_file
+from minigpt4.datasets.faults import Unreadable
 from minigpt4.models import MiniGPT4Words
 from minigpt4.tasks import ImageTextPretrain
 from minigpt4.tasks.image_text_pretrain import build_processor
@@ -92,22 +96,120 @@ def test_features_go_on_where_they_stopped(laid, tmp_path, monkeypatch):
 
 
 def test_features_of_something_else_are_refused(laid, tmp_path, capsys):
-    with pytest.raises(DataError, match=r"train\.npy cannot be read.*minigpt4 features"):
-        ImageTextPretrain(load_config(laid, mode="train"))
+    with pytest.raises(DataError, match=r"build_info\.features: .*train\.npy cannot be read.*minigpt4 features"):
+        ImageTextPretrain(load_config(laid, mode="show"))
     cli.main(["features", "--cfg-path", laid, "--device", "cpu"])
     for options, what in (
         (["datasets.photos.build_info.feature_crops=2"], "crops"),
         (["datasets.photos.build_info.splits=[val]"], "images"),
         (["datasets.photos.vis_processor.train.min_scale=0.9"], "vis_processor"),
+        (["datasets.photos.vis_processor.eval.mean=[0.1,0.1,0.1]"], "vis_processor"),
+        (["model.vit_precision=bf16"], "vit_precision"),
     ):
-        with pytest.raises(DataError, match=f"made with other {what}"):
+        with pytest.raises(DataError, match=f"made with other {what}; `minigpt4"):
             ImageTextPretrain(load_config(laid, options, mode="train"))
     capsys.readouterr()
     assert cli.main(["features", "--cfg-path", laid, "--options", "model.freeze_vit=False"]) == 1
     assert "model.freeze_vit" in capsys.readouterr().err
+    picture("red", 5).save(tmp_path / "photos" / "3.png")
+    with pytest.raises(DataError, match="made with other images"):
+        ImageTextPretrain(load_config(laid, mode="train"))
+    (tmp_path / "photos" / "3.png").unlink()
+    with pytest.raises(DataError, match=r"photos\.build_info\.features: .*3\.png: No such file"):
+        ImageTextPretrain(load_config(laid, mode="train"))
+
+
+def test_a_table_begun_anew_forgets_what_was_done_of_another(laid, tmp_path, monkeypatch):
+    """A is stopped, then B; what A is gone on with must not be B's."""
+    features_of = ["features", "--cfg-path", laid, "--batch", "1", "--device", "cpu"]
+    cli.main(features_of)
+    whole = np.load(tmp_path / "f/train.npy")
+    shutil.rmtree(tmp_path / "f")
+    encode, left = features.encode, []
+
+    def dies(*arguments):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return encode(*arguments)
+
+    monkeypatch.setattr(features, "NOTE_EVERY", 3)
+    monkeypatch.setattr(features, "encode", dies)
+    other = ["--options", "datasets.photos.vis_processor.train.min_scale=0.9"]
+    for batches, options in ((3, []), (1, other), (99, [])):  # B ends before it notes anything
+        left[:] = [1] * batches
+        cli.main([*features_of, *options])
+    assert np.array_equal(np.load(tmp_path / "f/train.npy"), whole)
+
+
+def test_a_picture_that_cannot_be_read_is_a_bad_sample(laid, tmp_path, capsys):
     (tmp_path / "photos" / "3.png").write_bytes(b"no picture")
-    assert cli.main(["features", "--cfg-path", laid, "--options", "datasets.photos.build_info.feature_crops=1"]) == 1
-    assert "3.png: cannot be read" in capsys.readouterr().err
+    assert cli.main(["features", "--cfg-path", laid, "--device", "cpu"]) == 0
+    assert "1 cannot be read, bad samples in training: photos/3.png (BrokenImage" in capsys.readouterr().out
+    assert not np.load(tmp_path / "f/train.npy")[3].any()
+    source = ImageTextPretrain(load_config(laid, mode="train")).sources["photos"]
+    for i, pair in enumerate(source.pairs):
+        if i != 3:
+            assert source.decode(pair)["image"].any()
+    with pytest.raises(Unreadable, match=r"3\.png: when its features were made: BrokenImage"):
+        source.decode(source.pairs[3])
+
+    for i in range(5):
+        (tmp_path / "photos" / f"{i}.png").write_bytes(b"none at all")
+    assert cli.main(["features", "--cfg-path", laid, "--device", "cpu"]) == 1
+    assert "none of the first 5 pictures can be read, e.g. photos/0.png" in capsys.readouterr().err
+
+
+def test_validation_sees_whole_pictures_and_a_pickle_holds_no_features(laid, tmp_path):
+    several = ["datasets.photos.valid_info.feature_crops=6"]
+    cli.main(["features", "--cfg-path", laid, "--device", "cpu", "--options", *several])
+    source = ImageTextPretrain(load_config(laid, several, mode="train")).valid_sources["photos"]
+    table = np.load(tmp_path / "f/val.npy")
+    whole = torch.tensor(table[1, 0]).float()
+    assert all(torch.equal(source.decode(source.pairs[1])["image"], whole) for _ in range(8))
+    kept = pickle.dumps(source)
+    assert len(kept) < table.nbytes / 2
+    assert torch.equal(pickle.loads(kept).decode(source.pairs[1])["image"], whole)
+
+
+def test_what_a_config_says_of_features_is_checked_at_once(laid, tmp_path, capsys, monkeypatch):
+    def problems(*options: str, mode: str = "train") -> list[str]:
+        return [p for p in read_config(laid, options, mode=mode)[1] if "feature" in p]
+
+    missing, of_validation = problems()
+    assert missing.startswith("datasets.photos.build_info.features: ")
+    assert of_validation.startswith("datasets.photos.valid_info.features: ")
+    assert f"`minigpt4 features --cfg-path {laid}` makes it" in missing
+    assert all("model.freeze_vit is False" in p for p in problems("model.freeze_vit=False"))
+    crops, key = "datasets.photos.build_info.feature_crops=0", "datasets.photos.build_info.features"
+    assert problems(crops, mode="show") == [f"{key[:-1]}_crops: 0 should be at least 1"]
+    for options, said in (
+        ([crops], "feature_crops: 0 should be at least 1"),
+        ([f"{key}=a.bin"], f"{key}: 'a.bin' should end in .npy"),
+        ([f"{key}={tmp_path / 'f/val.npy'}"], f"is also {key}, of other crops, images; write a file of its own"),
+        (["model.vit_ckpt=/nowhere/vit.pth"], "model.vit_ckpt: /nowhere/vit.pth: No such file"),
+    ):
+        assert cli.main(["features", "--cfg-path", laid, "--options", *options]) == 1
+        assert said in capsys.readouterr().err
+    assert cli.main(["features", "--cfg-path", laid, "--batch", "0"]) == 1
+    assert "--batch: 0 should be at least 1" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: shutil._ntuple_diskusage(1, 1, 0))
+    assert cli.main(["features", "--cfg-path", laid, "--device", "cpu"]) == 1
+    assert "GB are free there" in capsys.readouterr().err
+
+
+def test_facts_and_tables_that_are_none_are_told(laid, tmp_path):
+    cli.main(["features", "--cfg-path", laid, "--device", "cpu"])
+    table = np.load(tmp_path / "f/train.npy")
+    np.save(tmp_path / "f/train.npy", table[:4])
+    with pytest.raises(DataError, match=r"train\.npy holds 4 x 3 x .* not those of 5 pictures"):
+        ImageTextPretrain(load_config(laid, mode="train"))
+    (tmp_path / "f/train.npy").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train\.npy cannot be read"):
+        ImageTextPretrain(load_config(laid, mode="train"))
+    (tmp_path / "f/train.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"train\.json holds a list"):
+        ImageTextPretrain(load_config(laid, mode="train"))
 
 
 # -- words --------------------------------------------------------------------------------------------------------
@@ -154,5 +256,13 @@ def test_the_warm_start_trains_the_projection_and_the_queries(words_model, golde
 
 def test_a_file_of_words_is_needed(make_model, tmp_path):
     config = make_model().config
-    with pytest.raises(ConfigError, match=r"model\.extra\.words"):
+    with pytest.raises(ConfigError, match=r"model\.extra\.words: not set"):
         MiniGPT4Words(config)
+    with pytest.raises(ConfigError, match=r"model\.extra\.words: '.*none\.txt' should be a text file"):
+        MiniGPT4Words(dataclasses.replace(config, extra={"words": str(tmp_path / "none.txt")}))
+
+
+def test_it_can_be_built_without_memory(words_model):
+    meta = MiniGPT4Words(words_model.config, device="meta")
+    assert {t.device.type for t in [*meta.parameters(), meta.vocabulary]} == {"meta"}
+    assert sum(p.numel() for p in meta.parameters()) == sum(p.numel() for p in words_model.parameters())

@@ -15,6 +15,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.logger import MetricLog, read_log
 from minigpt4.common.schema import BuildInfo, Config, DatasetConfig, RunConfig
 from minigpt4.runners import runner as runner_module
+from minigpt4.runners.averaging import WeightAverage
 from minigpt4.runners.runner import Runner, changes
 from minigpt4.runners.step_guard import StepGuard
 from minigpt4.runners.validation import Validation
@@ -272,6 +273,14 @@ def test_the_average_is_validated_saved_and_taken_up(run, tmp_path):
     run(again, Watched([{"x": 1.0}]), "parts", iters_per_epoch=2, max_epoch=2, **keys)
     assert torch.equal(again.w, model.w)
     assert torch.equal(torch.load(tmp_path / "parts/checkpoint_1.pth", weights_only=True)["model"]["w"], saved[1])
+
+
+def test_the_average_is_put_in_only_where_it_is_looked_at(run, monkeypatch):
+    applied, entered = WeightAverage.applied, []
+    monkeypatch.setattr(WeightAverage, "applied", lambda self: entered.append(1) or applied(self))
+    keys = dict(ema_decay=0.15, valid_every_steps=3, datasets=HELD_OUT, iters_per_epoch=7)
+    run(Slope(), Watched([{"x": 1.0}]), **keys)
+    assert len(entered) == 2
 
 
 def test_a_signal_ends_after_the_step_and_restores_the_handlers(run, tmp_path):

@@ -26,6 +26,9 @@ def numbers(tmp_path):
     rows = [{"image": f"n{i}.png", "captions": [f"number {i}"]} for i in range(20)]
     (tmp_path / "photos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "vit.bin").write_bytes(b"a tower")
+    (tmp_path / "photos").mkdir()
+    for row in rows:
+        (tmp_path / "photos" / row["image"]).touch()
 
     def make(share: float, seed: int = 1, name: str = "a", features: str | None = None):
         info = BuildInfo(storage=str(tmp_path / "photos.jsonl"), share=share, features=features, feature_crops=1)
@@ -52,7 +55,7 @@ def test_a_share_is_drawn_by_seed_and_name_and_lies_within_a_larger_one(numbers)
 def test_the_pictures_that_are_left_keep_their_own_features(numbers, tmp_path):
     pairs, file = numbers(1.0)[1].pairs, tmp_path / "f.npy"
     np.save(file, np.arange(20, dtype=np.float16)[:, None, None, None])  # photo i: one crop, one token, one number i
-    facts = made_from(ModelConfig(vit_ckpt=str(tmp_path / "vit.bin")), PROCESSORS["vis_processor"].train, pairs, 1)
+    facts = made_from(ModelConfig(vit_ckpt=str(tmp_path / "vit.bin")), PROCESSORS["vis_processor"], pairs, 1)
     file.with_suffix(".json").write_text(json.dumps(facts))
     left, source = numbers(0.3, features=str(file))
     samples = [source.decode(pair) for pair in source.pairs]
@@ -64,7 +67,7 @@ def test_the_pictures_that_are_left_keep_their_own_features(numbers, tmp_path):
 def test_shards_and_shares_that_are_none_are_refused(tmp_path):
     shard = write_shard(tmp_path / "0.tar", [{"jpg": good("a dog")["png"], "json": b"{}"}])
     dataset = DatasetConfig("laion", build_info=BuildInfo(storage=shard, share=0.5), **PROCESSORS)
-    with pytest.raises(DataError, match=r"datasets\.x\..*share is for lists of pictures, not for laion"):
+    with pytest.raises(DataError, match=r"datasets\.x\.build_info\.share: is for lists of pictures, not for laion"):
         ImageTextPretrain(Config(datasets={"x": dataset}))
     options = ["datasets.laion.build_info.share=0", "datasets.cc_sbu.build_info.share=1.5"]
     _, problems = read_config("train_configs/minigpt4_stage1_pretrain.yaml", options)

@@ -54,14 +54,16 @@ def test_wrong_data_of_every_dataset_is_told_by_its_key(tmp_path):
     }
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
+    (tmp_path / "b" / "filter_cap.json").write_text('{"annotations": [{"image_id": "1", "caption": "a cat"}]}')
+    lies = {name: BuildInfo(storage=str(tmp_path / name)) for name in ("a", "b")}
     datasets = {
-        name: DatasetConfig(builder="cc_sbu_align", build_info=BuildInfo(storage=str(tmp_path / name)), **processors)
-        for name in ("a", "b")
+        name: DatasetConfig(builder="cc_sbu_align", build_info=info, valid_info=lies["a"], **processors)
+        for name, info in lies.items()
     }
     with pytest.raises(DataError) as error:
         ImageTextPretrain(Config(datasets=datasets))
-    assert "datasets.a.build_info.storage" in str(error.value)
-    assert "datasets.b.build_info.storage" in str(error.value)
+    told = [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]]
+    assert told == [f"datasets.{part}.storage" for part in ("a.build_info", "a.valid_info", "b.valid_info")]
 
 
 def test_a_qformer_from_scratch_can_be_the_next_runs_q_former_model(make_model, tmp_path, capsys):

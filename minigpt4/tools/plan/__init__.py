@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         if (value := getattr(args, name)) is not None and value <= 0:
             raise UserError(f"--{name}: {value} should be above 0")
     config = load_config(args.cfg_path, args.options, mode="show")
+    if config.model.arch != "mini_gpt4":
+        raise UserError(f"{config.path}: plan counts model.arch mini_gpt4; {config.model.arch} is another")
     llm, source = find_llm(config, args.llm)
     setup = Setup(config, llm, _gpu(args), args.nproc, args.nodes, args.tokens)
     own_run = any(key.startswith("run.") and key != "run.task" for key in config.origin)
@@ -155,8 +157,12 @@ def _assumptions(setup: Setup, mode: str, tokens: str) -> list[str]:
         lines.append(f"gradients are summed over {speed:g} GB/s, one direction")
         if mode == "train" and setup.parted:
             lines.append("FSDP gathers the LLM's layers over the same, twice a batch, while the device computes")
-    if mode == "train":
+    if mode == "train" and setup.load.features:
+        lines.append("features (build_info.features) stand for the images: the ViT does not run, loading takes no time")
+    elif mode == "train":
         lines.append(f"a loader process makes {IMAGES_PER_SECOND} images a second, while the device computes")
+        if any(dataset.build_info.features for dataset in setup.config.datasets.values()):
+            lines.append("every batch is of images, though some datasets have features (build_info.features)")
     if setup.load.bits < 16:
         lines.append("converting between the LLM's low-bit weights and 16 bit costs time that is not counted")
     return lines

@@ -18,6 +18,7 @@ from ...common.paths import resolve_path
 from ...common.schema import Config, ModelConfig
 from ...conversation.chat_template import with_training_form
 from ...conversation.generation import Decoding
+from ...models.eva_vit import encode_tokens
 from ...models.llm import DTYPES, llm_source
 from ...models.low_resource import bits_of
 from ...models.mini_gpt4 import MiniGPT4, read_prompts
@@ -45,6 +46,7 @@ class Workload:
     tokens: int  # text tokens of a row in training, padding included
     prompt: str  # the longest of the instructions
     original: bool = False  # the original's code instead of ours
+    features: bool = False  # every dataset has build_info.features, so in training the ViT does not run
 
     @cached_property
     def _key(self) -> str:
@@ -150,8 +152,9 @@ def workload(config: Config, llm: PreTrainedConfig, gpu: Gpu, tokens: int | None
     files = [(model.prompt_path, "model.prompt_path")]
     files += [(d.prompt_path, f"datasets.{name}.prompt_path") for name, d in config.datasets.items()]
     prompts = [p for path, key in files if path for p in read_prompts(path, model.prompt_template, key)]
+    features = bool(config.datasets) and all(d.build_info.features for d in config.datasets.values())
     return Workload(
-        model, llm, amp, not on_cpu, tokens or model.max_txt_len, max(prompts, key=len, default=""), original
+        model, llm, amp, not on_cpu, tokens or model.max_txt_len, max(prompts, key=len, default=""), original, features
     )
 
 
@@ -214,13 +217,13 @@ def count_layers(load: Workload) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)
 def count_step(load: Workload, batch: int) -> Step:
-    """Forward and backward of `batch` rows, each with a picture and `load.tokens` text tokens."""
+    """Forward and backward of `batch` rows, each with a picture (or its features) and `load.tokens` text tokens."""
     model = _build(load).train()
     model.zero_grad()
-    size = load.model.image_size
+    shape = _feature_shape(load) if load.features else (3, load.model.image_size, load.model.image_size)
     with _metered(model, load, targets=batch * load.tokens) as meter:
         samples = {
-            "image": torch.empty(batch, 3, size, size, device="meta"),
+            "image": torch.empty(batch, *shape, device="meta"),
             "text_input": ["a " * load.tokens] * batch,
             "prompts": [load.prompt] if load.prompt else None,
         }
@@ -229,6 +232,15 @@ def count_step(load: Workload, batch: int) -> Step:
         _backward(loss)
     model.zero_grad()
     return Step(meter.work, kept, meter.peak, meter.allocator.reserved)
+
+
+@lru_cache(maxsize=16)
+@torch.no_grad()
+def _feature_shape(load: Workload) -> tuple[int, int]:
+    """(N, D_vit): what the ViT makes of one picture."""
+    model, size = _build(load), load.model.image_size
+    with _metered(model, load):
+        return tuple(encode_tokens(model.visual_encoder, torch.empty(1, 3, size, size, device="meta")).shape[1:])
 
 
 def _backward(loss: Tensor) -> None:

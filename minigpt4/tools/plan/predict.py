@@ -141,7 +141,8 @@ def training_time(setup: Setup) -> Time:
     gathered = 2 * count_layers(setup.load)[0] if setup.parted else 0  # in forward, and again in backward
     return Time(
         compute=roofline(step.work, gpu),
-        loading=run.batch_size_train / (IMAGES_PER_SECOND * max(run.num_workers, 1)),
+        # Features are read as they lie in their file.
+        loading=0 if setup.load.features else run.batch_size_train / (IMAGES_PER_SECOND * max(run.num_workers, 1)),
         gathering=all_gather(gathered, gpu, setup.nproc, setup.nodes),
         all_reduce=all_reduce(4 * trained, gpu, setup.nproc, setup.nodes),
         optimizer=roofline({(0, 4, 28 * trained): 1}, gpu),  # reads 4 numbers for each weight, writes 3
