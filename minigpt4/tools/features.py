@@ -91,6 +91,8 @@ def wanted_files(config: Config) -> list[Wanted]:
         for part, info in (("build_info", dataset.build_info), ("valid_info", dataset.valid_info)):
             if not info or not info.features:
                 continue
+            if not dataset.vis_processor.train or not dataset.text_processor.train:
+                raise ConfigError(f"datasets.{name}: vis_processor.train and text_processor.train: write their names")
             key, file = f"datasets.{name}.{part}.features", Path(resolve_path(info.features))
             with blamed(f"datasets.{name}.{part}.storage"):
                 source = build_source(name, dataclasses.replace(dataset, build_info=info), "train")

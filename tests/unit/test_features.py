@@ -111,6 +111,11 @@ def test_features_of_something_else_are_refused(laid, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["features", "--cfg-path", laid, "--options", "model.freeze_vit=False"]) == 1
     assert "model.freeze_vit" in capsys.readouterr().err
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del config["datasets"]["photos"]["vis_processor"]
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump(config))
+    assert cli.main(["features", "--cfg-path", str(tmp_path / "bare.yaml")]) == 1
+    assert "datasets.photos: vis_processor.train" in capsys.readouterr().err
     picture("red", 5).save(tmp_path / "photos" / "3.png")
     with pytest.raises(DataError, match="made with other images"):
         ImageTextPretrain(load_config(laid, mode="train"))
