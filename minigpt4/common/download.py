@@ -27,7 +27,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from .errors import UserError
-from .paths import resolve_path
+from .paths import resolve_path, sha256
 
 log = logging.getLogger("minigpt4")
 WEB = ("http://", "https://")
@@ -116,8 +116,7 @@ def _download(url: str, target: Path, wanted: str | None) -> None:
                     kept = f"; {_size(part):,} bytes are kept and go on from there next time" if _size(part) else ""
                     raise DownloadError(f"{url}: cannot be fetched: {error}{kept}") from None
                 time.sleep(min(0.2 * 2**failures, 5))
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(part)
     if wanted and found != wanted:
         part.unlink()
         raise DownloadError(

@@ -1,5 +1,6 @@
 """Where files named in a config are looked for."""
 
+import hashlib
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -34,3 +35,9 @@ def expand_shards(storage: str | Sequence[str]) -> list[str]:
                 here = str(Path(name).expanduser())
                 found += sorted(glob(here)) or sorted(glob(str(PROJECT / here)))
     return found
+
+
+def sha256(file: Path) -> str:
+    """Of a file's content, 64 hexadecimal digits. Raises OSError."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..common.download import local_path
 from ..common.errors import ConfigError, DataError
+from ..common.paths import sha256
 from ..common.schema import ModelConfig, ProcessorsConfig
 from .faults import Unreadable
 from .image_text import ImageTextSource
@@ -53,8 +54,7 @@ def _content(vit_ckpt: str | None) -> str:
     if vit_ckpt is None:
         raise ConfigError("model.vit_ckpt: not set; features are of a frozen ViT: write the path of its weights")
     try:
-        with open(local_path(vit_ckpt), "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(Path(local_path(vit_ckpt)))
     except OSError as error:
         raise ConfigError(f"model.vit_ckpt: {vit_ckpt}: {error.strerror}; write the path of its weights") from None
 

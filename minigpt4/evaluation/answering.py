@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..common.dist_utils import choose_device, rank, training_device
-from ..common.paths import resolve_path
+from ..common.paths import resolve_path, sha256
 from ..common.schema import Config
 from .data import Record
 
@@ -65,8 +65,7 @@ def _mark(path: Path) -> str | list[str]:
     stat = path.stat()
     if stat.st_size > SMALL:
         return f"{stat.st_size} bytes, {stat.st_mtime_ns}"
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256(path)
 
 
 def _sha(value) -> str:

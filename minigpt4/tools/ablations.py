@@ -5,7 +5,6 @@ figures; each step is a command that a user could type, and is printed as such. 
 """
 
 import argparse
-import hashlib
 import json
 import operator
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from statistics import mean, stdev
 from ..common.config import describe_config, load_config
 from ..common.errors import UserError, some
 from ..common.logger import read_log
+from ..common.paths import sha256
 from ..common.schema import Config
 from ..evaluation.page import write_json
 from .ablations_picture import draw
 from .steps import Clock, call, minutes
-from .tiny import CHAT, Places
+from .tiny import Places, chat_model
 
 CONFIG = "train_configs/tiny_ablation.yaml"
 HELD_OUT, LIMIT = "human_val", "100"  # photos that no stage trains on; so many are described
@@ -122,8 +122,7 @@ class Study:
         self.places, self.qformer, self.more = places, qformer, more
         self.folder = places.out / "ablations"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with qformer.open("rb") as file:
-            self.qformer_hash = hashlib.file_digest(file, "sha256").hexdigest()
+        self.qformer_hash = sha256(qformer)
 
     def options(self, arm: str, seed: int) -> list[str]:
         """What a training run overrides of CONFIG."""
@@ -171,13 +170,9 @@ class Study:
         losses = [row["valid_loss"] for row in read_log(folder / "log.jsonl") if "valid_loss" in row]
         figures = {"valid_loss": losses[-1]}
         for suite, name in BY_SUITE.items():
-            call(
-                "minigpt4", "eval", "--cfg-path", CHAT, "--suite", suite,
-                "--data", str(self.places.data / "photos.jsonl"), "--split", HELD_OUT, "--limit", LIMIT,
-                "--out", str(folder / "eval"),
-                "--options", f"model.q_former_model={self.qformer}", f"model.ckpt={checkpoint}", *ARMS[arm].model,
-            )  # fmt: skip
-            results = json.loads((folder / "eval" / suite / "results.json").read_text(encoding="utf-8"))
+            photos = ("--split", HELD_OUT, "--limit", LIMIT)
+            model = (*chat_model(self.qformer, checkpoint), *ARMS[arm].model)
+            results = self.places.evaluate(suite, photos, folder / "eval", model)
             figures[name] = results["scores"]["after"][name]["value"]
         write_json(figures, folder / "figures.json")
 

@@ -3,7 +3,6 @@
 `STAGES` name the two trained projections; an answer is (text, whether it ran into the token limit).
 """
 
-import hashlib
 import json
 import random
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from ..common.config import load_config
 from ..common.dist_utils import choose_device
 from ..common.errors import DataError
+from ..common.paths import sha256
 from ..conversation.prompts import DEFAULT_QUESTION
 from ..evaluation.objects import Vocabulary
 from ..evaluation.statistics import compared
@@ -108,8 +108,3 @@ def evaluate(pictures: list[dict], answers: Answers, vocabulary: Vocabulary) -> 
         "shown": [picture["image_id"] for picture in pictures[:SHOWN]],
         "pictures": [p | {stage: judged[stage][i] for stage in judged} for i, p in enumerate(pictures)],
     }
-
-
-def sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..common.config import load_config
 from ..common.errors import UserError
-from ..common.paths import PROJECT, resolve_path
+from ..common.paths import PROJECT, resolve_path, sha256
 from ..common.schema import Config
 from ..conversation.prompts import DEFAULT_QUESTION
 from . import answers, report
@@ -159,7 +159,7 @@ def _fingerprint(plan: Plan, config: Config, *files: Path) -> str:
     """Changes when the outcome of a stage would: with its config, the data, the Q-Former, and `files`."""
     settings = {name: dataclasses.asdict(config)[name] for name in ("model", "datasets", "run")}
     files += (plan.data / "sample_set.json", Path(resolve_path(config.model.q_former_model or "")))
-    digests = [answers.sha256(file) for file in files if file.is_file()]
+    digests = [sha256(file) for file in files if file.is_file()]
     return hashlib.sha256(json.dumps([settings, digests], sort_keys=True).encode()).hexdigest()
 
 

@@ -6,13 +6,14 @@ Each step is a command that a user could type, and is printed as such; what is f
 import argparse
 import json
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.checkpoint import read_state, save_weights
 from ..common.config import load_config
 from ..common.errors import UserError
-from .answers import sha256
+from ..common.paths import sha256
 from .steps import Clock, call, minutes
 from .tiny_data import make_photos
 
@@ -81,6 +82,20 @@ class Places:
             moved["model.ckpt"] = self.checkpoint("stage1")
             moved["datasets.detailed.build_info.storage"] = self.out / "curated"
         return [*(f"{key}={value}" for key, value in moved.items()), *self.more]
+
+    def evaluate(self, suite: str, photos: Sequence[str], folder: Path, model: Sequence[str]) -> dict:
+        """What `minigpt4 eval` writes into results.json.
+
+        Args:
+            photos: its flags that choose some of photos.jsonl.
+            folder: its --out.
+            model: its --options.
+        """
+        call(
+            "minigpt4", "eval", "--cfg-path", CHAT, "--suite", suite,
+            "--data", str(self.data / "photos.jsonl"), *photos, "--out", str(folder), "--options", *model,
+        )  # fmt: skip
+        return json.loads((folder / suite / "results.json").read_text(encoding="utf-8"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,11 +167,12 @@ def curate(places: Places) -> None:
     call(
         "minigpt4", "curate", "--cfg-path", CHAT, "--data", str(places.data / "photos.jsonl"), "--out", str(curated),
         "--split", "human_train", "imagenet_train", "--no-continue", "--max-new-tokens", "40",
-        "--options", *_model(places.checkpoint("stage0"), places.checkpoint("stage1")),
+        "--options", *chat_model(places.checkpoint("stage0"), places.checkpoint("stage1")),
     )  # fmt: skip
 
 
-def _model(qformer: Path, projection: Path) -> list[str]:
+def chat_model(qformer: Path, projection: Path) -> list[str]:
+    """The options that put these two files into CHAT."""
     return [f"model.q_former_model={qformer}", f"model.ckpt={projection}"]
 
 
@@ -172,17 +188,12 @@ def export(places: Places) -> None:
 
 def measure(places: Places) -> dict[str, tuple[float, float, float]]:
     """name -> (value, low, high), by `minigpt4 eval` from the exported weights; 95 % intervals."""
-    weights, photos = places.out / "weights", str(places.data / "photos.jsonl")
+    weights = places.out / "weights"
     found = {}
     for stage in MEASURED:
-        options = _model(weights / "qformer.safetensors", weights / f"{stage}.safetensors")
+        model = chat_model(weights / "qformer.safetensors", weights / f"{stage}.safetensors")
         for suite in MEASURED[stage]:
-            folder = places.out / "eval" / stage
-            call(
-                "minigpt4", "eval", "--cfg-path", CHAT, "--suite", suite, "--data", photos, "--split", *SUITES[suite],
-                "--out", str(folder), "--options", *options,
-            )  # fmt: skip
-            results = json.loads((folder / suite / "results.json").read_text(encoding="utf-8"))
+            results = places.evaluate(suite, ("--split", *SUITES[suite]), places.out / "eval" / stage, model)
             for name, score in results["scores"]["after"].items():
                 found[f"{stage}, {results['measures'][name]['label']}"] = score["value"], score["low"], score["high"]
     return found
