@@ -131,6 +131,8 @@ def _check_model(model: ModelConfig, mode: str, problems: list[str]) -> None:
         problems.append("model.max_memory: set, but model.device_map is not; write device_map: auto")
     if model.temperature <= 0:
         problems.append(f"model.temperature: {model.temperature} should be above 0")
+    if model.repetition_penalty <= 0:
+        problems.append(f"model.repetition_penalty: {model.repetition_penalty} should be above 0, 1.0 for none")
     if model.prompt_template is not None and "{}" not in model.prompt_template:
         problems.append(f"model.prompt_template: {model.prompt_template!r} has no {{}} where the instruction goes")
     if not model.has_qformer and not model.freeze_qformer:
@@ -159,8 +161,8 @@ def _check_run(config: Config, problems: list[str]) -> None:
     run = config.run
     _check_name(TASKS, run.task, "run.task", problems)
     _check_name(LR_SCHEDULES, run.lr_sched, "run.lr_sched", problems)
-    if not config.datasets:
-        problems.append("datasets: nothing to train on; name at least one dataset")
+    if not any(dataset.sample_ratio for dataset in config.datasets.values()):
+        problems.append("datasets: nothing to train on; name at least one dataset, with a sample_ratio above 0")
     _check_at_least(run, "run", problems)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
         problems.append(f"run.device: {run.device!r} should be auto, cpu, cuda or cuda:N")
@@ -181,8 +183,8 @@ def _check_run(config: Config, problems: list[str]) -> None:
         elif find_spec(tracker) is None:
             problems.append(f"run.report_to: {tracker} is not installed; `pip install {tracker}`, or leave it out")
     for name, dataset in config.datasets.items():
-        if dataset.sample_ratio <= 0:
-            problems.append(f"datasets.{name}.sample_ratio: {dataset.sample_ratio} should be above 0")
+        if dataset.sample_ratio < 0:
+            problems.append(f"datasets.{name}.sample_ratio: {dataset.sample_ratio} should be 0 (left out) or more")
         if dataset.prompt_path and not config.model.prompt_path and config.model.end_sym is None:
             problems.append(
                 f"model.end_sym: not set, but datasets.{name}.prompt_path asks for answers; write what ends one"

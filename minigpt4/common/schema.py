@@ -94,6 +94,7 @@ class ModelConfig:
         "vicuna_v0", "how a chat is written: vicuna_v0, chatml, or auto: the chat template in the LLM's own folder"
     )
     temperature: float = key(1.0, "of the chat, unless its user sets another; smaller is more sober")
+    repetition_penalty: float = key(1.0, "of all answers: tokens said before lose by this factor; 1.0: none")
     ckpt: str | None = key(None, "a checkpoint of ours or of the original: the trained weights", path=True, url=True)
     extra: dict = key({}, "free keys for a model class of your own")
 
@@ -139,6 +140,11 @@ class BuildInfo:
     features: str | None = key(
         None, "of a list of pictures: a file.npy with what the frozen ViT makes of them; `minigpt4 features` writes it"
     )
+    classifier: str | None = key(
+        None,
+        "with features: the ViT's file, whose classifier names things; a sample is then one of its classes",
+        path=True,
+    )
     feature_crops: int = key(8, "crops of each picture in that file, the first of them the whole picture")
 
 
@@ -155,7 +161,7 @@ class DatasetConfig:
     vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig, metadata={"doc": "image processors"})
     text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig, metadata={"doc": "text processors"})
     prompt_path: str | None = key(None, "instructions for this dataset's batches, not model.prompt_path's", path=True)
-    sample_ratio: float = key(1.0, "how often a batch is drawn from this dataset, against the others")
+    sample_ratio: float = key(1.0, "how often a batch is drawn from this dataset, against the others; 0: never")
     extra: dict = key({}, "free keys for a dataset of your own")
 
 

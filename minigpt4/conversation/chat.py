@@ -42,7 +42,7 @@ class Chat:
         model: MiniGPT4, or what has `tokenizer`, `llama_model`, `device`, `encode_img`, `embed_segments`.
         vis_processor: PIL image -> float (3, H, W).
         conv_template: a name in CONVERSATIONS, `auto` (the tokenizer's own chat template), or a Conversation.
-        temperature: what is used when a call names none.
+        temperature, repetition_penalty: what is used when a call names none.
         max_context: most tokens of context and answer together; the LLM's own limit counts too.
         reuse_cache: read only what is new in each turn (one beam only), instead of the whole conversation.
 
@@ -57,10 +57,11 @@ class Chat:
         max_context: int = 2000,
         reuse_cache: bool = True,
         temperature: float = 1.0,
+        repetition_penalty: float = 1.0,
     ):
         self.model = model.eval()  # a trained Q-Former has dropout
         self.vis_processor = vis_processor
-        self.temperature = temperature
+        self.temperature, self.repetition_penalty = temperature, repetition_penalty
         named = isinstance(conv_template, str)
         self.template = conversation_of(conv_template, model.tokenizer) if named else conv_template
         own_limit = getattr(model.llama_model.config.get_text_config(), "max_position_embeddings", None)
@@ -196,7 +197,8 @@ class Chat:
     # ------------------------------------------------------------------ inside
 
     def _decoding(self, options: dict) -> Decoding:
-        return Decoding(**{"temperature": self.temperature, **options})
+        own = {"temperature": self.temperature, "repetition_penalty": self.repetition_penalty}
+        return Decoding(**{**own, **options})
 
     def _pixels(self, image) -> Tensor:
         """Any accepted image -> (3, H, W)."""

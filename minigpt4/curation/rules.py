@@ -16,9 +16,9 @@ from .claims import BEINGS, Claims, agreement, conflict, count_of, counts_fit, r
 from .sentences import dangling, ended, introduce, label_sentence, refer_back, shortened, split, tidy, whole
 from .words import concept, follows
 
-MOST = 4  # sentences in a description that captions were added to
+MOST = 3  # sentences in a description that captions were added to
 NEW_WORDS = 2  # an added caption says so many things that were not said
-NEW_SHARE = 0.4  # and so much of it is new
+NEW_SHARE = 0.5  # and so much of it is new
 NEAR = 3  # content words between two that a caption says together
 WORDS = 2  # content words that a description has at least
 

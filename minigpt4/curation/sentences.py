@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import product
 
+from ..common.english import article
 from ..evaluation.objects import Mention, ancestors, finest, label_of
 from .claims import ANIMALS, GROUPS, SINGULAR_S, count_of, read_claims, things_in
 from .words import (
@@ -26,9 +27,6 @@ END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|\n+")
 # A sentence does not end in one of these.
 DANGLING = PREPOSITIONS - {"off", "up", "down", "out", "outside", "inside", "around", "along", "behind", "by", "on"}
 DANGLING |= {"a", "an", "the", "and", "or", "his", "her", "their", "its", "is", "are", "while", "that", "which", "two"}
-# Names that begin with a vowel letter and no vowel, and the other way round.
-_A = re.compile(r"(?:uni(?!m|n)|use|usu|eu|ewe|one\b|once\b|ut[ei]|u\b)", re.IGNORECASE)
-_AN = re.compile(r"(?:hour|honest|heir|hono)", re.IGNORECASE)
 _BE = frozenset(("is", "are", "was", "were", "has", "have"))
 _PAST = frozenset(("ran", "sat", "stood", "held", "rode", "took", "wore", "swam"))
 _NO_VERBS = re.compile(
@@ -75,12 +73,6 @@ def tidy(sentence: str) -> str:
     text = re.sub(r"(?<=\w) - (?=\w)", " – ", text)
     text = re.sub(r"[\s.!?,;:-]+$", "", text)
     return f"{text[:1].upper()}{text[1:]}." if text else ""
-
-
-def article(name: str) -> str:
-    """a or an, by how the name begins: an emu, a euphonium, an hourglass."""
-    vowel = name[:1].lower() in "aeiou" and not _A.match(name)
-    return "an" if vowel or _AN.match(name) else "a"
 
 
 def label_sentence(caption: str) -> str:

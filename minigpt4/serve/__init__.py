@@ -14,4 +14,7 @@ def build_chat(config: Config, device: torch.device | str = "cpu") -> Chat:
     """The config's model on `device`, ready to talk (`load_config(..., mode="chat")`)."""
     model = build_model(config.model, torch.device(device))
     allow_repacking(model.llama_model)
-    return Chat(model, chat_processor(config), config.model.conv_template, temperature=config.model.temperature)
+    return Chat(
+        model, chat_processor(config), config.model.conv_template,
+        temperature=config.model.temperature, repetition_penalty=config.model.repetition_penalty,
+    )  # fmt: skip

@@ -16,6 +16,7 @@ from ..common.paths import resolve_path
 from ..common.registry import DATASETS, MODELS, PROCESSORS, TASKS
 from ..common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from ..conversation.chat import Chat
+from ..datasets.classes import ClassSource
 from ..datasets.features import FeatureSource, Pairs, made_from
 from ..datasets.image_text import ImageTextSource
 from ..datasets.stream import MixedLoader, SampleStream, Source, collate, make_loader, seed_of, standing
@@ -89,7 +90,8 @@ class ImageTextPretrain:
                 ("build_info", "train", self.sources),
                 ("valid_info", "eval", self.valid_sources),
             ):
-                if info := getattr(dataset, part):
+                info = getattr(dataset, part)
+                if info and (dataset.sample_ratio or split == "eval"):
                     there = dataclasses.replace(dataset, build_info=info)
                     try:
                         sources[name] = self._source(name, there, split, f"datasets.{name}.{part}")
@@ -124,6 +126,9 @@ class ImageTextPretrain:
                 facts = made_from(self.config.model, dataset.vis_processor, source.pairs, info.feature_crops)
                 drawn = split == "train" or dataset.vis_processor.eval is None
                 source = FeatureSource(source, Path(resolve_path(info.features)), facts, drawn)
+        if info.classifier:
+            with blamed(f"{where}.classifier"):
+                source = ClassSource(source, Path(resolve_path(info.classifier)))
         # The features are of the whole list, so it is cut after they were held against it.
         source.pairs = drawn_share(source.pairs, info.share, self.config.run.seed, name)
         return source
@@ -179,7 +184,10 @@ class ImageTextPretrain:
     def sample_answers(self, model: nn.Module) -> list[dict]:
         """What the model says now of run.sample_images: [{"image", "answer"}], greedily."""
         run = self.config.run
-        chat = Chat(model, chat_processor(self.config), self.config.model.conv_template)
+        settings = self.config.model
+        chat = Chat(
+            model, chat_processor(self.config), settings.conv_template, repetition_penalty=settings.repetition_penalty
+        )
         files = [resolve_path(image) for image in run.sample_images]
         answers = chat.answer_batch(files, run.sample_question, do_sample=False, max_new_tokens=60)
         model.train()

@@ -7,6 +7,8 @@ that looks like the car) are left out, and so are plurals, which captions would 
 
 from dataclasses import dataclass
 
+from ..common.english import article
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -21,7 +23,7 @@ class Thing:
     def phrase(self, colour: bool = False, size: str = "") -> str:
         """With an article, and if wanted with size and colour: "an elephant", "a large gray elephant"."""
         words = " ".join(word for word in (size, self.colour if colour else "", self.name) if word)
-        return ("an " if words[0] in "aeiou" else "a ") + words
+        return f"{article(words)} {words}"
 
 
 def _thing(codepoint: str, colour: str, names: str, flies: bool = False) -> Thing:

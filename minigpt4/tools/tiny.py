@@ -56,10 +56,9 @@ class Places:
     more: tuple[str, ...] = ()
 
     def checkpoint(self, stage: str) -> Path:
-        """What the next stage goes on with: the best one where validation chose, else the last."""
-        best = self.out / stage / "checkpoint_best.pth"
-        if stage in ("words", "stage0"):
-            return best
+        """What the next stage goes on with: the last, but of stage 0, which stops early, the best by validation."""
+        if stage == "stage0":
+            return self.out / stage / "checkpoint_best.pth"
         config = load_config(CONFIGS[stage], self.more, mode="show")
         return self.out / stage / f"checkpoint_{config.run.max_epoch - 1}.pth"
 
@@ -67,7 +66,7 @@ class Places:
         """The config's paths, moved to these places, and the overrides; without a stage, of the data alone."""
         info, photos = "build_info", self.data / "photos.jsonl"
         moved = {"run.output_dir": self.out / stage} if stage else {}
-        for name, file in (("human_captions", "human"), ("class_labels", "labels")):
+        for name, file in (("human_captions", "human"), ("class_labels", "labels"), ("class_names", "labels")):
             moved[f"datasets.{name}.{info}.storage"] = photos
             moved[f"datasets.{name}.{info}.features"] = self.data / "features" / f"{file}.npy"
         moved["datasets.human_captions.valid_info.storage"] = photos

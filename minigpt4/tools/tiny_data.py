@@ -5,9 +5,12 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..common.english import article
 from ..common.errors import DataError
+from ..datasets.classes import imagenet_names
 from ..datasets.image_text import read_photos
 from ..models.words import WORD
 
@@ -20,7 +23,7 @@ STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
         "a an the in on and is with of to at are his by into her from its for as their has it each some other another "
-        "one while down up out off that he she be they this them who being there through over near next front",
+        "one while down up out off that he she be they this them who being there through over near next front photo",
     )
 )
 LEAST_PHOTOS = 2  # a word of fewer photos teaches nothing
@@ -58,7 +61,7 @@ def make_photos(photos: Path, folder: Path) -> dict[str, int]:
     elif link.resolve() != images.resolve():
         raise DataError(f"{link} leads to {link.resolve()}, not to {images}; write another --data")
     _write(folder / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    _write(folder / "words.txt", "\n".join(words_of(rows)) + "\n")
+    _write(folder / "words.txt", "\n".join(words_of(rows, imagenet_names())) + "\n")
     return dict(Counter(row["split"] for row in rows))
 
 
@@ -96,12 +99,11 @@ def with_article(caption: str) -> str:
     match = re.fullmatch(r"(a photo of) an? (.+)", " ".join(caption.split()))
     if not match:
         return " ".join(caption.split())
-    vowel = re.match(r"[aeio]|u(?!ni|se)|hour", match[2], re.IGNORECASE)
-    return f"{match[1]} {'an' if vowel else 'a'} {match[2]}"
+    return f"{match[1]} {article(match[2])} {match[2]}"
 
 
-def words_of(rows: list[dict]) -> list[str]:
-    """The words of the training captions that name something, the commonest first."""
+def words_of(rows: list[dict], names: Sequence[str] = ()) -> list[str]:
+    """The words of the training captions and of `names` that name something, the commonest first."""
     counts: Counter[str] = Counter()
     for row in rows:
         if row["split"].endswith("_train"):
@@ -109,4 +111,6 @@ def words_of(rows: list[dict]) -> list[str]:
             words = set(WORD.findall(text)) - STOP_WORDS
             # A label stands once, and is worth as much as what many people say.
             counts.update(dict.fromkeys(words, 1 if row["split"].startswith("human") else LEAST_PHOTOS))
+    for name in names:
+        counts.update(dict.fromkeys(set(WORD.findall(name.lower())) - STOP_WORDS, LEAST_PHOTOS))
     return [word for word, n in counts.most_common() if n >= LEAST_PHOTOS]

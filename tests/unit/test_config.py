@@ -181,7 +181,7 @@ def test_all_problems_at_once(problems, good, tmp_path):
         ("run.lr_sched", "cosine", "run.lr_sched: 'cosine' is not registered"),
         ("run.evaluate", True, "run.evaluate: True, but train.py only trains; leave it False"),
         ("run.num_workers", -1, "run.num_workers: -1 should be at least 0"),
-        ("datasets.laion.sample_ratio", 0, "datasets.laion.sample_ratio: 0.0 should be above 0"),
+        ("datasets.laion.sample_ratio", -1, "datasets.laion.sample_ratio: -1.0 should be 0 (left out) or more"),
         ("model.conv_template", "vicuna", "model.conv_template: 'vicuna' is not registered; did you mean 'vicuna_v0'?"),
         ("model.prompt_template", "###Human:", "model.prompt_template: '###Human:' has no {} where the instruction"),
         ("model.qformer_kwargs.num_attention_heads", 7, "model.qformer_kwargs.num_attention_heads: 7 does not divide"),
@@ -246,7 +246,7 @@ def test_chat_needs_a_checkpoint_but_no_data(problems, load, good, tmp_path):
     assert found == ["model.ckpt: not set; chat needs a trained projection: write the path of a checkpoint_N.pth"]
     (tmp_path / "c.pth").touch()
     assert load(good, [f"model.ckpt={tmp_path}/c.pth"], mode="chat").model.ckpt.endswith("c.pth")
-    assert "datasets: nothing to train on; name at least one dataset" in problems(good)
+    assert "datasets: nothing to train on; name at least one dataset, with a sample_ratio above 0" in problems(good)
 
 
 def test_files_that_are_no_config(load, tmp_path):

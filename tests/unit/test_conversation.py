@@ -430,8 +430,9 @@ def test_demo_without_gpu():
         demo.main(["--cfg-path", "none.yaml", "--gpu-id", "0"])
 
 
-def test_the_chats_own_temperature_is_used_unless_a_call_names_one(tiny_model):
-    chat = Chat(tiny_model, None, temperature=0.2)
-    assert chat._decoding({}).temperature == 0.2
-    assert chat._decoding({"temperature": 1.5}).temperature == 1.5
-    assert Chat(tiny_model, None)._decoding({}).temperature == 1.0
+@pytest.mark.parametrize("key", ["temperature", "repetition_penalty"])
+def test_the_chats_own_decoding_is_used_unless_a_call_names_another(tiny_model, key):
+    chat = Chat(tiny_model, None, **{key: 0.2})
+    assert getattr(chat._decoding({}), key) == 0.2
+    assert getattr(chat._decoding({key: 1.5}), key) == 1.5
+    assert getattr(Chat(tiny_model, None)._decoding({}), key) == 1.0

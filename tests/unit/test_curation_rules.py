@@ -182,7 +182,11 @@ def test_what_is_backed_stays_and_captions_add():
 
 
 def test_a_sentence_that_captions_do_not_hold_as_one_stays():
-    captions = ["A man rides a brown horse on a beach.", "A man on a horse.", "Somebody on a brown horse by the sea."]
+    captions = [
+        "A man rides a brown horse by a sandy sea.",
+        "A man on a horse.",
+        "Somebody on a brown horse by the sea.",
+    ]
     done = repair("A man on a brown horse.", captions)
     assert reasons("A man on a brown horse.", captions)["A man on a brown horse."] == "said by a caption"
     done = repair("A person on a brown horse on a beach.", ["A man on a brown horse.", "A horse on a beach with sand."])

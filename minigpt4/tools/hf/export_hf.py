@@ -23,7 +23,7 @@ from ...models.llm import DTYPES
 from ...tasks import build_model
 from . import wide as hf_wide
 from .check import compare, our_answer
-from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, to_hf
+from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, OWN_SETTINGS, to_hf
 from .text import Facts, write_generation_config, write_model_card, write_processor
 from .whole_folder import whole_folder
 
@@ -212,9 +212,8 @@ def pixel_options(see) -> dict:
 
 def own_settings(model: nn.Module) -> dict:
     """What `import-hf` needs beyond transformers' config."""
-    kept = ("conv_template", "end_sym", "pad_token", "temperature", "max_txt_len", "prompt_template")
     llm = model.llama_model
-    return {key: getattr(model.config, key) for key in kept} | {
+    return {key: getattr(model.config, key) for key in OWN_SETTINGS} | {
         "llm_vocab_size": llm.get_input_embeddings().weight.shape[0],
         "llm_generation": llm.generation_config.to_diff_dict(),
         "llm_chat_template": model.tokenizer.chat_template,

@@ -23,7 +23,7 @@ from ...common.checkpoint import atomic_save, read_state, save_weights
 from ...common.errors import CheckpointError
 from ...models.eva_vit import EVA_CLIP_G
 from . import wide as hf_wide
-from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, WEIGHTS_FILE, to_published
+from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, OWN_SETTINGS, WEIGHTS_FILE, to_published
 from .whole_folder import whole_folder
 
 LLM = "language_model."
@@ -164,7 +164,6 @@ def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> N
     same = int(EVA_CLIP_G["embed_dim"] * EVA_CLIP_G["mlp_ratio"]) == vision.intermediate_size
     if all(vit[k] == EVA_CLIP_G[k] for k in vit if k != "mlp_ratio") and same:
         vit = {}
-    kept = ("conv_template", "end_sym", "pad_token", "temperature", "max_txt_len", "prompt_template")
     pixels = json.loads((folder / "processor_config.json").read_text())["image_processor"]
     seen = {"name": "blip2_image_eval", "image_size": pixels["image_size"]}
     seen |= {"mean": pixels["image_mean"], "std": pixels["image_std"]}
@@ -179,7 +178,7 @@ def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> N
         "qformer_kwargs": {key: getattr(qformer, key) for key in QFORMER_SIZES},
         "llama_model": str(out / "llama"),
         "ckpt": str(out / "checkpoint_0.pth"),
-    } | {key: settings[key] for key in kept}
+    } | {key: settings[key] for key in OWN_SETTINGS if key in settings}
     data = {"model": model, "datasets": {"cc_sbu_align": {"vis_processor": {"train": seen}}}}
     head = f"# Written by `minigpt4 import-hf` from {folder.name}. The paths are those of this folder.\n"
     (partial / "minigpt4.yaml").write_text(head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True))

@@ -14,6 +14,10 @@ from ...common.errors import CheckpointError
 IMAGE_TOKEN = "<ImageHere>"
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # transformers' names
 NORMS_FILE = "vision_norms.safetensors"  # ours: the original norms of a widened tower, see wide.py
+# Keys of the model's config that transformers' has no place for; import-hf needs them.
+OWN_SETTINGS = (
+    "conv_template", "end_sym", "pad_token", "temperature", "repetition_penalty", "max_txt_len", "prompt_template",
+)  # fmt: skip
 
 # prefix here -> prefix there, and what is renamed below it. The first prefix that fits counts.
 _VIT = ((".norm1.", ".layer_norm1."), (".norm2.", ".layer_norm2."), (".attn.proj.", ".self_attn.projection."),
