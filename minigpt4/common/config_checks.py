@@ -47,11 +47,11 @@ def check_meaning(config: Config, mode: str, problems: list[str]) -> None:
     _check_name(CONVERSATIONS, config.model.conv_template, "model.conv_template", problems, also=("auto",))
     for name, dataset in config.datasets.items():
         _check_processors(name, dataset, config.model.image_size, problems)
-        for part, info in _infos(name, dataset):
+        for part, info in dataset.infos():
             if info.feature_crops < 1:
-                problems.append(f"{part}.feature_crops: {info.feature_crops} should be at least 1")
+                problems.append(f"datasets.{name}.{part}.feature_crops: {info.feature_crops} should be at least 1")
             if info.features and not info.features.endswith(".npy"):
-                problems.append(f"{part}.features: {info.features!r} should end in .npy")
+                problems.append(f"datasets.{name}.{part}.features: {info.features!r} should end in .npy")
     _check_model(config.model, mode, problems)
     for key in ("lora", "low_resource"):
         if config.run.parallel == "fsdp" and getattr(config.model, key):
@@ -69,8 +69,8 @@ def check_meaning(config: Config, mode: str, problems: list[str]) -> None:
             if dataset.build_info.storage is None:
                 problems.append(f"datasets.{name}.build_info.storage: not set; write where the dataset lies")
             _check_paths(dataset, f"datasets.{name}", problems)
-            for part, info in _infos(name, dataset):
-                _check_paths(info, part, problems)
+            for part, info in dataset.infos():
+                _check_paths(info, f"datasets.{name}.{part}", problems)
 
 
 def _check_name(registry, name: str, where: str, problems: list[str], also: tuple[str, ...] = ()) -> None:
@@ -78,12 +78,6 @@ def _check_name(registry, name: str, where: str, problems: list[str], also: tupl
     known = [*also, *registry.names()]
     if registry.names() and name not in known:
         problems.append(f"{where}: {name!r} is not registered{suggest(name, known)}")
-
-
-def _infos(name: str, dataset: DatasetConfig) -> list[tuple[str, BuildInfo]]:
-    """Where a dataset's samples lie, those of validation too, each with its key."""
-    parts = ((part, getattr(dataset, part)) for part in ("build_info", "valid_info"))
-    return [(f"datasets.{name}.{part}", info) for part, info in parts if info]
 
 
 def _check_processors(name: str, dataset: DatasetConfig, image_size: int, problems: list[str]) -> None:
@@ -189,15 +183,16 @@ def _check_run(config: Config, problems: list[str]) -> None:
             problems.append(
                 f"model.end_sym: not set, but datasets.{name}.prompt_path asks for answers; write what ends one"
             )
-        for part, info in _infos(name, dataset):
+        for part, info in dataset.infos():
+            where = f"datasets.{name}.{part}"
             if not 0 < info.share <= 1:
-                problems.append(f"{part}.share: {info.share} should be above 0 and at most 1, e.g. 0.1")
+                problems.append(f"{where}.share: {info.share} should be above 0 and at most 1, e.g. 0.1")
             if info.features and not config.model.freeze_vit:
-                problems.append(f"{part}.features: set, but model.freeze_vit is False; features of a ViT that is "
+                problems.append(f"{where}.features: set, but model.freeze_vit is False; features of a ViT that is "
                                 "trained would be old at once: leave them out")  # fmt: skip
             elif info.features and not Path(resolve_path(info.features)).is_file():
                 problems.append(
-                    f"{part}.features: {info.features!r}: no such file; `minigpt4 features --cfg-path {config.path}` "
+                    f"{where}.features: {info.features!r}: no such file; `minigpt4 features --cfg-path {config.path}` "
                     "makes it (with the same --options, if there are any)"
                 )
         for kind in ("vis_processor", "text_processor"):

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from .errors import UserError
+from .paths import write_whole
 
 log = logging.getLogger("minigpt4")
 
@@ -33,9 +34,7 @@ class MetricLog:
         """A resumed run repeats the steps after its checkpoint: forget their first telling, keep the rest."""
         if self.path.exists():
             kept = [json.dumps(row) + "\n" for row in read_log(self.path) if row["step"] <= step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            temporary.replace(self.path)
+            write_whole(self.path, "".join(kept))
 
     def write(self, step: int, **values) -> None:
         """`step` counts optimizer steps from 1. Values are plain numbers or strings."""

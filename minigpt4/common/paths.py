@@ -1,6 +1,7 @@
-"""Where files named in a config are looked for."""
+"""Where files named in a config are looked for; their checksums; texts that are written whole."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
@@ -41,3 +42,10 @@ def sha256(file: Path) -> str:
     """Of a file's content, 64 hexadecimal digits. Raises OSError."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write `file` whole or not at all: a killed process leaves what stood there before."""
+    part = file.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, file)

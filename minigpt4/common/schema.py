@@ -164,6 +164,10 @@ class DatasetConfig:
     sample_ratio: float = key(1.0, "how often a batch is drawn from this dataset, against the others; 0: never")
     extra: dict = key({}, "free keys for a dataset of your own")
 
+    def infos(self) -> list[tuple[str, BuildInfo]]:
+        """Where its samples lie, those of validation too, each with its key."""
+        return [(part, info) for part in ("build_info", "valid_info") if (info := getattr(self, part))]
+
 
 @dataclass(frozen=True)
 class RunConfig:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import DataError
+from ..common.paths import write_whole
 from ..evaluation.data import Record
 from ..evaluation.page import write_json
 
@@ -63,10 +64,8 @@ def write(out: Path, entries: Sequence[dict], copy: bool = False) -> None:
         (out / "image").mkdir(exist_ok=True)
         for entry in kept:
             _place(Path(entry["image"]), _target(out, entry["image_id"]), copy)
-        part = out / "curation.part"
         lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
-        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(part, out / "curation.jsonl")
+        write_whole(out / "curation.jsonl", "".join(f"{line}\n" for line in lines))
         pairs = [{"image_id": entry["image_id"], "caption": entry["text"]} for entry in kept]
         write_json({"annotations": pairs}, out / "filter_cap.json")
     except OSError as error:

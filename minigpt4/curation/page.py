@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -36,13 +35,6 @@ def table(entries: Sequence[dict]) -> str:
     rows = counts(entries)
     wide, number = max(len(label) for label, _ in rows), max(len(value) for _, value in rows)
     return "\n".join(f"{label:{wide}}  {value:>{number}}" for label, value in rows)
-
-
-def write(out: Path, entries: Sequence[dict], args: argparse.Namespace) -> None:
-    """Write `out/report.html`, whole or not at all."""
-    part = out / "report.part"
-    part.write_text(html_page(entries, args), encoding="utf-8")
-    os.replace(part, out / "report.html")
 
 
 def html_page(entries: Sequence[dict], args: argparse.Namespace) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..common.config import load_config
 from ..common.errors import ConfigError, DataError
+from ..common.paths import write_whole
 from ..evaluation.answering import chat_for
 from ..evaluation.data import Record, limited, read_records
 from ..evaluation.judge import Judge
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"--data {args.data}: not one of {len(entries)} photos has a description that stays; "
                         f"the model says, for example: {said[0].text[:200]!r}")  # fmt: skip
     folder.write(out, entries, copy=args.copy)
-    page.write(out, entries, args)
+    write_whole(out / "report.html", page.html_page(entries, args))
     print(page.table(entries))
     print(f"\n{out / 'filter_cap.json'}, {out / 'curation.jsonl'}, {out / 'report.html'}")
     return 0

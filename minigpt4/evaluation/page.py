@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import random
 from collections.abc import Iterator
 from html import escape
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..common.paths import write_whole
 from ..processors.image_processors import open_image, to_rgb
 
 SHOWN = 24  # pictures on the page: the first of a random order that never changes, not the best
@@ -21,9 +21,7 @@ HEADS = {"before": "before", "after": "after"}
 
 
 def write_json(results: dict, file: Path) -> None:
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(results, ensure_ascii=False, indent=1), encoding="utf-8")
-    os.replace(part, file)
+    write_whole(file, json.dumps(results, ensure_ascii=False, indent=1))
 
 
 def columns(results: dict) -> dict[str, dict]:

@@ -86,12 +86,9 @@ class ImageTextPretrain:
         self.config = config
         self.sources, self.valid_sources, problems = {}, {}, []
         for name, dataset in config.datasets.items():
-            for part, split, sources in (
-                ("build_info", "train", self.sources),
-                ("valid_info", "eval", self.valid_sources),
-            ):
-                info = getattr(dataset, part)
-                if info and (dataset.sample_ratio or split == "eval"):
+            for part, info in dataset.infos():
+                split, sources = ("train", self.sources) if part == "build_info" else ("eval", self.valid_sources)
+                if dataset.sample_ratio or split == "eval":
                     there = dataclasses.replace(dataset, build_info=info)
                     try:
                         sources[name] = self._source(name, there, split, f"datasets.{name}.{part}")

@@ -88,8 +88,8 @@ def wanted_files(config: Config) -> list[Wanted]:
     """
     found: dict[Path, Wanted] = {}
     for name, dataset in config.datasets.items():
-        for part, info in (("build_info", dataset.build_info), ("valid_info", dataset.valid_info)):
-            if not info or not info.features:
+        for part, info in dataset.infos():
+            if not info.features:
                 continue
             if not dataset.vis_processor.train or not dataset.text_processor.train:
                 raise ConfigError(f"datasets.{name}: vis_processor.train and text_processor.train: write their names")

@@ -8,22 +8,20 @@ import dataclasses
 import hashlib
 import json
 import operator
-import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.config import load_config
 from ..common.errors import UserError
-from ..common.paths import PROJECT, resolve_path, sha256
+from ..common.paths import resolve_path, sha256
 from ..common.schema import Config
 from ..conversation.prompts import DEFAULT_QUESTION
 from . import answers, report
 from .report_text import HEADLINE
 from .scores import vocabulary_of
-from .steps import Clock, minutes, run_to_end
+from .steps import Clock, call, minutes
 
 DATA = Path("data/sample_set")  # where the training configs look for it
 STEPS = ("weights", "data", "stage1", "stage2", "answers", "report")
@@ -143,16 +141,10 @@ def _train(plan: Plan, stage: str, config: Config, checkpoint: Path, *options: s
     places = {"laion": "stage1/laion/*.tar", "cc_sbu": "stage1/cc_sbu/*.tar", "cc_sbu_align": "stage2"}
     places = {name: plan.data / place for name, place in places.items() if name in config.datasets}
     moved = [f"datasets.{name}.build_info.storage={place}" for name, place in places.items()]
-    script = Path("train.py") if Path("train.py").exists() else PROJECT / "train.py"
-    arguments = [str(script), "--cfg-path", getattr(plan, stage), "--options", f"run.output_dir={plan.out / stage}"]
-    arguments += [*options, *(moved if plan.data != DATA else []), *plan.options]
-    print(f"$ {shlex.join(['python', *arguments])}", flush=True)
-    code = run_to_end([sys.executable, *arguments])
-    if code or not checkpoint.exists():
-        raise QuickstartError(
-            f"{stage} did not finish (exit code {code}, no {checkpoint}): the reason stands above. "
-            "The same command goes on from there"
-        )
+    options = (f"run.output_dir={plan.out / stage}", *options, *(moved if plan.data != DATA else []), *plan.options)
+    call("python train.py", "--cfg-path", getattr(plan, stage), "--options", *options)
+    if not checkpoint.exists():
+        raise QuickstartError(f"{stage} did not finish (no {checkpoint}): the reason stands above")
 
 
 def _fingerprint(plan: Plan, config: Config, *files: Path) -> str:

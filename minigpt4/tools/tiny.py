@@ -26,7 +26,6 @@ CONFIGS = {
 STEPS = ("weights", "data", "features", "words", "stage0", "stage1", "curate", "stage2", "export", "figures")
 SHIPPED = ("qformer", "stage1", "stage2")  # .safetensors, as checkpoints/tiny/ has them
 MEASURED = {  # of each file, by which suites
-    "qformer": ("caption", "coverage", "labels"),
     "stage1": ("caption", "coverage", "failure"),
     "stage2": ("caption", "coverage", "failure", "labels"),
 }
@@ -56,9 +55,7 @@ class Places:
     more: tuple[str, ...] = ()
 
     def checkpoint(self, stage: str) -> Path:
-        """What the next stage goes on with: the last, but of stage 0, which stops early, the best by validation."""
-        if stage == "stage0":
-            return self.out / stage / "checkpoint_best.pth"
+        """What the next stage goes on with: the last. The best by validation on scenes would know fewer names."""
         config = load_config(CONFIGS[stage], self.more, mode="show")
         return self.out / stage / f"checkpoint_{config.run.max_epoch - 1}.pth"
 

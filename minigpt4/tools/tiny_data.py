@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from ..common.english import article
 from ..common.errors import DataError
+from ..common.paths import write_whole
 from ..datasets.classes import imagenet_names
 from ..datasets.image_text import read_photos
 from ..models.words import WORD
@@ -76,9 +76,7 @@ def _read(photos: Path, splits: list[str]) -> list[tuple[Path, list[str]]]:
 def _write(file: Path, text: str) -> None:
     """Whole or not at all, and not when it is there: another run may be reading it."""
     if not file.exists() or file.read_text(encoding="utf-8") != text:
-        part = file.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, file)
+        write_whole(file, text)
 
 
 def _name(path: Path, images: Path) -> str:

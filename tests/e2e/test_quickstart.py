@@ -12,7 +12,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from minigpt4.common.config import load_config
-from minigpt4.tools import quickstart
+from minigpt4.tools import quickstart, steps
 from minigpt4.tools.golden import write_published_files
 
 COLOURS = {"apple": (200, 30, 30), "leaf": (30, 160, 60), "plum": (110, 40, 150)}
@@ -135,8 +135,8 @@ def test_from_weights_to_report_and_again(plan, capfd, monkeypatch):
 
 
 def test_a_failed_stage_says_which(plan, monkeypatch):
-    monkeypatch.setattr(quickstart.sys, "executable", "false")
-    with pytest.raises(quickstart.QuickstartError, match=r"stage1 did not finish \(exit code 1"):
+    monkeypatch.setattr(steps.sys, "executable", "false")
+    with pytest.raises(steps.StepError, match=r"stage1\.yaml did not finish \(exit code 1"):
         quickstart.quickstart(plan)
 
 
@@ -153,7 +153,7 @@ def test_sigterm_reaches_the_command(tmp_path):
     )
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
-        quickstart.run_to_end([sys.executable, str(script), str(tmp_path / "saved")])
+        steps.run_to_end([sys.executable, str(script), str(tmp_path / "saved")])
     assert (tmp_path / "saved").read_text() == "saved"
     assert signal.getsignal(signal.SIGTERM) is before
 
