@@ -55,6 +55,8 @@ def about(results: dict) -> str:
         if decoding["num_beams"] > 1
         else "greedy"
     )
+    if decoding["repetition_penalty"] != 1:
+        how += f", repetition penalty {decoding['repetition_penalty']}"
     split = f", {results['split']}" if results["split"] else ""
     count, answers = results["pictures"], results["answers"]
     return (

@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         folder / "judged.jsonl", args.synonyms,
     )  # fmt: skip
     decoding = {"do_sample": args.sample, "num_beams": args.beams,
-                "max_new_tokens": args.max_new_tokens or suite.max_new_tokens}  # fmt: skip
+                "max_new_tokens": args.max_new_tokens or suite.max_new_tokens,
+                "repetition_penalty": configs["after"].model.repetition_penalty}  # fmt: skip
     if args.sample:
         decoding["seed"] = args.seed
 
