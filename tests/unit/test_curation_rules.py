@@ -204,6 +204,9 @@ def test_a_sentence_is_cut_down_to_what_is_backed():
     assert shortened("A man is sitting in a park with a dog.") == [
         "A man is sitting with a dog.", "A man is sitting in a park."
     ]  # fmt: skip
+    assert shortened("There is a girl in blue shorts and a white shirt and a hat.") == [
+        "There is a girl in blue shorts and a white shirt.", "There is a girl in blue shorts.", "There is a girl."
+    ]  # fmt: skip
 
 
 def test_the_majority_is_believed():
