@@ -22,14 +22,12 @@ CONFIGS = {
     "stage0": "train_configs/tiny_stage0_qformer.yaml",
     "stage1": "train_configs/tiny_photos_stage1.yaml",
     "stage2": "train_configs/tiny_photos_stage2.yaml",
-    "chat": "train_configs/tiny_photos_chat.yaml",
 }
-STEPS = ("weights", "data", "features", "words", "stage0", "stage1", "curate", "stage2", "chat", "export", "figures")
-SHIPPED = ("qformer", "stage1", "stage2", "chat")  # .safetensors, as checkpoints/tiny/ has them
+STEPS = ("weights", "data", "features", "words", "stage0", "stage1", "curate", "stage2", "export", "figures")
+SHIPPED = ("qformer", "stage1", "stage2")  # .safetensors, as checkpoints/tiny/ has them
 MEASURED = {  # of each file, by which suites
     "stage1": ("caption", "coverage", "failure"),
     "stage2": ("caption", "coverage", "failure", "labels"),
-    "chat": ("caption", "coverage", "failure", "labels"),
 }
 SUITES = {  # stage 1 fills all the tokens it is given
     "caption": ["human_val"],
@@ -74,10 +72,10 @@ class Places:
             moved["model.extra.words"] = self.data / "words.txt"
         if stage == "stage0":
             moved["model.ckpt"] = self.checkpoint("words")
-        if stage in ("stage1", "stage2", "chat"):
+        if stage in ("stage1", "stage2"):
             moved["model.q_former_model"] = self.checkpoint("stage0")
-        if stage in ("stage2", "chat"):
-            moved["model.ckpt"] = self.checkpoint("stage1" if stage == "stage2" else "stage0")
+        if stage == "stage2":
+            moved["model.ckpt"] = self.checkpoint("stage1")
             moved["datasets.detailed.build_info.storage"] = self.out / "curated"
         return [*(f"{key}={value}" for key, value in moved.items()), *self.more]
 
@@ -124,14 +122,12 @@ def run(args: argparse.Namespace) -> int:
         "stage0": "Stage 0: the Q-Former and the projection, through the frozen language model",
         "stage1": "Stage 1: the projection alone, from scratch",
         "stage2": "Stage 2: it goes on, on the curated descriptions",
-        "chat": "The chat: the same descriptions, from stage 0's projection",
     }
     for stage in ("words", "stage0", "stage1"):
         _train(stage, titles[stage], places, clock)
     with clock.step("curate", "Curation: stage 1 describes, rules repair and drop", seconds=operator.add):
         curate(places)
-    for stage in ("stage2", "chat"):
-        _train(stage, titles[stage], places, clock)
+    _train("stage2", titles["stage2"], places, clock)
     with clock.step("export", "Weights to ship", seconds=max):
         export(places)
     with clock.step("figures", "Figures: on photos that were never trained on", seconds=max):
@@ -177,10 +173,10 @@ def chat_model(qformer: Path, projection: Path) -> list[str]:
 
 
 def export(places: Places) -> None:
-    """What ships, in half precision: the Q-Former with stage 0's projection, and the projections trained after it."""
+    """What ships, in half precision: the Q-Former with stage 0's projection, and the projections of stages 1 and 2."""
     folder = places.out / "weights"
     folder.mkdir(exist_ok=True)
-    for name, stage in zip(SHIPPED, ("stage0", "stage1", "stage2", "chat"), strict=True):
+    for name, stage in zip(SHIPPED, ("stage0", "stage1", "stage2"), strict=True):
         state = {key: value.half() for key, value in read_state(places.checkpoint(stage)).items()}
         save_weights(state, folder / f"{name}.safetensors")
     print(", ".join(f"{f} {f.stat().st_size / 1e6:.1f} MB" for f in sorted(folder.glob("*.safetensors"))))
