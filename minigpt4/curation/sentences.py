@@ -102,13 +102,12 @@ def shortened(sentence: str) -> list[str]:
     found = []
     for chosen in product((True, False), repeat=len(free)):
         gone = {i for i, stays in zip(free, chosen, strict=True) if not stays}
-        for i in free:  # "a girl in blue shorts and a shirt" is no "girl and a shirt": what "and" joined goes too
-            if i - 1 in gone and parts[i][0] == "and":
-                gone.add(i)
+        if any(i - 1 in gone and i not in gone and parts[i][0] == "and" for i in free):
+            continue  # "a girl in blue shorts and a shirt" is no "girl and a shirt"
         text = tidy(" ".join(word for i, part in enumerate(parts) if i not in gone for word in part))
         last = text[:-1].split()[-1].lower()
         broken = dangling(text) or last.endswith("ing") or _third_person(last)
-        if gone and has_verb(text) and not broken and text not in found:
+        if gone and has_verb(text) and not broken:
             found.append(text)
     return sorted(found, key=len, reverse=True)
 

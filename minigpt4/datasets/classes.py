@@ -16,6 +16,7 @@ from ..common.checkpoint import read_state
 from ..common.english import article
 from ..common.errors import DataError
 from .features import FeatureSource
+from .image_text import ImageTextSource
 from .stream import Source
 
 REAL = 0.5  # share of samples whose features are those of pictures
@@ -31,8 +32,8 @@ def imagenet_names() -> list[str]:
     return [info.index_to_description(i).split(",")[0] for i in range(info.num_classes())]
 
 
-class ClassSource(FeatureSource):
-    """Like its features, but a sample is of a class that is drawn: moved features, "a photo of a NAME".
+class ClassSource(ImageTextSource):
+    """The list of its features, but a sample is of a class: features that are drawn, "a photo of a NAME".
 
     Args:
         features: what samples begin with; only its features count, not its texts.
@@ -46,14 +47,15 @@ class ClassSource(FeatureSource):
     def __init__(self, features: Source, classifier: Path):
         if not isinstance(features, FeatureSource):
             raise DataError("needs features beside it; write build_info.features")
-        vars(self).update(vars(features))
+        super().__init__(features.pairs, features.vis_processor, features.text_processor)
+        self.features = features
         try:
             state = read_state(str(classifier))
             self.weight, self.bias = (state[f"classifier.{part}"].float() for part in ("weight", "bias"))
         except KeyError as error:
             raise DataError(f"{classifier} has no {error.args[0]}; write the file of model.vit_ckpt") from None
         self.names = imagenet_names()
-        expected = (len(self.names), self.features.shape[-1])
+        expected = (len(self.names), features.features.shape[-1])
         if self.weight.shape != expected:
             raise DataError(
                 f"{classifier}: classifier.weight is {tuple(self.weight.shape)}, for these features and ImageNet's "
@@ -72,6 +74,10 @@ class ClassSource(FeatureSource):
             tokens = self.toward(tokens, chosen)
         name = self.names[chosen]
         return {"image": tokens, "text_input": [self.text_processor(f"a photo of {article(name)} {name}")]}
+
+    def picture(self, path: Path) -> Tensor:
+        """See `ImageTextSource`."""
+        return self.features.picture(path)
 
     def probabilities(self, tokens: Tensor) -> Tensor:
         """tokens (N, D_vit) -> what the classifier makes of their mean (classes,)"""

@@ -7,14 +7,11 @@ import torch
 from ..common.schema import Config
 from ..conversation.chat import Chat
 from ..models.low_resource import allow_repacking
-from ..tasks import build_model, chat_processor
+from ..tasks import build_model, chat_with
 
 
 def build_chat(config: Config, device: torch.device | str = "cpu") -> Chat:
     """The config's model on `device`, ready to talk (`load_config(..., mode="chat")`)."""
     model = build_model(config.model, torch.device(device))
     allow_repacking(model.llama_model)
-    return Chat(
-        model, chat_processor(config), config.model.conv_template,
-        temperature=config.model.temperature, repetition_penalty=config.model.repetition_penalty,
-    )  # fmt: skip
+    return chat_with(model, config)

@@ -51,6 +51,15 @@ def chat_processor(config: Config):
     return PROCESSORS.get("blip2_image_eval")(image_size=config.model.image_size)
 
 
+def chat_with(model: nn.Module, config: Config) -> Chat:
+    """A chat that sees, asks and decodes as the config says."""
+    settings = config.model
+    return Chat(
+        model, chat_processor(config), settings.conv_template,
+        temperature=settings.temperature, repetition_penalty=settings.repetition_penalty,
+    )  # fmt: skip
+
+
 def build_source(name: str, dataset: DatasetConfig, split: str) -> Source:
     """The pictures and texts of the dataset `name`, as its processors for `split` (train or eval) make them."""
     chosen = [getattr(p, split) or p.train for p in (dataset.vis_processor, dataset.text_processor)]
@@ -181,10 +190,7 @@ class ImageTextPretrain:
     def sample_answers(self, model: nn.Module) -> list[dict]:
         """What the model says now of run.sample_images: [{"image", "answer"}], greedily."""
         run = self.config.run
-        settings = self.config.model
-        chat = Chat(
-            model, chat_processor(self.config), settings.conv_template, repetition_penalty=settings.repetition_penalty
-        )
+        chat = chat_with(model, self.config)
         files = [resolve_path(image) for image in run.sample_images]
         answers = chat.answer_batch(files, run.sample_question, do_sample=False, max_new_tokens=60)
         model.train()

