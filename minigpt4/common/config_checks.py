@@ -187,6 +187,16 @@ def _check_run(config: Config, problems: list[str]) -> None:
             where = f"datasets.{name}.{part}"
             if not 0 < info.share <= 1:
                 problems.append(f"{where}.share: {info.share} should be above 0 and at most 1, e.g. 0.1")
+            if not 0 <= info.mixed <= 1:
+                problems.append(f"{where}.mixed: {info.mixed} should be from 0 (none) to 1, e.g. 0.5")
+            if not 0 <= info.feature_dropout < 1:
+                problems.append(f"{where}.feature_dropout: {info.feature_dropout} should be at least 0 and below 1")
+            elif info.feature_dropout and not info.features:
+                problems.append(f"{where}.feature_dropout: {info.feature_dropout}, without features; leave it out")
+            if info.names < 1:
+                problems.append(f"{where}.names: {info.names} should be at least 1")
+            elif info.names > 1 and not info.classifier:
+                problems.append(f"{where}.names: {info.names}, without a classifier that knows some; leave it out")
             if info.features and not config.model.freeze_vit:
                 problems.append(f"{where}.features: set, but model.freeze_vit is False; features of a ViT that is "
                                 "trained would be old at once: leave them out")  # fmt: skip

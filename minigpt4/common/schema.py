@@ -136,6 +136,8 @@ class BuildInfo:
     images: str | None = key(None, "folder of the images, where the dataset keeps them apart", path=True)
     cache: str | None = key(None, "folder that keeps remote shards once they were read; null: streamed each time")
     splits: list | None = key(None, "which splits of the file to use; null: all")
+    mixed: float = key(0.0, "share of a list's samples that are two pictures laid over each other, with texts of both")
+    feature_dropout: float = key(0.0, "with features: share of its channels that a sample loses, others at each draw")
     share: float = key(1.0, "share of a list of pictures that is used, drawn by run.seed; 0.1 lies within 0.5")
     features: str | None = key(
         None, "of a list of pictures: a file.npy with what the frozen ViT makes of them; `minigpt4 features` writes it"
@@ -145,6 +147,7 @@ class BuildInfo:
         "with features: the ViT's file, whose classifier names things; a sample is then one of its classes",
         path=True,
     )
+    names: int = key(1, "with classifier: how many names are drawn for a sample, as so many texts")
     feature_crops: int = key(8, "crops of each picture in that file, the first of them the whole picture")
 
 

@@ -37,6 +37,7 @@ class ClassSource(ImageTextSource):
 
     Args:
         features: what samples begin with; only its features count, not its texts.
+        names: how many names a sample gets, each drawn by the classifier's probabilities.
         classifier: file with `classifier.weight` (1000, D_vit) and `classifier.bias` of ImageNet, applied to the
             mean of the tokens (EfficientNet-Lite).
     Raises:
@@ -44,11 +45,11 @@ class ClassSource(ImageTextSource):
         CheckpointError: it cannot be read.
     """
 
-    def __init__(self, features: Source, classifier: Path):
+    def __init__(self, features: Source, classifier: Path, names: int = 1):
         if not isinstance(features, FeatureSource):
             raise DataError("needs features beside it; write build_info.features")
         super().__init__(features.pairs, features.vis_processor, features.text_processor)
-        self.features = features
+        self.features, self.draws = features, names
         try:
             state = read_state(str(classifier))
             self.weight, self.bias = (state[f"classifier.{part}"].float() for part in ("weight", "bias"))
@@ -64,16 +65,15 @@ class ClassSource(ImageTextSource):
         self.direction = self.weight - self.weight.mean(0)
 
     def decode(self, raw: tuple[Path, str | Sequence[str]]) -> dict:
-        """See `Source`. Half of the samples are real features, named by the classifier's own probabilities."""
+        """See `Source`. Half of the samples are features of pictures; all are named by the classifier."""
         tokens = self.picture(raw[0])
         if torch.rand(()) < REAL:
             tokens = self.beside(tokens, self.picture(self.pairs[int(torch.randint(len(self.pairs), ()))][0]))
-            chosen = int(self.probabilities(tokens).multinomial(1))
         else:
-            chosen = int(torch.randint(len(self.names), ()))
-            tokens = self.toward(tokens, chosen)
-        name = self.names[chosen]
-        return {"image": tokens, "text_input": [self.text_processor(f"a photo of {article(name)} {name}")]}
+            tokens = self.toward(tokens, int(torch.randint(len(self.names), ())))
+        drawn = self.probabilities(tokens).multinomial(self.draws, replacement=True).tolist()
+        names = [self.names[i] for i in drawn]
+        return {"image": tokens, "text_input": [self.text_processor(f"a photo of {article(n)} {n}") for n in names]}
 
     def picture(self, path: Path) -> Tensor:
         """See `ImageTextSource`."""

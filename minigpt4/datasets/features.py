@@ -8,6 +8,7 @@ are drawn as in training.
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -129,4 +130,9 @@ class FeatureSource(ImageTextSource):
         if why := self.unreadable.get(short_name(path)):
             raise Unreadable(f"{path.name}: when its features were made: {why}")
         crop = int(torch.randint(self.features.shape[1], ())) if self.drawn else 0
-        return torch.from_numpy(self.features[self.row[path], crop].astype(np.float32))
+        # Read, not mapped: what the system has dropped of a file of gigabytes comes back in one piece, sooner.
+        _, crops, *shape = self.features.shape
+        size = math.prod(shape)
+        start = self.features.offset + (self.row[path] * crops + crop) * size * self.features.itemsize
+        read = np.fromfile(self.file, self.features.dtype, size, offset=start)
+        return torch.from_numpy(read.reshape(shape).astype(np.float32))

@@ -1,11 +1,14 @@
 """Images and texts listed in one file: stage 2's `filter_cap.json`, and captioned photos in JSON lines."""
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..common.errors import DataError
 from .decoding import check_caption, read_image_file
@@ -47,6 +50,47 @@ class ImageTextSource:
     def picture(self, path: Path) -> Tensor:
         """What the model is given of a picture: pixels (3, H, W)."""
         return self.vis_processor(read_image_file(path))
+
+
+class MixedSource(ImageTextSource):
+    """A list, some of whose samples are two pictures laid over each other, each with a random weight; each text is the
+    one picture's or the other's, by the same weight. Source: mixup (arXiv:1710.09412).
+
+    Args:
+        plain: the list; it may give pixels or features.
+        share: of samples that are mixed.
+        dropout: share of the channels, a tensor's last dimension, that each sample then loses; for features.
+    """
+
+    def __init__(self, plain: ImageTextSource, share: float, dropout: float = 0.0):
+        super().__init__(plain.pairs, plain.vis_processor, plain.text_processor)
+        self.plain, self.share, self.dropout = plain, share, dropout
+
+    def decode(self, raw: tuple[Path, str | list[str]]) -> dict:
+        """See `Source`."""
+        sample = self.plain.decode(raw)
+        if torch.rand(()) < self.share:
+            sample = self.mix(sample)
+        if self.dropout:
+            sample["image"] = F.dropout1d(sample["image"].mT, self.dropout).mT
+        return sample
+
+    def mix(self, one: dict) -> dict:
+        """The sample with another of the list laid over it."""
+        other = self.plain.decode(self.pairs[int(torch.randint(len(self.pairs), ()))])
+        weight = torch.rand(())
+        texts = zip(listed(one), itertools.cycle(listed(other)))  # cycled: the other may have fewer texts
+        drawn = [mine if torch.rand(()) < weight else its for mine, its in texts]
+        return {
+            "image": torch.lerp(other["image"], one["image"], weight),
+            "text_input": drawn[0] if isinstance(one["text_input"], str) else drawn,
+        }
+
+
+def listed(sample: dict) -> list[str]:
+    """A sample's texts, also where it has one alone."""
+    texts = sample["text_input"]
+    return [texts] if isinstance(texts, str) else texts
 
 
 def read_filter_cap(folder: str) -> list[tuple[Path, str]]:

@@ -18,7 +18,7 @@ from ..common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from ..conversation.chat import Chat
 from ..datasets.classes import ClassSource
 from ..datasets.features import FeatureSource, Pairs, made_from
-from ..datasets.image_text import ImageTextSource
+from ..datasets.image_text import ImageTextSource, MixedSource
 from ..datasets.stream import MixedLoader, SampleStream, Source, collate, make_loader, seed_of, standing
 from ..models.mini_gpt4 import read_prompts
 
@@ -122,7 +122,8 @@ class ImageTextPretrain:
         with blamed(f"{where}.storage"):
             source = build_source(name, dataset, split)
         info = dataset.build_info
-        of_lists = [key for key, used in (("features", info.features), ("share", info.share < 1)) if used]
+        used = {"features": info.features, "share": info.share < 1, "mixed": info.mixed}  # feature_dropout has features
+        of_lists = [key for key in used if used[key]]
         if not of_lists:
             return source
         with blamed(f"{where}.{of_lists[0]}"):
@@ -134,10 +135,11 @@ class ImageTextPretrain:
                 source = FeatureSource(source, Path(resolve_path(info.features)), facts, drawn)
         if info.classifier:
             with blamed(f"{where}.classifier"):
-                source = ClassSource(source, Path(resolve_path(info.classifier)))
+                source = ClassSource(source, Path(resolve_path(info.classifier)), info.names)
         # The features are of the whole list, so it is cut after they were held against it.
         source.pairs = drawn_share(source.pairs, info.share, self.config.run.seed, name)
-        return source
+        augmented = info.mixed or info.feature_dropout
+        return MixedSource(source, info.mixed, info.feature_dropout) if augmented else source
 
     def build_model(self, device: torch.device | str) -> nn.Module:
         """The config's model; where conv_template says how instructions are put, the model has read it."""

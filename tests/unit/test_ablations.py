@@ -8,6 +8,7 @@ from PIL import Image
 
 from minigpt4.common.config import load_config
 from minigpt4.tools import ablations, cli, steps
+from minigpt4.tools.tiny import Places
 
 STEPS = ["train.py", "caption", "coverage"]
 
@@ -19,7 +20,7 @@ def study(tmp_path, monkeypatch):
     A run's losses are 2, 3, 7 for seeds 1, 2, 3, an arm's CIDEr is its place in ARMS plus a tenth of the seed.
     `call.stop_at` is a step that Ctrl-C ends, before it writes anything.
     """
-    qformer = tmp_path / "stage0" / "checkpoint_6.pth"
+    qformer = Places(tmp_path, tmp_path).checkpoint("stage0")
     qformer.parent.mkdir()
     qformer.write_bytes(b"a Q-Former")
     (qformer.parent / "finished").touch()
@@ -96,7 +97,7 @@ def test_runs_that_were_made_otherwise_are_not_mixed_in(study, tmp_path, capsys)
     assert study(*part)[0] == 0
     assert study(*part, "--options", "run.iters_per_epoch=30") == (1, [])
     assert "base-s1 was made otherwise (run.iters_per_epoch: 100 -> 30); delete it" in capsys.readouterr().err
-    (tmp_path / "stage0" / "checkpoint_6.pth").write_bytes(b"another Q-Former")
+    Places(tmp_path, tmp_path).checkpoint("stage0").write_bytes(b"another Q-Former")
     assert study("--arms", "three_layers", "--seeds", "1") == (1, [])  # beside base-s1, which has the other one
     assert "base-s1 was made otherwise (Q-Former: " in capsys.readouterr().err
     (tmp_path / "stage0" / "finished").unlink()
@@ -125,7 +126,7 @@ def test_figures_that_were_cut_are_measured_anew(study, tmp_path):
 
 
 def test_each_arm_changes_its_own_keys_in_training_and_evaluation(study, tmp_path):
-    found = ablations.Study(ablations.Places(tmp_path, tmp_path), tmp_path / "stage0" / "checkpoint_6.pth")
+    found = ablations.Study(Places(tmp_path, tmp_path), Places(tmp_path, tmp_path).checkpoint("stage0"))
     configs = {arm: load_config(ablations.CONFIG, found.options(arm, 5), mode="show") for arm in ablations.ARMS}
     model = {a: (c.model.has_qformer, c.model.proj_layers, c.model.freeze_qformer) for a, c in configs.items()}
     others = {"no_qformer": (False, 1, True), "three_layers": (True, 3, True), "trained_qformer": (True, 1, False)}

@@ -41,20 +41,21 @@ def test_names_are_the_classifiers():
 
 def test_moved_features_are_of_the_class_that_the_text_names(features, classifier, monkeypatch):
     monkeypatch.setattr(classes, "REAL", 0.0)
-    source = ClassSource(features, classifier)
+    source = ClassSource(features, classifier, names=40)
     torch.manual_seed(0)
-    named = set()
+    named, sure = set(), []
     for _ in range(30):
         sample = source.decode(source.pairs[0])
-        (text,) = sample["text_input"]
-        tokens = sample["image"]
+        texts, tokens = sample["text_input"], sample["image"]
         assert tokens.shape == (TOKENS, WIDTH) and tokens.min() >= 0 and tokens.max() <= 6
         p = source.probabilities(tokens)
         name = source.names[int(p.argmax())]
-        assert text in (f"a photo of a {name}", f"a photo of an {name}")
-        assert 0.45 < p.max() < 0.999
+        said = sum(text in (f"a photo of a {name}", f"a photo of an {name}") for text in texts)
+        assert len(texts) == 40 and said / 40 == pytest.approx(p.max().item(), abs=0.3)
+        sure.append(p.max().item())
         named.add(name)
     assert len(named) > 25
+    assert min(sure) > 0.45 and 0.6 < np.median(sure) < 0.98  # drawn between SURE's ends; the last step may overshoot
 
 
 def test_real_features_are_named_as_likely_as_the_classifier_finds_it(features, classifier, monkeypatch):
