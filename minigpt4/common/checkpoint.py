@@ -117,7 +117,10 @@ def atomic_save(data: Any, path: Path, save: Callable[[Any, str], None] = torch.
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save(data, str(temporary))
+        temporary.chmod(mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -39,6 +39,8 @@ def test_a_state_dict_is_unwrapped(tmp_path, wrapper):
 def test_safetensors_and_old_pickles(tmp_path):
     state = {"w": torch.arange(4.0).reshape(2, 2).T}  # not contiguous
     save_weights(state, tmp_path / "w.safetensors")
+    (tmp_path / "as_usual").touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "as_usual").stat().st_mode, "others read it too"
     assert torch.equal(read_state(tmp_path / "w.safetensors")["w"], state["w"])
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert torch.equal(read_state(str(tmp_path / "old.pth"))["w"], state["w"])
