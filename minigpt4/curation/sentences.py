@@ -27,6 +27,8 @@ END = re.compile(r"(?<=[.!?])[\"'”’)]*\s+|\n+")
 # A sentence does not end in one of these.
 DANGLING = PREPOSITIONS - {"off", "up", "down", "out", "outside", "inside", "around", "along", "behind", "by", "on"}
 DANGLING |= {"a", "an", "the", "and", "or", "his", "her", "their", "its", "is", "are", "while", "that", "which", "two"}
+# Adjectives that also name somebody or something: "A boy eats an orange."
+_NOUNS_TOO = frozenset(["orange", "blond", "blonde", "brunette", "male", "female", "adult", "asian"])
 _BE = frozenset(("is", "are", "was", "were", "has", "have"))
 _PAST = frozenset(("ran", "sat", "stood", "held", "rode", "took", "wore", "swam"))
 _NO_VERBS = re.compile(
@@ -60,9 +62,15 @@ def ended(sentence: str) -> bool:
 
 
 def dangling(sentence: str) -> bool:
-    """It stops in the middle: "A man in a"."""
-    last = re.findall(r"[a-z']+", sentence.lower())[-1:]
-    return sentence.rstrip(".!? ").endswith((",", ";", ":")) or (bool(last) and last[0] in DANGLING)
+    """It stops in the middle: "A man in a", "A man in a blue and white"."""
+    words = re.findall(r"[a-z']+", sentence.lower())
+    if sentence.rstrip(".!? ").endswith((",", ";", ":")) or (words and words[-1] in DANGLING):
+        return True
+    if not words or words[-1] not in ADJECTIVES - _NOUNS_TOO:
+        return False
+    while words and words[-1] in ADJECTIVES | {"and"}:
+        words.pop()
+    return words[-1:] in (["a"], ["an"])
 
 
 def tidy(sentence: str) -> str:

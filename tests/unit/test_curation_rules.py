@@ -201,6 +201,7 @@ def test_a_sentence_is_cut_down_to_what_is_backed():
     ]  # fmt: skip
     assert done.text.startswith("A boy is running on a beach.") and "blue" not in done.text and "dog" not in done.text
     assert shortened("A man sits.") == []
+    assert shortened("There is a girl wearing a red and blue top.") == ["There is a girl."]  # not "wearing a red"
     assert shortened("A man is sitting in a park with a dog.") == [
         "A man is sitting with a dog.", "A man is sitting in a park."
     ]  # fmt: skip
