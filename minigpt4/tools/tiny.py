@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> int:
         figures = measure(places)
         (args.out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         for name, (value, low, high) in figures.items():
-            print(f"  {name:<44} {value:.3f}  ({low:.3f} to {high:.3f})")
+            print(f"  {name:<52} {value:.3f}  ({low:.3f} to {high:.3f})")
     total = sum(clock.seconds.values())
     print(f"\nDone; all steps took {minutes(total)}. {args.out / 'weights'} holds what checkpoints/tiny/ ships.")
     return 0
@@ -191,5 +191,6 @@ def measure(places: Places) -> dict[str, tuple[float, float, float]]:
         for suite in MEASURED[stage]:
             results = places.evaluate(suite, ("--split", *SUITES[suite]), places.out / "eval" / stage, model)
             for name, score in results["scores"]["after"].items():
-                found[f"{stage}, {results['measures'][name]['label']}"] = score["value"], score["low"], score["high"]
+                label = f"{stage}, {suite}: {results['measures'][name]['label']}"
+                found[label] = score["value"], score["low"], score["high"]
     return found

@@ -135,7 +135,7 @@ def test_the_recipe_runs_its_commands_in_order_and_goes_on(photos, tmp_path, mon
             suite = folder / command[command.index("--suite") + 1]
             suite.mkdir(parents=True, exist_ok=True)
             score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
-            results = {"measures": {"m": {"label": suite.name}}, "scores": {"after": {"m": score}}}
+            results = {"measures": {"m": {"label": "words an answer"}}, "scores": {"after": {"m": score}}}
             (suite / "results.json").write_text(json.dumps(results))
         return 0
 
@@ -148,7 +148,7 @@ def test_the_recipe_runs_its_commands_in_order_and_goes_on(photos, tmp_path, mon
     assert cli.main(arguments) == 0
     assert ran == ["weights", "features", "stage1", "curate", "stage2", *["eval"] * 7]
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
-    assert figures["stage2, caption"] == [0.5, 0.4, 0.6]
+    assert len(figures) == 7 and figures["stage2, caption: words an answer"] == [0.5, 0.4, 0.6]
     assert sorted(f.name for f in (tmp_path / "out" / "weights").iterdir()) == [
         "qformer.safetensors", "stage1.safetensors", "stage2.safetensors",
     ]  # fmt: skip
