@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from .download import local_path
 from .errors import CheckpointError, some
 from .identify import DOWNLOAD_AGAIN, NO_WEIGHTS, WRAPPERS, identify
-from .memory import MappedFiles
 
 # Buffers the original saved beside the trained weights; they hold nothing that is learned.
 HARMLESS = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
@@ -85,12 +84,10 @@ def load_exact(
         found = identify(local_path(str(path)))
         what = f"; it is {found.describe()}" if found.tensors else ""
         raise CheckpointError(f"{path} does not fit this model{what}\n" + "\n".join(lines))
-    mapped = MappedFiles()
     with torch.no_grad():
         for name, tensor in state.items():
             if name in targets:
                 _fill(targets[name], tensor, device)
-                mapped.let_go(tensor)
 
 
 def _fill(target: Tensor, tensor: Tensor, device: torch.device | str) -> None:

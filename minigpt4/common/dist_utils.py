@@ -10,8 +10,6 @@ from .errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from .schema import RunConfig
-
 
 class DeviceError(UserError):
     """A device that this machine does not have."""
@@ -20,6 +18,11 @@ class DeviceError(UserError):
 def rank() -> int:
     """This process's number among all processes of the run (0 without torchrun)."""
     return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many processes the run has (1 without torchrun)."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def choose_device(name: str | None = None, said: str = "", instead: str = "--device cpu") -> torch.device:
@@ -62,16 +65,3 @@ def training_device(name: str) -> torch.device:
         said = f"torchrun --nproc-per-node, process {local_rank}"
         return choose_device(f"cuda:{local_rank}", said, "fewer processes")
     return device
-
-
-def mixed_precision(run: RunConfig, device: torch.device) -> str:
-    """What accelerate calls `mixed_precision`: no, bf16 or fp16 (the original's fp16 only where bf16 is missing)."""
-    import torch
-
-    if not run.amp:
-        return "no"
-    if run.amp_dtype != "auto":
-        return run.amp_dtype
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "no"

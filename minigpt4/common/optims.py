@@ -1,10 +1,32 @@
-"""Parameter groups and learning-rate schedules."""
+"""Optimizers, parameter groups and learning-rate schedules."""
 
+import inspect
 import math
 
+import torch
 from torch import nn
 
-from .registry import LR_SCHEDULES
+from .errors import ConfigError
+from .registry import LR_SCHEDULES, OPTIMIZERS
+from .schema import RunConfig
+
+OPTIMIZERS.register("adamw")(torch.optim.AdamW)
+OPTIMIZERS.register("sgd")(torch.optim.SGD)
+
+
+def create_optimizer(run: RunConfig, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """`run.optimizer` over what is trained in `model`; AdamW is fused on CUDA.
+
+    Raises:
+        ConfigError: it takes no such `run.optimizer_kwargs`.
+    """
+    optimizer, kwargs = OPTIMIZERS.get(run.optimizer), dict(run.optimizer_kwargs)
+    if device.type == "cuda" and "fused" in inspect.signature(optimizer).parameters:
+        kwargs.setdefault("fused", True)
+    try:
+        return optimizer(parameter_groups(model, run.weight_decay), lr=run.init_lr, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"run.optimizer_kwargs: {run.optimizer} does not take {kwargs}: {error}") from None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -50,7 +50,9 @@ class ModelConfig:
     )
     vit_precision: Literal["fp32", "fp16", "bf16"] = key("fp16", "dtype of the ViT; fp16 becomes fp32 on CPU")
     drop_path_rate: float = key(0.0, "stochastic depth of the ViT, in training only")
-    use_grad_checkpoint: bool = key(False, "recompute the LLM's layers in backward: less memory, more time")
+    use_grad_checkpoint: bool = key(
+        False, "recompute layers in backward, those of the LLM and of a trained ViT: less memory, more time"
+    )
     freeze_vit: bool = key(True, "no gradient into the ViT and ln_vision")
     has_qformer: bool = key(True, "False: every ViT token goes straight to the projection, there are no queries")
     freeze_qformer: bool = key(True, "no gradient into the Q-Former and query_tokens")
@@ -68,7 +70,12 @@ class ModelConfig:
         "/path/to/vicuna/weights/", "folder of the LLM in transformers format, or a .gguf file", path=True, url=True
     )
     llama_precision: Literal["auto", "fp32", "fp16", "bf16"] = key(
-        "auto", "dtype of the LLM; auto: bf16 where the device has it, else fp16 on CUDA and fp32 on CPU"
+        "auto",
+        "dtype of the LLM; auto: that of mixed precision in training, that of fp16 files in chat on CUDA, else bf16 "
+        "where the device computes it fast, else fp16 on CUDA and fp32 on CPU",
+    )
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = key(
+        "auto", "attention of the LLM; auto: sdpa on CUDA, eager on CPU; flash_attention_2 needs the package flash-attn"
     )
     low_resource: Literal[False, True, "8bit", "4bit"] = key(
         False, "True or 8bit: LLM in 8 bit (CUDA: bitsandbytes, extra `gpu`; CPU: torchao); 4bit: NF4, by bitsandbytes"
@@ -183,7 +190,9 @@ class RunConfig:
     min_lr: float = key(8e-5, "learning rate at the end")
     warmup_lr: float = key(1e-6, "learning rate at the start")
     warmup_steps: int = key(0, "optimizer steps of warm-up")
-    weight_decay: float = key(0.05, "AdamW's weight decay")
+    optimizer: str = key("adamw", "registered optimizer")
+    optimizer_kwargs: dict = key({}, "its other arguments, e.g. {betas: [0.9, 0.95]}; adamw: fused on CUDA")
+    weight_decay: float = key(0.05, "weight decay of matrices; none for biases and norms")
     grad_clip: float | None = key(None, "largest gradient norm; null: no clipping, as the original")
     ema_decay: float | None = key(
         None, "keep the moving average of the trained weights, e.g. 0.99: validated and saved in their place"
@@ -211,6 +220,7 @@ class RunConfig:
     parallel: Literal["ddp", "fsdp"] = key(
         "ddp", "over several processes: ddp, each holds the whole model; fsdp, the frozen LLM is parted among them"
     )
+    compile: bool = key(False, "torch.compile each layer of the LLM and the ViT: slow first steps, faster ones after")
     deterministic: bool = key(False, "torch's deterministic kernels, on GPU too: slower, the same numbers each time")
     valid_every_steps: int | None = key(None, "optimizer steps between validations; null: at the end of each epoch")
     valid_samples: int = key(512, "samples of each valid_info a validation reads, over all processes")

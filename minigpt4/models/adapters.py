@@ -40,7 +40,7 @@ def add_lora(llm: nn.Module, lora: LoraConfig) -> None:
     Raises:
         ConfigError: the LLM has no such layers, or peft cannot adapt their kind.
     """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; see low_resource.check_bitsandbytes
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; see llm_loading.quantization_config
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model
 

@@ -19,32 +19,6 @@ from ..common.errors import CheckpointError, ConfigError
 from ..common.identify import KINDS, identify
 
 log = logging.getLogger("minigpt4")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware; without it bf16 is slower than fp32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def llm_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """model.llama_precision on this device. `auto`: on CUDA bf16, or fp16 (the original's) on GPUs without it; on CPU
-    bf16 if fast, else fp32. It follows run.amp_dtype's `auto`: under autocast of another dtype every frozen weight
-    would be cast and the copy kept for backward, 26 GB for Vicuna-13B."""
-    if precision != "auto":
-        return DTYPES[precision]
-    if device.type == "meta":
-        return torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if cpu_has_bf16() else torch.float32
-
-
-def vit_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """model.vit_precision on this device. On CPU fp16 becomes fp32, and so does bf16 where the CPU has it not."""
-    dtype = DTYPES[precision]
-    slow_here = device.type == "cpu" and (dtype == torch.float16 or not cpu_has_bf16())
-    return torch.float32 if slow_here else dtype
 
 
 def check_folder(path: str) -> None:

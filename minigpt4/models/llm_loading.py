@@ -1,27 +1,29 @@
-"""The frozen language model's weights: read once, cast or quantized one after the other, put where they belong."""
+"""The frozen language model's weights: transformers reads, casts, quantizes and places them; we check that they fit."""
 
 import contextlib
+import ctypes
 import io
 import json
+import logging
 import pickle
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.utils import logging as transformers_logging
 
 from ..common.checkpoint import HARMLESS
 from ..common.errors import CheckpointError, ConfigError
 from ..common.identify import DOWNLOAD_AGAIN, KINDS, NO_WEIGHTS, identify
-from ..common.memory import MappedFiles, give_back_freed
 from .llm import check_head, llm_source
-from .low_resource import Quantize, bits_of, check_bitsandbytes, quantizer
 
 # Weights in one file, and the index of those that are not; what transformers takes first comes first.
 WEIGHT_FILES = (
@@ -31,49 +33,51 @@ WEIGHT_FILES = (
 
 def load_llm(
     path: str, dtype: torch.dtype, device: torch.device, *, low_resource: bool | str = False,
-    device_map: str | None = None, max_memory: dict | None = None,
+    device_map: str | None = None, max_memory: dict | None = None, attn_implementation: str = "eager",
 ) -> PreTrainedModel:  # fmt: skip
     """A causal LM with frozen weights, in eval mode.
 
     Args:
         path: folder with config.json and weights (safetensors or .bin, sharded or not), or a .gguf file.
-        dtype: of the weights, and what quantized ones compute in.
+        dtype: of the weights, and what quantized ones compute in. Weights that are stored in it stay memory-mapped on
+            the CPU: several processes of a machine then share one copy.
         device: where it goes; with `device_map`, where its inputs come from.
         low_resource: model.low_resource.
         device_map: `auto`: layers go to the GPUs in turn, then to main memory, then to disk.
         max_memory: with device_map, device -> most bytes, e.g. {0: "20GiB", "cpu": "60GiB"}.
+        attn_implementation: a name of transformers': eager, sdpa, flash_attention_2.
     Raises:
         CheckpointError: the weights are not what they should be.
         ConfigError: this machine cannot do what is asked.
     """
     folder, source = llm_source(path)
-    stored = dtype if source else _stored_dtype(Path(folder))
-    bits = bits_of(low_resource)
-    # On CPU the fused attention's backward is the slow part: eager takes 0.7 of its time for the small model's step.
-    options = {"attn_implementation": "sdpa" if device.type == "cuda" else "eager", **source}
+    stored_dtype(path)  # names a weight file that is missing or damaged
+    options = {"dtype": dtype, "attn_implementation": attn_implementation, "device_map": {"": device}, **source}
+    if bits := bits_of(low_resource):
+        options["quantization_config"] = quantization_config(bits, dtype, device, bool(device_map))
     if device_map:
         on_disk = tempfile.mkdtemp(prefix="minigpt4-offload-")
         options |= {"device_map": device_map, "max_memory": max_memory or None, "offload_folder": on_disk}
-        if bits:
-            options["quantization_config"] = _spread_bits(bits, dtype, device)
-        llm = _read(path, folder, dtype=dtype, **options)
+    llm = _read(path, folder, **options)
+    if device_map:
         weakref.finalize(llm, shutil.rmtree, on_disk, ignore_errors=True)
-    else:
-        # In the files' own dtype the weights stay mapped; transformers' own cast would keep file and copy in memory.
-        llm = _read(path, folder, dtype=stored, **options)
-        _settle(llm, device, stored, dtype, quantizer(bits, device) if bits else None)
-        llm.is_loaded_in_8bit, llm.is_loaded_in_4bit = bits == 8 and device.type == "cuda", bits == 4  # peft asks
+    allow_repacking(llm, False)
+    _return_freed_memory()
     llm.requires_grad_(False).eval()
     check_head(llm, device)
     return llm
 
 
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype that holds every weight of the folder without loss.
+def stored_dtype(path: str) -> torch.dtype | None:
+    """The dtype that holds every weight of the LLM's folder without loss; None for a GGUF file.
 
     Raises:
-        CheckpointError: a weight file is missing, or is none.
+        CheckpointError: no folder of an LLM; a weight file is missing, or is none.
     """
+    folder, source = llm_source(path)
+    if source:
+        return None
+    folder = Path(folder)
     first = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if first is None:
         raise CheckpointError(f"model.llama_model: {folder} has no weights: none of {', '.join(WEIGHT_FILES)}")
@@ -95,6 +99,59 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     return found or torch.float32
 
 
+def bits_of(low_resource: bool | str) -> int | None:
+    """model.low_resource -> bits of a weight: True and `8bit` 8, `4bit` 4, False None."""
+    return {"8bit": 8, "4bit": 4}.get(low_resource, 8 if low_resource is True else None)
+
+
+def quantization_config(
+    bits: int, dtype: torch.dtype, device: torch.device, spread: bool = False
+) -> BitsAndBytesConfig | TorchAoConfig:
+    """What tells transformers to quantize all linear layers but the output head.
+
+    8 bit on CUDA is LLM.int8(): columns with a value above 6.0 stay in 16 bit (transformers' default threshold). 8 bit
+    on CPU is torchao's: int8 weights, one scale a row. 4 bit is NF4, with a scale for each 64 weights.
+    Measured on CPU with SmolLM2-135M, one thread: fp32 17 tokens/s, torchao's int8 13-15, NF4 14-21.
+
+    Args:
+        dtype: what the layers compute in.
+        spread: the layers go to several devices (model.device_map).
+    Raises:
+        ConfigError: the library that does it is not installed.
+    """
+    if spread and device.type != "cuda":
+        raise ConfigError("model.low_resource: with device_map only on CUDA; write low_resource: False on CPU")
+    if bits == 8 and device.type == "cpu":
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return TorchAoConfig(Int8WeightOnlyConfig())
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"model.low_resource: {bits} bit on this device is done by bitsandbytes, which is not installed: "
+            "`pip install -e .[gpu]`, or write low_resource: False"
+        )
+    # Without the optional package `kernels` each start would tell of a faster routine that is not there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=spread)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def allow_repacking(llm: nn.Module, allowed: bool) -> None:
+    """On CPU, the first forward without gradients repacks 4-bit weights for good into a form that is 2-3 times as fast
+    and has no backward: right for a model that only answers; in training, gradients would be lost without an error."""
+    for module in llm.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = allowed and torch.cpu._is_avx512_bf16_supported()
+
+
+def _return_freed_memory() -> None:
+    """glibc keeps the freed full matrices of a small LLM (those below 32 MB) after they were quantized."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
+
+
 def _read(path: str, folder: str, **options) -> PreTrainedModel:
     try:
         with quiet_transformers():
@@ -102,6 +159,9 @@ def _read(path: str, folder: str, **options) -> PreTrainedModel:
                 folder, local_files_only=True, weights_only=True, output_loading_info=True,
                 ignore_mismatched_sizes=True, **options,
             )  # fmt: skip
+    except ImportError as error:
+        # transformers names the package that attn_implementation needs.
+        raise ConfigError(f"model.attn_implementation: {options['attn_implementation']}: {error}") from error
     except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         raise CheckpointError(f"model.llama_model: {path} cannot be loaded: {error}") from error
     unexpected = [name for name in info["unexpected_keys"] if not HARMLESS.search(name)]
@@ -131,52 +191,3 @@ def quiet_transformers() -> Iterator[None]:
             yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-@torch.no_grad()
-def _settle(
-    llm: PreTrainedModel, device: torch.device, stored: torch.dtype, dtype: torch.dtype, quantize: Quantize | None
-) -> None:
-    """Every mapped weight -> `dtype` on `device`, or quantized; the file's pages are let go. Weights that are in their
-    place already stay mapped: of them there is no second copy. The head is never quantized, as in transformers."""
-    mapped, head = MappedFiles(), llm.get_output_embeddings()
-
-    def place(parameter: nn.Parameter, where: torch.device | str) -> None:
-        old = parameter.data
-        new = old.to(where, dtype if old.dtype == stored else old.dtype)
-        parameter.data = new
-        if new.data_ptr() != old.data_ptr():
-            mapped.let_go(old)
-
-    def place_own(module: nn.Module) -> None:
-        for parameter in module.parameters(recurse=False):
-            place(parameter, device)
-        for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device), name not in module._non_persistent_buffers_set)
-
-    place_own(llm)
-    # Not a list of all modules: it would keep each Linear alive beside what stands in for it.
-    for parent in [module for module in llm.modules() if any(True for _ in module.children())]:
-        for name, child in list(parent.named_children()):
-            if not quantize or type(child) is not nn.Linear or child is head:
-                place_own(child)
-                continue
-            before = child.weight.data
-            for parameter in child.parameters():
-                place(parameter, "cpu")
-            setattr(parent, name, quantize(child))
-            mapped.let_go(before)
-            del child, before
-            give_back_freed()
-    for config in (llm.config, llm.config.get_text_config()):
-        config.dtype = dtype
-
-
-def _spread_bits(bits: int, dtype: torch.dtype, device: torch.device) -> BitsAndBytesConfig:
-    """What tells transformers to quantize an LLM that accelerate spreads over devices."""
-    if device.type != "cuda":
-        raise ConfigError("model.low_resource: with device_map only on CUDA; write low_resource: False on CPU")
-    check_bitsandbytes(bits)
-    if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

@@ -2,12 +2,13 @@
 
 The paper's ablations are keys of the config: no Q-Former, a trained one, more layers. LoRA in the LLM is one more.
 
-Notation for shapes: B batch, N patches, Q queries, P prefix tokens, T text tokens, S = P + T, K captions of an image,
-D_vit, D_q, D_llm widths, V vocabulary.
+Notation for shapes: B batch, N patches, Q image tokens, S sequence length, M target tokens; D_vit, D_q, D_llm widths,
+V vocabulary.
 """
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -18,25 +19,23 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..common.checkpoint import read_state
 from ..common.download import local_path
-from ..common.errors import ConfigError, UserError
+from ..common.errors import ConfigError
 from ..common.memory import check_loaded, empty_weights
 from ..common.paths import resolve_path
+from ..common.precision import Precision, resolve_precision
 from ..common.registry import MODELS
 from ..common.schema import ModelConfig
 from ..conversation.chat_template import with_training_form
 from ..conversation.prompts import IMAGE_MARK
 from . import qformer as qf
 from .adapters import add_lora, create_projection, set_lora_training
+from .batch import lay_out_batch, split_prompt, to_device
 from .eva_vit import create_vit, encode_tokens
-from .llm import create_llm, head_input_hidden_states, llm_dtype, load_tokenizer, pad_apart_from, vit_dtype
-from .llm_loading import load_llm
+from .llm import create_llm, head_input_hidden_states, load_tokenizer, pad_apart_from
+from .llm_loading import load_llm, stored_dtype
 from .published import PublishedWeights
 
 log = logging.getLogger("minigpt4")
-
-
-class PromptError(UserError):
-    """A prompt that cannot take an image."""
 
 
 @MODELS.register("mini_gpt4")
@@ -49,7 +48,8 @@ class MiniGPT4(PublishedWeights):
         config: ModelConfig,
         device: torch.device | str = "cpu",
         llm_config: PreTrainedConfig | None = None,
-        llm_device: torch.device | str | None = None,
+        precision: Precision | None = None,
+        llm_apart: bool = False,
     ):
         """Build the model and load every frozen weight that the config names, strictly.
 
@@ -57,13 +57,16 @@ class MiniGPT4(PublishedWeights):
             device: where it goes. `meta` builds the whole model without memory: no weight file is opened, and of the
                 LLM's folder config.json and the tokenizer, which may be missing (then `tokenizer` is None).
             llm_config: on the meta device, stands in for the LLM's folder.
-            llm_device: where the LLM goes, if not to `device` too: to the CPU, from where FSDP parts it.
+            precision: the dtypes of a training run; None: those of a chat.
+            llm_apart: leave the LLM memory-mapped on the CPU in its files' dtype, from where FSDP shards it.
         Raises:
             CheckpointError, ConfigError: a file does not hold what the config says.
         """
         super().__init__()
         device = torch.device(device)
         self.config = config
+        self._patches: int | None = None  # Q without Q-Former, once it is known
+        self._known_prompts: dict[str, tuple[list[int], list[int]]] = {}
         q = config.qformer_kwargs
 
         meta = device.type == "meta"
@@ -80,23 +83,34 @@ class MiniGPT4(PublishedWeights):
                 self.query_tokens = nn.Parameter(torch.empty(1, config.num_query_token, q.hidden_size))
                 nn.init.normal_(self.query_tokens, std=0.02)
                 self.Qformer = qf.create_qformer(width, **vars(q))
-        self._set_vit_precision(device)
+        llm_path = resolve_path(config.llama_model) if meta else local_path(config.llama_model)
+        stored = None if meta else stored_dtype(llm_path)
+        self.precision = precision or resolve_precision(config, device, stored=stored)
+        for module in self.visual_encoder.modules():  # norms stay fp32; source: convert_weights_to_fp16
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.to(self.precision.vit)
         if meta:
-            self._build_meta_llm(llm_config)
+            self._build_meta_llm(llm_path, llm_config)
         else:
             self._load_vision(device)
-            llm_path = local_path(config.llama_model)
             self.tokenizer = load_tokenizer(llm_path, config.pad_token)
+            attention = config.attn_implementation
+            if attention == "auto":
+                # On CPU the backward of fused attention is slow: eager takes 0.7 of the small model's step.
+                attention = "sdpa" if device.type == "cuda" else "eager"
             self.llama_model = load_llm(
                 llm_path,
-                llm_dtype(config.llama_precision, device),
-                torch.device(llm_device or device),
+                (llm_apart and stored) or self.precision.llm,
+                torch.device("cpu") if llm_apart else device,
                 low_resource=config.low_resource,
                 device_map=config.device_map,
                 max_memory=config.max_memory,
+                attn_implementation=attention,
             )
         if config.use_grad_checkpoint:
             self.llama_model.activation_checkpointing_enable({"use_reentrant": False})
+            if not config.freeze_vit and hasattr(self.visual_encoder, "set_grad_checkpointing"):
+                self.visual_encoder.set_grad_checkpointing()
         self.llama_proj = create_projection(
             q.hidden_size if config.has_qformer else width,
             self.llama_model.config.get_text_config().hidden_size,
@@ -123,15 +137,13 @@ class MiniGPT4(PublishedWeights):
             for name, part in self.named_children():
                 if not (name == "llama_model" and config.device_map):  # what lies on disk is empty here
                     check_loaded(part)
-        self._place(device, llm_apart=bool(config.device_map or llm_device))
+        self._place(device, bool(config.device_map) or llm_apart)
         self.train()
 
     # -- weights ------------------------------------------------------------------------------------------------
 
-    def _build_meta_llm(self, llm_config: PreTrainedConfig | None) -> None:
-        path = resolve_path(self.config.llama_model)
-        dtype = llm_dtype(self.config.llama_precision, torch.device("meta"))
-        self.llama_model = create_llm(llm_config or path, dtype)
+    def _build_meta_llm(self, path: str, llm_config: PreTrainedConfig | None) -> None:
+        self.llama_model = create_llm(llm_config or path, self.precision.llm)
         has_tokenizer = llm_config is None and (path.endswith(".gguf") or any(Path(path).glob("tokenizer.*")))
         self.tokenizer = load_tokenizer(path, self.config.pad_token) if has_tokenizer else None
 
@@ -160,13 +172,6 @@ class MiniGPT4(PublishedWeights):
             self.Qformer.eval()
         return self
 
-    def _set_vit_precision(self, device: torch.device) -> None:
-        """Conv and Linear weights of the ViT in `vit_precision`, norms in fp32. Source: convert_weights_to_fp16."""
-        self.vit_dtype = vit_dtype(self.config.vit_precision, device) if self.config.freeze_vit else torch.float32
-        for module in self.visual_encoder.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
-                module.to(self.vit_dtype)
-
     def _place(self, device: torch.device, llm_apart: bool) -> None:
         """Everything on `device`; an LLM that is elsewhere stays there."""
         if not llm_apart:
@@ -178,6 +183,11 @@ class MiniGPT4(PublishedWeights):
         if self.query_tokens is not None:
             self.query_tokens.data = self.query_tokens.data.to(device)
 
+    def compile_layers(self) -> None:
+        """torch.compile each layer by itself: all layers of a kind are alike, so one is compiled, for any length."""
+        for layer in [*self.llama_model.get_decoder().layers, *getattr(self.visual_encoder, "blocks", [])]:
+            layer.compile(dynamic=True)
+
     @property
     def device(self) -> torch.device:
         return next(self.llama_proj.parameters()).device
@@ -188,8 +198,13 @@ class MiniGPT4(PublishedWeights):
         """image (B, 3, H, W) -> image_embeds (B, Q, D_llm), what the LLM sees of each image; (B, N, D_llm) without
         Q-Former. Instead of an image, what the ViT made of it before: (B, N, D_vit)."""
         image = image.to(self.device)
-        half = torch.autocast(self.device.type, self.vit_dtype, enabled=self.vit_dtype != torch.float32)
-        with half, torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vit):
+        dtype = self.precision.vit
+        # A frozen ViT computes in its own dtype; a trained one in that of the training step's autocast.
+        frozen = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+        with (
+            frozen if self.config.freeze_vit else nullcontext(),
+            torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_vit),
+        ):
             patches = encode_tokens(self.visual_encoder, image) if image.ndim == 4 else image  # (B, N, D_vit)
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and not (self.config.freeze_vit and self.config.freeze_qformer)
@@ -201,148 +216,118 @@ class MiniGPT4(PublishedWeights):
                 ).last_hidden_state  # (B, Q, D_q)
         return self.llama_proj(tokens)
 
-    def token_ids(self, text: str) -> list[int]:
-        """Ids of `text` by itself, without BOS or EOS."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def token_ids(self, text: str | list[str]) -> list:
+        """Ids of `text` by itself, without BOS or EOS; of a list, the ids of each text."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """BOS goes first, unless it stands there already (ChatML with `<|im_start|>` as BOS) or there is none."""
+        bos = self.tokenizer.bos_token_id
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def embed_ids(self, ids: Tensor) -> Tensor:
-        return self.llama_model.get_input_embeddings()(ids.to(self.device))
+        """ids (...) -> embeddings (..., D_llm) on the model's device, wherever model.device_map put the table."""
+        table = self.llama_model.get_input_embeddings()
+        where = table.weight.device
+        return table(ids if where.type == "meta" else ids.to(where)).to(self.device)
 
     def embed_segments(self, segments: Sequence[str | Tensor]) -> Tensor:
-        """Text and images in the order given -> embeds (1, T, D_llm).
+        """Text and images in the order given, after BOS -> embeds (1, T, D_llm).
 
-        Each text is tokenized by itself, so each gets the tokenizer's own leading-space piece, as in the original. BOS
-        goes first, unless the first text already begins with it (ChatML with `<|im_start|>` as BOS) or there is none.
+        Each text is tokenized by itself, so each gets the tokenizer's own leading-space piece, as in the original.
 
         Args:
             segments: texts, and image embeddings (Q, D_llm).
         """
-        bos = self.tokenizer.bos_token_id
-        parts: list[Tensor] = []
-        for i, segment in enumerate(segments):
-            if isinstance(segment, Tensor):
-                if i == 0 and bos is not None:
-                    parts.append(self.embed_ids(torch.tensor([bos])))
-                parts.append(segment)
-                continue
-            ids = self.token_ids(segment)
-            if i == 0 and bos is not None and ids[:1] != [bos]:
-                ids = [bos, *ids]
-            parts.append(self.embed_ids(torch.tensor(ids, dtype=torch.long)))
-        dtype = self.llama_model.get_input_embeddings().weight.dtype
-        return torch.cat([p.to(dtype) for p in parts])[None]
-
-    def wrap_prompt(self, image_embeds: Tensor, prompt: str) -> Tensor:
-        """Put each image between the two halves of `prompt`, split at `<ImageHere>`, after BOS.
-
-        Args:
-            image_embeds: (B, Q, D_llm), one image a row.
-            prompt: text with exactly one `<ImageHere>`, or empty: BOS and the image alone (stage 1).
-        Returns:
-            (B, P, D_llm)
-        Raises:
-            PromptError: `<ImageHere>` is missing or repeated.
-        Source: MiniGPT-4, section 3.2; the original's prompt_wrap.
-        """
-        before, after = split_prompt(prompt) if prompt else ("", "")
-        batch, queries, _ = image_embeds.shape
-        text = self.embed_segments([before, image_embeds[0], after] if prompt else [image_embeds[0]])  # (1, P, D_llm)
-        tail = len(self.token_ids(after)) if prompt else 0
-        start = text.shape[1] - tail - queries
-        text = text.detach().expand(batch, -1, -1)
-        return torch.cat([text[:, :start], image_embeds.to(text.dtype), text[:, start + queries :]], dim=1)
+        first = segments[0] if isinstance(segments[0], str) else ""
+        head = self._with_bos(self.token_ids(first))
+        rest = segments[1:] if isinstance(segments[0], str) else segments
+        parts = [head, *(self.token_ids(s) if isinstance(s, str) else s for s in rest)]
+        embeds = [p if isinstance(p, Tensor) else self.embed_ids(torch.tensor(p, dtype=torch.long)) for p in parts]
+        return torch.cat([e.to(self.llama_model.get_input_embeddings().weight.dtype) for e in embeds])[None]
 
     # -- loss -----------------------------------------------------------------------------------------------------
 
-    def tokenize_texts(self, texts: Sequence[str | Sequence[str]]) -> dict[str, Tensor]:
-        """Training texts, each closed by `end_sym` and cut to `max_txt_len`, laid out after a common prefix.
+    def build_batch(self, samples: dict) -> dict[str, Tensor]:
+        """Samples -> the tensors of `forward`, on the CPU; see `lay_out_batch`.
 
         Args:
-            texts: one text a row, or several captions a row, which then share the row's image and prefix.
-        Returns:
-            input_ids (B, T) padded on the right; attention_mask (B, T); segment (B, T), the number of the caption a
-            token belongs to, -1 for padding; position (B, T), the token's place within its caption.
+            samples: {"image": (B, 3, H, W) or features (B, N, D_vit), "text_input": list[B] of a text or of several
+                captions}. May bring "prompt", list[B], an instruction for each row, with or without `<ImageHere>`; or
+                "prompts", a list of which one is drawn for the whole batch instead of the model's own.
         """
-        rows = []
-        for captions in texts:
-            captions = [captions] if isinstance(captions, str) else captions
-            encoded = [self.token_ids(c + self.config.end_sym)[: self.config.max_txt_len] for c in captions]
-            rows.append([(token, k, i) for k, ids in enumerate(encoded) for i, token in enumerate(ids)])
-        length = max(map(len, rows))
-        padding = (self.tokenizer.pad_token_id, -1, 0)
-        table = torch.tensor(
-            [row + [padding] * (length - len(row)) for row in rows], dtype=torch.long, device=self.device
+        image, texts = samples["image"], samples["text_input"]
+        if "prompt" in samples:
+            prompts = [self._instruction(prompt) for prompt in samples["prompt"]]
+        else:
+            drawn = samples.get("prompts") or self.prompt_list
+            prompts = [drawn[torch.randint(len(drawn), ()).item()] if drawn else ""] * len(texts)
+        rows = [[text] if isinstance(text, str) else text for text in texts]
+        ids = iter(self.token_ids([text + self.config.end_sym for row in rows for text in row]))
+        captions = [[next(ids)[: self.config.max_txt_len] for _ in row] for row in rows]
+        prompt_ids = [self._prompt_ids(prompt) for prompt in prompts]
+        return {"image": image} | lay_out_batch(
+            prompt_ids, captions, self._image_tokens(image), self.tokenizer.pad_token_id
         )
-        ids, segment, position = table.reshape(len(rows), length, 3).unbind(-1)
-        return {
-            "input_ids": ids,
-            "attention_mask": (segment >= 0).long(),
-            "segment": segment,
-            "position": position,
-        }
 
-    def build_inputs(self, samples: dict, prompt: str | None = None) -> dict[str, Tensor]:
-        """The sequence [BOS, prompt before, image, prompt after, text] with its labels.
+    def _instruction(self, text: str) -> str:
+        """A sample's own instruction, in the model's training template."""
+        if IMAGE_MARK not in text:
+            text = f"<Img>{IMAGE_MARK}</Img> {text}"
+        return (self.config.prompt_template or "{}").replace("{}", text)
 
-        Args:
-            samples: {"image": (B, 3, H, W), "text_input": list[B] of a text or of several captions}.
-                May bring "prompts", a list to draw from instead of the model's own.
-            prompt: with `<ImageHere>`; None draws one of `prompt_list` for the whole batch, if there is a list.
-        Returns:
-            inputs_embeds (B, S, D_llm); attention_mask (B, S); labels (B, S), -100 for all but the text and for text
-            positions that equal the padding id; source (B, S), the position whose hidden state predicts each label;
-            with several captions a row also position_ids (B, S) and a mask (B, 1, S, S) that parts the captions.
-        """
-        if prompt is None:
-            prompts = samples.get("prompts") or self.prompt_list
-            prompt = prompts[torch.randint(len(prompts), ()).item()] if prompts else ""
-        prefix = self.wrap_prompt(self.encode_img(samples["image"]), prompt)  # (B, P, D_llm)
-        text = self.tokenize_texts(samples["text_input"])
-        ids, segment = text["input_ids"], text["segment"]
-        batch, p = prefix.shape[:2]
-        labels = torch.where((segment >= 0) & (ids != self.tokenizer.pad_token_id), ids, -100)
-        # A caption's first token is predicted by the prefix's last position, every other by the token before it.
-        place = torch.arange(ids.shape[1], device=ids.device) + p
-        source = torch.where(text["position"] == 0, p - 1, place - 1)
-        inputs = {
-            "inputs_embeds": torch.cat([prefix, self.embed_ids(ids)], dim=1),
-            "attention_mask": F.pad(text["attention_mask"], (p, 0), value=1),
-            "labels": F.pad(labels, (p, 0), value=-100),
-            "source": F.pad(source, (p, 0), value=0),
-        }
-        if (segment > 0).any():
-            segments = F.pad(segment, (p, 0), value=-2)  # -2: the prefix, which every caption sees
-            same = segments[:, :, None] == segments[:, None, :]
-            seen = (same | (segments == -2)[:, None, :]).tril()  # (B, S, S)
-            dtype = inputs["inputs_embeds"].dtype
-            inputs["attention_mask"] = torch.zeros(seen.shape, dtype=dtype, device=ids.device).masked_fill(
-                ~seen, torch.finfo(dtype).min
-            )[:, None]
-            before = torch.arange(p, device=ids.device).expand(batch, -1)
-            inputs["position_ids"] = torch.cat([before, text["position"] + p], dim=1)
-        return inputs
+    def _prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
+        """The ids before the image, BOS first, and after it; of an empty prompt, BOS alone (stage 1)."""
+        if prompt not in self._known_prompts:
+            before, after = ([] if not half else self.token_ids(half) for half in split_prompt(prompt or IMAGE_MARK))
+            if len(self._known_prompts) >= 4096:  # questions of a VQA dataset
+                self._known_prompts.clear()
+            self._known_prompts[prompt] = self._with_bos(before), after
+        return self._known_prompts[prompt]
+
+    def _image_tokens(self, image: Tensor) -> int:
+        """Q: how many positions of the sequence an image takes."""
+        if self.config.has_qformer:
+            return self.config.num_query_token
+        if image.ndim == 3:  # features
+            return image.shape[1]
+        if self._patches is None:
+            vit, training = self.visual_encoder, self.visual_encoder.training
+            with torch.no_grad():
+                self._patches = encode_tokens(vit.eval(), image[:1].to(self.device)).shape[1]
+            vit.train(training)
+        return self._patches
+
+    def embed_batch(self, batch: dict[str, Tensor]) -> Tensor:
+        """What the LLM reads: text embeddings, with the images in their places. (B, S, D_llm)"""
+        embeds = self.embed_ids(batch["input_ids"])  # (B, S, D_llm)
+        images = self.encode_img(batch["image"]).to(embeds.dtype)  # (B, Q, D_llm)
+        flat = embeds.flatten(0, 1).index_copy(0, batch["image_positions"], images.flatten(0, 1))
+        return flat.view_as(embeds)
 
     def forward(self, samples: dict) -> dict[str, Tensor]:
         """Mean cross-entropy over the target tokens of the batch: {"loss": scalar}.
 
         Only hidden states that predict a target meet lm_head: logits for image and prompt tokens are never made.
 
+        Args:
+            samples: for `build_batch`, or what it returned.
         Raises:
-            PromptError: every label of the batch is masked.
+            PromptError: nothing in the batch is trained on.
         """
-        inputs = self.build_inputs(samples)
-        labels, source = inputs.pop("labels"), inputs.pop("source")
-        hidden = head_input_hidden_states(self.llama_model, **inputs)  # (B, S, D_llm)
-        rows, columns = (labels != -100).nonzero(as_tuple=True)
-        if not len(rows):
-            raise PromptError(
-                "no token of this batch is trained on: every text is empty or made of the padding token "
-                f"{self.tokenizer.pad_token!r} alone; look at model.end_sym, model.max_txt_len and the captions"
+        batch = to_device(samples if "input_ids" in samples else self.build_batch(samples), self.device)
+        embeds, mask = self.embed_batch(batch), batch["attention_mask"]
+        if mask.ndim == 4:
+            mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill(
+                ~mask, torch.finfo(embeds.dtype).min
             )
+        hidden = head_input_hidden_states(
+            self.llama_model, inputs_embeds=embeds, attention_mask=mask, position_ids=batch.get("position_ids")
+        )  # (B, S, D_llm)
         # index_select makes the rows contiguous; a strided slice before a bf16 lm_head is slower than all logits.
-        picked = hidden.flatten(0, 1).index_select(0, rows * hidden.shape[1] + source[rows, columns])
-        logits = self.llama_model.get_output_embeddings()(picked)  # (targets, V)
-        return {"loss": F.cross_entropy(logits.float(), labels[rows, columns])}
+        picked = hidden.flatten(0, 1).index_select(0, batch["target_positions"])  # (M, D_llm)
+        logits = self.llama_model.get_output_embeddings()(picked)  # (M, V)
+        return {"loss": F.cross_entropy(logits.float(), batch["target_ids"])}
 
     def _check_end_symbol(self) -> None:
         if self.tokenizer.pad_token_id in self.token_ids(self.config.end_sym):
@@ -350,14 +335,6 @@ class MiniGPT4(PublishedWeights):
                 f"model.end_sym: {self.config.end_sym!r} is also the padding token, which is never trained on, so "
                 "answers would not learn to end; set model.pad_token to another token of the vocabulary"
             )
-
-
-def split_prompt(prompt: str) -> tuple[str, str]:
-    """The halves of `prompt` around its one `<ImageHere>`."""
-    if prompt.count(IMAGE_MARK) != 1:
-        raise PromptError(f"a prompt needs exactly one {IMAGE_MARK}, this has {prompt.count(IMAGE_MARK)}: {prompt!r}")
-    before, after = prompt.split(IMAGE_MARK)
-    return before, after
 
 
 def read_prompts(path: str, template: str, key: str = "model.prompt_path") -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..common.errors import ConfigError
 from ..common.paths import resolve_path
 from ..common.registry import MODELS
+from .batch import to_device
 from .mini_gpt4 import MiniGPT4
 
 WORD = re.compile(r"[a-z'-]+")
@@ -60,10 +61,15 @@ class MiniGPT4Words(MiniGPT4):
                     table[row, self.column[token]] += 1
         return table / table.sum(1, keepdim=True).clamp(min=1)
 
+    def build_batch(self, samples: dict) -> dict[str, Tensor]:
+        """The image, and the words of its captions."""
+        return {"image": samples["image"], "words": self.targets(samples["text_input"])}
+
     def forward(self, samples: dict) -> dict[str, Tensor]:
         """Cross-entropy between the captions' words and the mean of the queries' choices: {"loss": scalar}."""
-        queries = self.encode_img(samples["image"])  # (B, Q, D_llm)
+        batch = to_device(samples if "words" in samples else self.build_batch(samples), self.device)
+        queries = self.encode_img(batch["image"])  # (B, Q, D_llm)
         with torch.autocast(queries.device.type, enabled=False):
             chosen = (queries.float() @ self.vocabulary.T * self.scale).log_softmax(-1)  # (B, Q, V)
         log_p = chosen.logsumexp(1) - math.log(chosen.shape[1])
-        return {"loss": -(self.targets(samples["text_input"]).to(log_p.device) * log_p).sum(1).mean()}
+        return {"loss": -(batch["words"] * log_p).sum(1).mean()}

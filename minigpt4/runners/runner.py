@@ -1,6 +1,7 @@
 """The loop: backward, step, schedule, log, checkpoint. It is handed the model and a task; accelerate the plumbing."""
 
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -22,11 +23,11 @@ from ..common.checkpoint import (
     save_checkpoint,
     save_model,
 )
-from ..common.dist_utils import mixed_precision
 from ..common.errors import CheckpointError, UserError
 from ..common.logger import MetricLog, hms, log, plot_log
-from ..common.optims import parameter_groups
+from ..common.optims import create_optimizer
 from ..common.paths import resolve_path
+from ..common.precision import resolve_precision
 from ..common.registry import LR_SCHEDULES
 from ..common.schema import Config
 from .averaging import WeightAverage
@@ -34,6 +35,7 @@ from .data_monitor import DataMonitor
 from .process import StopSignals, lock_folder
 from .sharding import shard_llm
 from .step_guard import StepGuard
+from .throughput import Throughput
 from .validation import Validation, log_validation
 
 PLOT_EVERY = 120  # seconds between two drawings of loss.png
@@ -55,8 +57,9 @@ class Runner:
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         self.config, self.task = config, task
+        self.precision = resolve_precision(config.model, device, run)
         self.accelerator = Accelerator(
-            mixed_precision=mixed_precision(run, device),
+            mixed_precision=self.precision.mixed_precision,
             gradient_accumulation_steps=run.accum_grad_iters,
             cpu=device.type == "cpu",
             log_with=run.report_to or None,
@@ -69,17 +72,20 @@ class Runner:
         trained = [n for n, p in model.named_parameters() if p.requires_grad]
         if not trained:
             raise UserError("nothing to train: every part of the model is frozen")
-        # DDP would send 13B frozen weights from rank 0 to all others, and their buffers before every forward.
-        frozen = [n for n, _ in [*model.named_parameters(), *model.named_buffers()] if n not in set(trained)]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen_names(model))
         self.bare_model = model
-        if run.parallel == "fsdp" and self.world_size > 1:
-            shard_llm(model.llama_model, self.accelerator.device, self.world_size)
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameter_groups(model, run.weight_decay), lr=run.init_lr)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        optimizer = create_optimizer(run, model, device)
+        # The model is where it belongs; an LLM that is to be sharded stays on the CPU until then.
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer, device_placement=[False, False])
+        if run.parallel == "fsdp" and self.world_size > 1:
+            shard_llm(model.llama_model, self.accelerator.device, self.precision.llm, self.world_size)
+        if run.compile:
+            model.compile_layers()
         self.schedule = LR_SCHEDULES.get(run.lr_sched)
         self.average = WeightAverage(model.trained_tensors, run.ema_decay) if run.ema_decay else None
+        # The counter sees neither inside compiled layers nor quantized products.
+        self.throughput = Throughput(device, count_flops=not (run.compile or config.model.low_resource))
         self.step = 0
         self.signals = StopSignals()
 
@@ -153,22 +159,25 @@ class Runner:
             lr = self._set_lr()
             tick = time.monotonic()
             loss, taken = self._backward(batches)
-            norm = self._clip()
-            loss, stop, save_now = self._agree(loss)
-            if self.guard.admit(self.step + 1, loss, norm, taken):
+            loss, norm, stop, save_now = self._step_facts(loss, self._clip())
+            scaler = self.accelerator.scaler
+            scale = scaler.get_scale() if scaler and not math.isfinite(norm) else None
+            stepped = self.guard.admit(self.step + 1, loss, norm, taken, scale)
+            if stepped:
                 self.optimizer.step()
-            elif self.accelerator.scaler:
-                self.accelerator.scaler.update()  # the gradient was unscaled, and will be again in the next step
+            elif scaler:
+                scaler.update()  # lowers the scale; and the gradient was unscaled, as it will be in the next step
             self.optimizer.zero_grad()
             self.step += 1
             if self.average:
                 self.average.update(self.step)
             seconds = time.monotonic() - tick
+            self.throughput.seconds += seconds
             rate = run.batch_size_train * run.accum_grad_iters * self.world_size / seconds
             eta = (time.monotonic() - started) / (self.step - first) * (self.total_steps - self.step)
             bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.1e} {rate:.1f} samples/s")
             bar.update()
-            self._tell(loss, lr, norm, rate, eta, bar)
+            self._tell(loss, lr, norm if stepped else None, rate, eta, bar)
             self._watch()
             self._save_if_due(stop, save_now)
         bar.close()
@@ -180,21 +189,21 @@ class Runner:
         """The gradient of `accum_grad_iters` batches; the mean of their losses, and the batches."""
         losses, taken = [], []
         for _ in range(self.run.accum_grad_iters):
-            dataset, batch = next(batches)
-            self.monitor.see(dataset, batch)
-            taken.append(batch)
-            with self.accelerator.accumulate(self.model):
+            with self.throughput.waiting():
+                dataset, samples = next(batches)
+            self.monitor.see(dataset, samples)
+            taken.append(samples)
+            batch = self.task.build_batch(self.bare_model, samples)
+            with self.accelerator.accumulate(self.model), self.throughput.counting(batch):
                 loss = self.task.train_step(self.model, batch)
                 self.accelerator.backward(loss)  # divides by accum_grad_iters
             losses.append(loss.detach().float())
         return torch.stack(losses).mean(), taken
 
-    def _clip(self) -> float:
-        """The norm of the gradient, which is then at most run.grad_clip."""
+    def _clip(self) -> torch.Tensor:
+        """Clip the gradient to `run.grad_clip` and return its norm before clipping, still on the device."""
         norm = self.accelerator.clip_grad_norm_(self.trained, self.run.grad_clip or float("inf"))
-        if self.accelerator.scaler:
-            return 0.0  # fp16: an overflow is the scaler's business, which skips the step and lowers its scale
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     def _set_lr(self) -> float:
         run = self.run
@@ -206,21 +215,23 @@ class Runner:
             group["lr"] = lr
         return lr
 
-    def _agree(self, loss: torch.Tensor) -> tuple[float, int, bool]:
-        """What all processes must see alike: the mean loss, a stop signal any of them got, rank 0's clock."""
+    def _step_facts(self, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, float, int, bool]:
+        """What all processes must see alike: the mean loss, the gradient's norm, a stop signal that any of them
+        received, and whether rank 0's clock asks for a checkpoint. The host waits for the device here, once a step."""
         minutes = (time.monotonic() - self._saved_at) / 60
-        due = float(bool(self.is_main and self.run.save_every_minutes and minutes >= self.run.save_every_minutes))
-        facts = torch.tensor([loss.item(), self.signals.received, due], dtype=torch.float64)
+        due = bool(self.is_main and self.run.save_every_minutes and minutes >= self.run.save_every_minutes)
+        of_host = torch.tensor([self.signals.received, due], dtype=torch.float32).to(loss.device, non_blocking=True)
+        facts = torch.cat([torch.stack([loss, norm.to(loss)]), of_host])
         if self.world_size > 1:
-            on_device = facts.to(self.accelerator.device, torch.float32)
-            facts = self.accelerator.reduce(on_device, "sum").double().cpu()
-            facts[0] /= self.world_size
-        return facts[0].item(), int(facts[1]), bool(facts[2])
+            facts = self.accelerator.reduce(facts, "sum")
+        loss, norm, stop, due = facts.tolist()
+        return loss / self.world_size, norm / self.world_size, int(stop), bool(due)
 
-    def _tell(self, loss: float, lr: float, norm: float, rate: float, eta: float, bar: tqdm) -> None:
+    def _tell(self, loss: float, lr: float, norm: float | None, rate: float, eta: float, bar: tqdm) -> None:
+        """`norm` None: the step was skipped."""
         if self.is_main and (self.step % self.run.log_freq == 0 or self.step == 1):
-            finite = {"loss": loss, "grad_norm": round(norm, 6)} if self.guard.in_a_row == 0 else {"skipped": True}
-            self._write(lr=lr, samples_per_second=round(rate, 2), **finite)
+            finite = {"loss": loss, "grad_norm": round(norm, 6)} if norm is not None else {"skipped": True}
+            self._write(lr=lr, samples_per_second=round(rate, 2), **finite, **self.throughput.row())
         if self.is_main and time.monotonic() - self._plotted_at > PLOT_EVERY:
             self._plotted_at = time.monotonic()
             plot_log(self.output_dir / "log.jsonl", self.output_dir / "loss.png")
@@ -264,7 +275,7 @@ class Runner:
 
     def _validate(self) -> None:
         """The validation loss over all processes; the best one's weights become `checkpoint_best.pth`."""
-        totals = torch.tensor(self.validation.totals(self.model, self.task.train_step), dtype=torch.float64)
+        totals = torch.tensor(self.validation.totals(self.model, self._loss_of), dtype=torch.float64)
         if self.world_size > 1:
             totals = self.accelerator.reduce(totals.to(self.accelerator.device, torch.float32), "sum").double().cpu()
         loss = (totals[0] / totals[1]).item()
@@ -275,6 +286,9 @@ class Runner:
             if best:
                 facts = {**self._facts(), "valid_loss": loss}
                 save_model(self.output_dir / "checkpoint_best.pth", self.bare_model.trained_state(), facts)
+
+    def _loss_of(self, model: nn.Module, samples: dict) -> torch.Tensor:
+        return self.task.train_step(model, self.task.build_batch(self.bare_model, samples))
 
     def _sample(self) -> None:
         """What the model says of run.sample_images, into `samples.jsonl`."""
@@ -377,6 +391,17 @@ class Runner:
         log.info("going on from %s (step %d)", checkpoint, self.step)
         for line in changes(resume.get("config", {}), self._plain_config()):
             log.warning("the config has changed since: %s", line)
+
+
+def frozen_names(model: nn.Module) -> list[str]:
+    """What DDP must not touch: frozen parameters, which it would send from rank 0 to all others (13B of them), and the
+    buffers of modules without a trained parameter, before every forward. Batch-norm statistics of a trained module are
+    not among them."""
+    names = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    for prefix, module in model.named_modules():
+        if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            names += [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_buffers(recurse=False)]
+    return names
 
 
 def changes(before: dict, now: dict, prefix: str = "") -> list[str]:

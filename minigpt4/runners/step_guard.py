@@ -33,13 +33,16 @@ class StepGuard:
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
 
-    def admit(self, step: int, loss: float, grad_norm: float, batches: list[dict]) -> bool:
+    def admit(
+        self, step: int, loss: float, grad_norm: float, batches: list[dict], loss_scale: float | None = None
+    ) -> bool:
         """Whether the optimizer may take this step.
 
         Args:
             step: its number, from 1.
             loss, grad_norm: over all processes.
             batches: this process's part of it; written to a file when the step is bad.
+            loss_scale: fp16's, when the gradient is not finite. Above 1 that is an overflow, which a lower scale mends.
         Raises:
             UserError: more than `limit` bad steps in a row.
         """
@@ -48,6 +51,9 @@ class StepGuard:
             self._watch(step, loss)
             return True
         self.skipped += 1
+        if math.isfinite(loss) and loss_scale is not None and loss_scale > 1:
+            log.info("step %d skipped: a gradient overflows fp16 at the loss scale %g", step, loss_scale)
+            return False
         self.in_a_row += 1
         what = f"the loss of step {step} is {loss}" if not math.isfinite(loss) else (
             f"the gradient of step {step} is not finite (its norm is {grad_norm}; the loss is {loss:.3f})"

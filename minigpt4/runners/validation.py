@@ -37,7 +37,8 @@ class Validation:
         total, count = 0.0, 0
         model.eval()
         try:
-            with torch.random.fork_rng():
+            # The current GPU only: by default every GPU of the machine gets a CUDA context.
+            with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
                 torch.manual_seed(0)
                 for batch in self.batches():
                     size = len(batch["text_input"])

@@ -6,12 +6,12 @@ import torch
 
 from ..common.schema import Config
 from ..conversation.chat import Chat
-from ..models.low_resource import allow_repacking
+from ..models.llm_loading import allow_repacking
 from ..tasks import build_model, chat_with
 
 
 def build_chat(config: Config, device: torch.device | str = "cpu") -> Chat:
     """The config's model on `device`, ready to talk (`load_config(..., mode="chat")`)."""
     model = build_model(config.model, torch.device(device))
-    allow_repacking(model.llama_model)
+    allow_repacking(model.llama_model, True)
     return chat_with(model, config)

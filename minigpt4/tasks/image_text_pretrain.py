@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import datasets, models, processors  # noqa: F401  (fills the registries)
+from ..common.dist_utils import world_size
 from ..common.errors import DataError
+from ..common.logger import log
 from ..common.paths import resolve_path
+from ..common.precision import resolve_precision
 from ..common.registry import DATASETS, MODELS, PROCESSORS, TASKS
 from ..common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from ..conversation.chat import Chat
@@ -143,9 +146,12 @@ class ImageTextPretrain:
 
     def build_model(self, device: torch.device | str) -> nn.Module:
         """The config's model; where conv_template says how instructions are put, the model has read it."""
-        # FSDP gives each process its part of an LLM that no GPU may hold as a whole.
-        apart = {"llm_device": "cpu"} if self.config.run.parallel == "fsdp" else {}
-        model = build_model(self.config.model, device, **apart)
+        config, device = self.config, torch.device(device)
+        # With FSDP, each process gets its shards of an LLM that no GPU may hold as a whole.
+        sharded = config.run.parallel == "fsdp" and world_size() > 1
+        precision = resolve_precision(config.model, device, config.run)
+        log.info("precision: %s", precision)
+        model = build_model(config.model, device, precision=precision, llm_apart=sharded)
         if self.prompts and self.config.model.prompt_template is None:
             template = model.config.prompt_template
             self.prompts = {n: [template.replace("{}", p) for p in prompts] for n, prompts in self.prompts.items()}
@@ -198,7 +204,12 @@ class ImageTextPretrain:
         model.train()
         return [{"image": i, "answer": a} for i, a in zip(run.sample_images, answers, strict=True)]
 
+    def build_batch(self, model: nn.Module, samples: dict) -> dict:
+        """Collated samples -> what the model's forward takes, on the CPU. A dataset with instructions of its own is
+        asked by these."""
+        prompts = self.prompts.get(samples.get("dataset"))
+        return model.build_batch({**samples, "prompts": prompts} if prompts else samples)
+
     def train_step(self, model: nn.Module, batch: dict) -> Tensor:
-        """The loss, a scalar. A dataset with instructions of its own is asked by these."""
-        prompts = self.prompts.get(batch.get("dataset"))
-        return model({**batch, "prompts": prompts} if prompts else batch)["loss"]
+        """The loss, a scalar, of what `build_batch` returned."""
+        return model(batch)["loss"]

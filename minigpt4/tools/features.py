@@ -27,13 +27,13 @@ from ..common.config import load_config
 from ..common.dist_utils import choose_device
 from ..common.errors import ConfigError, DataError, UserError, some
 from ..common.paths import resolve_path
+from ..common.precision import resolve_precision
 from ..common.schema import Config, ModelConfig
 from ..datasets.decoding import read_image_file
 from ..datasets.features import differing, facts_file, made_from, read_facts, short_name
 from ..datasets.image_text import ImageTextSource
 from ..datasets.stream import seed_of
 from ..models.eva_vit import create_vit, encode_tokens, published_vit_state
-from ..models.llm import vit_dtype
 from ..tasks.image_text_pretrain import blamed, build_processor, build_source
 
 NOTE_EVERY = 64  # pictures after which it is noted how far the file is
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{wanted.key}: {wanted.file} is there")
             continue
         vit = vit or load_vit(config.model, device)
-        vision = partial(encode, vit, vit_dtype(config.model.vit_precision, device), device)
+        vision = partial(encode, vit, resolve_precision(config.model, device).vit, device)
         unreadable = write_features(vision, wanted, args.batch, config.run.num_workers)
         size, count = wanted.file.stat().st_size / 1e6, f"{len(wanted.crops)} pictures x {wanted.crops.crops}"
         print(f"{wanted.key}: {wanted.file}, {count}, {size:,.0f} MB")

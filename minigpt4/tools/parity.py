@@ -96,19 +96,22 @@ def _vision(golden: Path, model) -> Iterator[Row]:
 
 
 def _loss(golden: Path, files: Path, case: str, facts: dict) -> Iterator[Row]:
+    from ..models.batch import full_labels
+
     g, image = read_arrays(golden, case), torch.from_numpy(read_arrays(golden, "forward")["image"])
     model = golden_model(golden, files, max_txt_len=facts["max_txt_len"], end_sym=facts["end_sym"])
     model.prompt_list = [facts["prompt"]] if facts["prompt"] else []
     samples = {"image": image, "text_input": facts["captions"]}
 
-    text = model.tokenize_texts(facts["captions"])
-    yield _row(case, "input_ids", text["input_ids"], g["input_ids"])
-    yield _row(case, "text_attention_mask", text["attention_mask"], g["text_attention_mask"])
+    batch = model.build_batch(samples)
+    start = g["attention_mask"].shape[1] - g["input_ids"].shape[1]  # of the text
+    yield _row(case, "input_ids", batch["input_ids"][:, start:], g["input_ids"])
+    yield _row(case, "text_attention_mask", batch["attention_mask"][:, start:], g["text_attention_mask"])
     if "prompt_before_ids" in g:
         before, after = facts["prompt"].split("<ImageHere>")
         yield _row(case, "prompt_before_ids", model.token_ids(before), g["prompt_before_ids"])
         yield _row(case, "prompt_after_ids", model.token_ids(after), g["prompt_after_ids"])
-    inputs = model.build_inputs(samples)
+    inputs = {"inputs_embeds": model.embed_batch(batch), "labels": full_labels(batch)} | batch
     for array in ("inputs_embeds", "attention_mask", "labels"):
         yield _row(case, array, inputs[array], g[array])
 

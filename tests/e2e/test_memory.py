@@ -1,5 +1,8 @@
 """Loading holds the weights once: a model of 1 GB is built in a process of its own, whose memory is watched.
 
+What counts is the memory of its own. Pages of mapped weight files are the system's cache: it takes them back when
+memory is short, and processes share them.
+
 `python tests/e2e/test_memory.py FOLDER` writes the files there and prints the figures.
 """
 
@@ -107,12 +110,15 @@ def watch_loading(keys: dict) -> dict[str, float]:
     # Quantized tensors are subclasses that hold others; only what is plain can be counted by its size.
     weights = sum(t.nbytes for t in [*model.parameters(), *model.buffers()]) / 2**20
     return {"weights": weights, "rss": memory()["peak"] - before["now"], "own": most["own"] - before["own"],
-            "file": most["file"] - before["file"], "after": memory()["now"] - before["now"]}  # fmt: skip
+            "file": most["file"] - before["file"], "after": memory()["own"] - before["own"]}  # fmt: skip
 
 
 def in_a_process_of_its_own(keys: dict, folder: Path) -> dict[str, float]:
     (folder / "keys.json").write_text(json.dumps(keys))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    # Matrices of a 7B LLM are larger than glibc's limit of 32 MB for its heap, and are given back when they are freed.
+    # With a lower limit so are those of this small one.
+    environment["MALLOC_MMAP_THRESHOLD_"] = "1000000"
     done = subprocess.run(
         [sys.executable, __file__, "--watch", str(folder / "keys.json")],
         capture_output=True, text=True, env=environment, timeout=120, cwd=Path(__file__).parents[2], check=False,
@@ -134,14 +140,13 @@ def written(tmp_path_factory) -> tuple[dict, Path]:
 def test_loading_holds_the_weights_once(written):
     found = in_a_process_of_its_own(*written)
     assert found["weights"] > 900
-    assert found["rss"] / found["weights"] < MOST, found  # own memory and mapped pages together
     assert found["own"] / found["weights"] < MOST, found
 
 
 def test_quantizing_never_holds_the_full_llm(written):
     keys, folder = written
     found = in_a_process_of_its_own(keys | {"low_resource": True}, folder)
-    assert found["rss"] - found["after"] < 100, found  # nothing was held that is not held at the end
+    assert found["own"] - found["after"] < 100, found  # nothing was held that is not held at the end
     assert found["after"] < found["weights"], found  # `weights` counts the bf16 that int8 stands for
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from minigpt4.tools.plan.gpus import EFFICIENCY, GPUS, Work, all_reduce, roofline
 from torch import nn
 
 from minigpt4.tools.cli import main
 from minigpt4.tools.plan import count as plan_count
 from minigpt4.tools.plan import table as plan_table
 from minigpt4.tools.plan.allocator import MIB, CachingAllocator
-from minigpt4.tools.plan.gpus import EFFICIENCY, GPUS, Work, all_reduce, roofline
 from minigpt4.tools.plan.meter import MetaRules, Meter
 from minigpt4.tools.plan.predict import (
     GIB,

@@ -1,5 +1,7 @@
 """What MiniGPT4 promises beyond the golden numbers: packing, freezing, prompts, any vision model."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -7,8 +9,9 @@ from minigpt4.common.checkpoint import atomic_save, read_state, save_weights
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.optims import parameter_groups
 from minigpt4.common.schema import QFormerConfig
+from minigpt4.models.batch import PromptError, full_labels, split_prompt
 from minigpt4.models.eva_vit import create_vit, encode_tokens
-from minigpt4.models.mini_gpt4 import PromptError, read_prompts, split_prompt
+from minigpt4.models.mini_gpt4 import read_prompts
 
 CAPTIONS = ["a small dog is sitting on the grass", "a house", "the river near a mountain", "two people walk"]
 
@@ -39,8 +42,7 @@ def test_captions_that_share_an_image_are_as_good_as_rows_of_their_own(make_mode
     assert loss == pytest.approx(loss_apart, abs=1e-5)
     assert (gradient - gradient_apart).abs().max() < 1e-5
     assert gradient.abs().max() > 1e-3
-    length = {k: model.build_inputs(v)["inputs_embeds"].shape[:2].numel() for k, v in (("p", packed), ("a", apart))}
-    assert length["p"] < length["a"]
+    assert model.build_batch(packed)["input_ids"].numel() < model.build_batch(apart)["input_ids"].numel()
 
 
 def test_captions_of_a_pack_do_not_see_each_other(make_model, image):
@@ -49,7 +51,7 @@ def test_captions_of_a_pack_do_not_see_each_other(make_model, image):
 
     def one(captions):
         samples = {"image": image[:1], "text_input": [captions]}
-        labels = (model.build_inputs(samples)["labels"] != -100).sum().item()
+        labels = len(model.build_batch(samples)["target_ids"])
         return model(samples)["loss"].item() * labels, labels
 
     with torch.no_grad():
@@ -58,12 +60,11 @@ def test_captions_of_a_pack_do_not_see_each_other(make_model, image):
     assert both[0] == pytest.approx(parts[0][0] + parts[1][0], abs=1e-4)
 
 
-def test_a_text_is_cut_with_its_end_symbol(make_model):
+def test_a_text_is_cut_with_its_end_symbol(make_model, image):
     model = make_model(max_txt_len=6, end_sym="###")
-    texts = model.tokenize_texts(["a house", CAPTIONS[0]])
-    assert texts["input_ids"].shape[1] == 6
+    batch = model.build_batch({"image": image[:2], "text_input": ["a house", CAPTIONS[0]]})
     end = model.token_ids("###")[-1]
-    ids = [row[mask == 1].tolist() for row, mask in zip(texts["input_ids"], texts["attention_mask"], strict=True)]
+    ids = [[i for i in row.tolist() if i != -100] for row in full_labels(batch)]
     assert ids[0] == model.token_ids("a house###")[:6]
     assert ids[1] == model.token_ids(CAPTIONS[0] + "###")[:6] and ids[1][-1] != end
 
@@ -75,7 +76,7 @@ def test_a_padded_row_is_as_good_as_the_row_alone(make_model, image):
     def total(rows):
         """The summed loss of these rows as one batch."""
         samples = {"image": image[rows], "text_input": [texts[r] for r in rows]}
-        return model(samples)["loss"].item() * (model.build_inputs(samples)["labels"] != -100).sum().item()
+        return model(samples)["loss"].item() * len(model.build_batch(samples)["target_ids"])
 
     with torch.no_grad():
         assert total([0, 1]) == pytest.approx(total([0]) + total([1]), abs=1e-4)
@@ -168,18 +169,46 @@ def test_bos_stands_first_and_once(make_model):
 def test_the_image_goes_where_its_tag_was(make_model, image):
     model = make_model()
     image_embeds = model.encode_img(image)
-    out = model.wrap_prompt(image_embeds, "###Human: <Img><ImageHere></Img> Hi. ###Assistant: ")
+    prompt = "###Human: <Img><ImageHere></Img> Hi. ###Assistant: "
+    samples = {"image": image, "text_input": CAPTIONS, "prompts": [prompt]}
+    out = model.embed_batch(model.build_batch(samples))
     at = 1 + len(model.token_ids("###Human: <Img>"))
     assert torch.equal(out[:, at : at + image_embeds.shape[1]], image_embeds)
     out.sum().backward()
     assert model.llama_proj.weight.grad is not None
-    assert torch.equal(model.wrap_prompt(image_embeds, "")[:, 1:], image_embeds)
+    plain = model.embed_batch(model.build_batch({"image": image, "text_input": CAPTIONS}))
+    assert torch.equal(plain[:, 1 : 1 + image_embeds.shape[1]], image_embeds)
+    table = model.llama_model.get_input_embeddings().weight
+    after = model.token_ids("</Img> Hi. ###Assistant: ") + model.token_ids(CAPTIONS[0])
+    start = at + image_embeds.shape[1]
+    assert torch.equal(out[0, start : start + len(after)], table[after])
+
+
+def test_each_sample_may_bring_its_own_instruction(make_model, image):
+    """A batch of questions of different lengths is as good as each alone; keys that the model does not know pass."""
+    model = make_model()
+    model.config = dataclasses.replace(model.config, prompt_template="###Human: {} ###Assistant: ")
+    questions = ["What is it?", "<Img><ImageHere></Img> Is the small dog near the old house?"]
+    answers = ["a dog", "yes"]
+
+    def loss(rows):
+        samples = {"image": image[rows], "prompt": [questions[r] for r in rows], "answer_type": ["x"] * len(rows)}
+        samples["text_input"] = [answers[r] for r in rows]
+        return model(samples)["loss"].item() * len(model.build_batch(samples)["target_ids"])
+
+    with torch.no_grad():
+        assert loss([0, 1]) == pytest.approx(loss([0]) + loss([1]), abs=1e-4)
+        same = {"image": image[:1], "text_input": ["a dog"]}
+        drawn = model({**same, "prompts": ["###Human: <Img><ImageHere></Img> What is it? ###Assistant: "]})["loss"]
+        assert model({**same, "prompt": ["What is it?"]})["loss"] == drawn
+    one_prompt = [{**same, "prompt": [q]} for q in questions[:1]]
+    assert torch.equal(model.build_batch(one_prompt[0])["input_ids"][0, :1], torch.tensor([1]))  # BOS
 
 
 @pytest.mark.parametrize("prompt", ["Describe this.", "<ImageHere> and <ImageHere>"])
 def test_a_prompt_needs_one_image(tiny_model, image, prompt):
     with pytest.raises(PromptError, match=r"exactly one <ImageHere>, this has [02]"):
-        tiny_model.wrap_prompt(tiny_model.encode_img(image[:1]), prompt)
+        tiny_model.build_batch({"image": image[:1], "text_input": ["a"], "prompts": [prompt]})
     with pytest.raises(PromptError):
         split_prompt(prompt)
 
@@ -205,7 +234,7 @@ def test_one_prompt_is_drawn_for_each_batch(make_model, image):
     model.prompt_list = ["<ImageHere>", "a house <ImageHere>"]
     torch.manual_seed(0)
     samples = {"image": image, "text_input": CAPTIONS}
-    assert len({model.build_inputs(samples)["inputs_embeds"].shape for _ in range(12)}) == 2
+    assert len({model.build_batch(samples)["input_ids"].shape for _ in range(12)}) == 2
 
 
 # -- refusals -----------------------------------------------------------------------------------------------------
@@ -223,7 +252,8 @@ def test_an_end_symbol_that_is_the_padding_is_refused(make_model):
 @pytest.mark.parametrize("texts", [["", ""], ["</s>", "</s></s>"], [[], [""]]])
 def test_a_batch_without_a_target_is_refused(make_model, image, texts):
     model = make_model(end_sym="")
-    model.token_ids = lambda text: [model.tokenizer.pad_token_id] * text.count("</s>")  # no space piece either
+    pad = model.tokenizer.pad_token_id
+    model.token_ids = lambda texts: [[pad] * text.count("</s>") for text in texts]  # no space piece either
     with pytest.raises(PromptError, match="no token of this batch is trained on"):
         model({"image": image[:2], "text_input": texts})
 

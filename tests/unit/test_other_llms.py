@@ -91,9 +91,9 @@ def test_what_ends_an_answer(folders, vision, name, end_sym, stop, pad):
     assert built.config.end_sym == end_sym and built.tokenizer.pad_token == pad
     assert conversation_of("auto", built.tokenizer).stop == stop
     assert built.prompt_list == [p for p in built.prompt_list if p.count("<ImageHere>") == 1]
-    inputs = built.build_inputs({"image": torch.zeros(2, 3, 56, 56), "text_input": ["a dog", "two red dogs"]})
+    batch = built.build_batch({"image": torch.zeros(2, 3, 56, 56), "text_input": ["a dog", "two red dogs"]})
     end = built.tokenizer.convert_tokens_to_ids(end_sym.strip())
-    assert [(row == end).sum() for row in inputs["labels"]] == [1, 1]
+    assert (batch["target_ids"] == end).sum() == 2
     # BOS once, where the LLM has one
     ids = built.tokenizer(built.prompt_list[0], add_special_tokens=False)["input_ids"]
     bos = built.tokenizer.bos_token_id

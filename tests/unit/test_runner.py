@@ -1,6 +1,5 @@
 """The loop on batches that are given: accumulation, the schedule, and what ends a run."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.checkpoint import find_latest
-from minigpt4.common.dist_utils import DeviceError, choose_device, mixed_precision, training_device
+from minigpt4.common.dist_utils import DeviceError, choose_device, training_device
 from minigpt4.common.errors import UserError
 from minigpt4.common.logger import MetricLog, read_log
 from minigpt4.common.schema import BuildInfo, Config, DatasetConfig, RunConfig
@@ -47,6 +46,9 @@ class GivenTask:
 
     def build_loader(self, rank, world_size, seed, before=None):
         return Given(self.batches, before)
+
+    def build_batch(self, model, samples):
+        return samples
 
     def train_step(self, model, batch):
         self.before_step(self.steps)
@@ -369,14 +371,6 @@ def test_devices(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(DeviceError, match=r"process 2: the GPUs here are 0 to 1; .*fewer processes"):
         training_device("cuda")
-
-
-@pytest.mark.parametrize(
-    ("keys", "wanted"),
-    [({"amp": False}, "no"), ({}, "no"), ({"amp_dtype": "bf16"}, "bf16"), ({"amp": False, "amp_dtype": "bf16"}, "no")],
-)
-def test_precision_on_cpu(keys, wanted):
-    assert mixed_precision(dataclasses.replace(RunConfig(), **keys), CPU) == wanted
 
 
 # -- the log ------------------------------------------------------------------------------------------------------

@@ -28,23 +28,17 @@ def test_a_dataset_with_instructions_of_its_own_is_asked_by_these(tmp_path):
         },
     )
     task = ImageTextPretrain(config)
-    seen = []
-
-    def model(batch):
-        seen.append(batch.get("prompts"))
-        return {"loss": SimpleNamespace()}
-
-    task.train_step(model, {"dataset": "labels"})
-    task.train_step(model, {"dataset": "captions"})
-    assert seen == [["Q: <Img><ImageHere></Img> What is it? A: "], None]
+    model = SimpleNamespace(build_batch=lambda samples: samples.get("prompts"))
+    assert task.build_batch(model, {"dataset": "labels"}) == ["Q: <Img><ImageHere></Img> What is it? A: "]
+    assert task.build_batch(model, {"dataset": "captions"}) is None
 
 
 def test_prompts_of_a_batch_replace_the_models_own(tiny_model, golden):
     samples = {"image": torch.from_numpy(golden("forward")["image"]), "text_input": ["a dog"] * 4}
     prompt = "###Human: <Img><ImageHere></Img> a ###Assistant: "
-    asked = tiny_model.build_inputs({**samples, "prompts": [prompt]})["inputs_embeds"]
-    assert torch.equal(asked, tiny_model.build_inputs(samples, prompt)["inputs_embeds"])
-    assert asked.shape[1] > tiny_model.build_inputs(samples)["inputs_embeds"].shape[1]
+    asked = tiny_model.build_batch({**samples, "prompts": [prompt]})["input_ids"]
+    length = sum(len(tiny_model.token_ids(half)) for half in prompt.split("<ImageHere>"))
+    assert asked.shape[1] == tiny_model.build_batch(samples)["input_ids"].shape[1] + length
 
 
 def test_wrong_data_of_every_dataset_is_told_by_its_key(tmp_path):

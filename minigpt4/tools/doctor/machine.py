@@ -13,9 +13,10 @@ import torch
 from ...common.dist_utils import choose_device
 from ...common.errors import UserError
 from ...common.identify import gigabytes
+from ...common.paths import resolve_path
+from ...common.precision import Precision, resolve_precision
 from ...common.schema import Config
-from ...models.llm import cpu_has_bf16, llm_dtype
-from ...models.low_resource import bits_of
+from ...models.llm_loading import bits_of, stored_dtype
 from .files import Files
 from .page import LOOK, OK, WRONG, Row
 
@@ -31,7 +32,9 @@ def look_at_machine(
     key = "run.device=" if mode == "train" and not device_name else "--device "
     device, row = _device(config.run.device if key.startswith("run") else device_name, key)
     rows, free = [versions(), row], _free(device)
-    need = bytes_needed(config, files, device)
+    precision, told = _precision(config, mode, device)
+    rows.append(told)
+    need = bytes_needed(config, files, precision)
     if need:
         rows.append(_memory(need, *free, device, config))
     rows += [_disk(config)] if mode == "train" else []
@@ -72,21 +75,32 @@ def _device(name: str | None, key: str) -> tuple[torch.device, Row]:
     if device.type == "cuda":
         gpus = ", ".join(torch.cuda.get_device_properties(i).name for i in range(count))
         return device, Row(SECTION, OK, "device", f"{device}; GPUs: {gpus}; CUDA {torch.version.cuda}")
-    bf16 = "bf16 in hardware" if cpu_has_bf16() else "no bf16 in hardware, so fp32"
     gpus = f"{count} GPUs not used" if count else "no GPU"
-    return device, Row(SECTION, OK, "device", f"cpu, {os.cpu_count()} threads, {bf16}; {gpus}")
+    return device, Row(SECTION, OK, "device", f"cpu, {os.cpu_count()} threads; {gpus}")
 
 
-def bytes_needed(config: Config, files: Files, device: torch.device) -> float:
+def _precision(config: Config, mode: str, device: torch.device) -> tuple[Precision | None, Row]:
+    """What a training run or a chat would compute in here; None where the config's keys contradict each other."""
+    try:
+        stored = stored_dtype(resolve_path(config.model.llama_model))
+    except (UserError, OSError):
+        stored = None  # the files' own section says what is wrong with them
+    try:
+        precision = resolve_precision(config.model, device, config.run if mode == "train" else None, stored)
+    except UserError as error:
+        return None, Row(SECTION, WRONG, "precision", str(error))
+    return precision, Row(SECTION, OK, "precision", str(precision))
+
+
+def bytes_needed(config: Config, files: Files, precision: Precision | None) -> float:
     """Weights in memory for a chat or a training step, counted from the files' headers; 0 where they are not known."""
     model = config.model
     vision = {key: files.known[key].parameters for key in ("model.vit_ckpt", "model.q_former_model")
               if key in files.known}  # fmt: skip
-    if not files.llm or not files.llm.parameters:
+    if not files.llm or not files.llm.parameters or not precision:
         return 0
-    bits = bits_of(model.low_resource) or llm_dtype(model.llama_precision, device).itemsize * 8
-    half = device.type == "cuda" and model.vit_precision != "fp32" and model.freeze_vit
-    vit = vision.get("model.vit_ckpt", 0) * (2 if half else 4)
+    bits = bits_of(model.low_resource) or precision.llm.itemsize * 8
+    vit = vision.get("model.vit_ckpt", 0) * precision.vit.itemsize
     return files.llm.parameters * bits / 8 + vit + vision.get("model.q_former_model", 0) * 4
 
 

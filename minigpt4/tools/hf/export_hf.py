@@ -18,8 +18,8 @@ from ...common.checkpoint import atomic_save, save_weights
 from ...common.config import load_config
 from ...common.errors import ConfigError
 from ...common.paths import resolve_path
+from ...common.precision import DTYPES
 from ...common.schema import Config, ModelConfig
-from ...models.llm import DTYPES
 from ...tasks import build_model
 from . import wide as hf_wide
 from .check import compare, our_answer

@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 
 from ...common.config import load_config
 from ...common.errors import ConfigError, UserError
+from ...common.gpus import CUDA_CONTEXT, EFFICIENCY, GPUS, IMAGES_PER_SECOND, NETWORK, Gpu, roofline
 from .count import FIRST_CONTEXT, count_chat, count_step, find_llm
-from .gpus import CUDA_CONTEXT, EFFICIENCY, GPUS, IMAGES_PER_SECOND, NETWORK, Gpu, roofline
 from .predict import (
     GIB,
     Memory,

@@ -14,17 +14,18 @@ from transformers import AutoConfig, DynamicCache, LlamaConfig, PreTrainedConfig
 
 from ...common.checkpoint import named_tensors
 from ...common.errors import ConfigError, did_you_mean
+from ...common.gpus import Gpu, Work
 from ...common.paths import resolve_path
+from ...common.precision import DTYPES, Precision
 from ...common.schema import Config, ModelConfig
 from ...conversation.chat_template import with_training_form
 from ...conversation.generation import Decoding
 from ...models.eva_vit import encode_tokens
-from ...models.llm import DTYPES, llm_source
-from ...models.low_resource import bits_of
+from ...models.llm import llm_source
+from ...models.llm_loading import bits_of
 from ...models.mini_gpt4 import MiniGPT4, read_prompts
 from ...models.published import PARTS
 from . import original as plan_original
-from .gpus import Gpu, Work
 from .meter import MetaRules, Meter
 
 LLMS = {  # LLaMA's sizes; Vicuna's are the same
@@ -160,7 +161,8 @@ def workload(config: Config, llm: PreTrainedConfig, gpu: Gpu, tokens: int | None
 
 @lru_cache(maxsize=4)
 def _build(load: Workload) -> MiniGPT4:
-    model = MiniGPT4(load.model, device="meta", llm_config=load.llm)
+    precision = Precision(load.autocast, DTYPES[load.model.llama_precision], DTYPES[load.model.vit_precision], "meta")
+    model = MiniGPT4(load.model, device="meta", llm_config=load.llm, precision=precision)
     model.tokenizer = StandInTokenizer()
     if load.original:
         plan_original.as_it_ran(model)
@@ -221,13 +223,12 @@ def count_step(load: Workload, batch: int) -> Step:
     model = _build(load).train()
     model.zero_grad()
     shape = _feature_shape(load) if load.features else (3, load.model.image_size, load.model.image_size)
-    with _metered(model, load, targets=batch * load.tokens) as meter:
-        samples = {
-            "image": torch.empty(batch, *shape, device="meta"),
-            "text_input": ["a " * load.tokens] * batch,
-            "prompts": [load.prompt] if load.prompt else None,
-        }
-        loss = plan_original.loss(model, samples) if load.original else model(samples)["loss"]
+    with _metered(model, load) as meter:
+        image = torch.empty(batch, *shape, device="meta")
+        prompts = [load.prompt] if load.prompt else None
+        samples = {"image": image, "text_input": ["a " * load.tokens] * batch, "prompts": prompts}
+        laid_out = model.build_batch(samples)
+        loss = plan_original.loss(model, laid_out) if load.original else model(laid_out)["loss"]
         kept = meter.live
         _backward(loss)
     model.zero_grad()
@@ -283,10 +284,10 @@ def count_chat(load: Workload) -> ChatCost:
 
 
 @contextmanager
-def _metered(model: MiniGPT4, load: Workload, targets: int = 0) -> Iterator[Meter]:
+def _metered(model: MiniGPT4, load: Workload) -> Iterator[Meter]:
     low = _low_bit_weights(model, load)
     shrunk = {w.untyped_storage()._cdata: size / w.itemsize for w, size in low.items()}
     keeps = frozenset(map(id, low)) if load.bits == 8 and load.fused else frozenset()
     meter = Meter([*model.parameters(), *model.buffers()], shrunk)
-    with MetaRules(load.autocast, targets, keeps).active(), meter:
+    with MetaRules(load.autocast, keeps).active(), meter:
         yield meter

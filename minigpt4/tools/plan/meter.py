@@ -2,7 +2,7 @@
 
 Modules run as they are, on tensors that have a shape and no data. `Meter` sees each operation below autograd: FLOPs,
 bytes moved, bytes alive. `MetaRules` stands in for what a GPU would decide from its type or from data: autocast, the
-fused attention kernel, which tokens are targets.
+fused attention kernel.
 """
 
 import weakref
@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ...common.gpus import Work
 from .allocator import CachingAllocator
-from .gpus import Work
 
 aten = torch.ops.aten
 LOOKUPS = {aten.embedding, aten.index, aten.index_select}  # these read the rows that they return, not the whole table
@@ -132,7 +132,6 @@ class MetaRules(TorchFunctionMode):
     - Autocast, which PyTorch refuses on meta: matrix products in `autocast`, sums and norms in fp32.
       Source: the lists of torch/csrc/autograd (autocast_mode.h), the part that these models use.
     - Fused attention keeps no scores: the memory-efficient kernel, the one that takes a padding mask.
-    - `nonzero` finds `targets` places. A tensor's truth is False: rows have padding, and one caption.
     - Linear layers whose weight is in `int8` keep their input for backward, frozen or not, as bitsandbytes' do.
     """
 
@@ -142,14 +141,12 @@ class MetaRules(TorchFunctionMode):
     )  # fmt: skip
     RAISED = frozenset((F.layer_norm, F.softmax, F.cross_entropy, Tensor.pow, torch.pow, torch.rsqrt))
 
-    def __init__(self, autocast: torch.dtype | None, targets: int = 0, int8: frozenset[int] = frozenset()):
+    def __init__(self, autocast: torch.dtype | None, int8: frozenset[int] = frozenset()):
         super().__init__()
-        self.autocast, self.targets, self.int8 = autocast, targets, int8
+        self.autocast, self.int8 = autocast, int8
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is Tensor.nonzero and args[0].is_meta:
-            return tuple(torch.empty(self.targets, dtype=torch.long, device="meta") for _ in range(args[0].ndim))
         if func is Tensor.__bool__ and args[0].is_meta:
             return False
         if self.autocast and (func in self.LOWER or func in self.RAISED):

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from ...models.batch import full_labels, to_device
+
 
 def as_it_ran(model: nn.Module) -> None:
     """Give a MiniGPT4's LLaMA the attention and the norms of transformers 4.28."""
@@ -23,10 +25,11 @@ def as_it_ran(model: nn.Module) -> None:
             module.forward = types.MethodType(_rms_norm, module)
 
 
-def loss(model: nn.Module, samples: dict) -> Tensor:
+def loss(model: nn.Module, batch: dict) -> Tensor:
     """The original's loss: logits of every position, image and prompt too, then all but the text masked."""
-    inputs = model.build_inputs(samples)
-    labels, _ = inputs.pop("labels"), inputs.pop("source")
+    batch = to_device(batch, model.device)
+    labels = full_labels(batch)
+    inputs = {"inputs_embeds": model.embed_batch(batch), "attention_mask": batch["attention_mask"]}
     logits = model.llama_model(**inputs, use_cache=False).logits
     before, after = logits[:, :-1].contiguous(), labels[:, 1:].contiguous()
     return F.cross_entropy(before.flatten(0, 1), after.flatten())

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
 
+from ...common.gpus import CUDA_CONTEXT, IMAGES_PER_SECOND, PROCESS, Gpu, all_gather, all_reduce, roofline
 from ...common.schema import Config
 from .count import ChatCost, Part, Step, Workload, count_chat, count_layers, count_parts, count_step, workload
-from .gpus import CUDA_CONTEXT, IMAGES_PER_SECOND, PROCESS, Gpu, all_gather, all_reduce, roofline
 
 GIB = 2**30
 MOST = 4096  # batches above this are not looked at

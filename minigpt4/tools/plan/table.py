@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from ...common.config import load_config
+from ...common.gpus import GPUS, Gpu, roofline
 from .count import LLMS, count_chat, find_llm
-from .gpus import GPUS, Gpu, roofline
 from .predict import GIB, Setup, chat_memory, training_memory, training_time, weights_fit, what_fits
 
 STAGE1 = "train_configs/minigpt4_stage1_pretrain.yaml"

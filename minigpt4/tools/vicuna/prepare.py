@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...common.errors import CheckpointError, UserError
 from ...common.identify import gigabytes
-from ...models.llm import DTYPES
+from ...common.precision import DTYPES
 from .llama_meta import Llama, TransformersLlama, open_llama
 from .sharded import DiskFullError, damaged_tensors, parse_size, plan_shards, write_json, write_shard
 from .tokenizer import find_tokenizer, piece_count, special_ids, special_tokens, write_tokenizer

@@ -1,5 +1,6 @@
 """Published figures of common devices, and the roofline that turns counted work into seconds."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -47,6 +48,12 @@ GPUS = {
         ),
     )
 }  # fmt: skip
+
+
+def peak_flops(name: str) -> float | None:
+    """The 16-bit peak, FLOP/s, of the GPU that PyTorch calls `name`, e.g. `NVIDIA A100-SXM4-80GB`; None: not known."""
+    words = re.findall(r"\w+", name.lower())
+    return next((gpu.tflops16 * 1e12 for gpu in GPUS.values() if gpu.name.split("-")[0] in words), None)
 
 
 def roofline(work: Work, gpu: Gpu) -> float:
