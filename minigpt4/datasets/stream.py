@@ -11,7 +11,7 @@ import signal
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -89,16 +89,17 @@ class SampleStream(IterableDataset):
 
 def collate(samples: Sequence[dict]) -> dict:
     """Samples -> {"image": (B, 3, H, W), "text_input": list[B], "bad": [(where, why)], "hopeless": bool, "place":
-    (number of the stream, its place after the batch)}."""
+    (number of the stream, its place after the batch)}. Any other key of the samples ("prompt", an instruction of its
+    own, for one) becomes a list[B], with None where a sample has it not."""
     good = [s for s in samples if "image" in s]
     batch = {
         "bad": [b for s in samples for b in s["bad"]],
         "hopeless": any(s.get("hopeless") for s in samples),
     }
     if good:
-        batch["image"] = torch.stack([s["image"] for s in good])
-        batch["text_input"] = [s["text_input"] for s in good]
-        batch["place"] = good[-1]["place"]
+        keys = {key: None for sample in good for key in sample if key not in batch}
+        batch |= {key: [sample.get(key) for sample in good] for key in keys}
+        batch |= {"image": torch.stack(batch["image"]), "place": good[-1]["place"]}
     return batch
 
 
@@ -122,7 +123,9 @@ def _leave_signals_to_the_run(_worker: int) -> None:
     threading.Thread(target=heed_the_run, daemon=True).start()
 
 
-def make_loader(stream: SampleStream, batch_size: int, num_workers: int) -> StatefulDataLoader:
+def make_loader(
+    stream: SampleStream, batch_size: int, num_workers: int, collate_fn: Callable[[Sequence[dict]], dict] = collate
+) -> StatefulDataLoader:
     """Batches of a stream. Its `state_dict()` is the place after the last batch that was taken, not prefetched."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's own affair
@@ -130,7 +133,7 @@ def make_loader(stream: SampleStream, batch_size: int, num_workers: int) -> Stat
             stream,
             batch_size=batch_size,
             num_workers=num_workers,
-            collate_fn=collate,
+            collate_fn=collate_fn,
             persistent_workers=False,
             pin_memory=torch.cuda.is_available(),
             drop_last=True,

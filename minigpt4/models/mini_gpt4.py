@@ -65,8 +65,8 @@ class MiniGPT4(PublishedWeights):
         super().__init__()
         device = torch.device(device)
         self.config = config
-        self._patches: int | None = None  # Q without Q-Former, once it is known
-        self._known_prompts: dict[str, tuple[list[int], list[int]]] = {}
+        self._known_lengths: dict[tuple[int, ...], int] = {}  # shape of an image -> Q
+        self._known_prompts: dict[str, tuple[list[int], list[int]]] = {}  # prompt -> ids before and after the image
         q = config.qformer_kwargs
 
         meta = device.type == "meta"
@@ -253,15 +253,14 @@ class MiniGPT4(PublishedWeights):
 
         Args:
             samples: {"image": (B, 3, H, W) or features (B, N, D_vit), "text_input": list[B] of a text or of several
-                captions}. May bring "prompt", list[B], an instruction for each row, with or without `<ImageHere>`; or
-                "prompts", a list of which one is drawn for the whole batch instead of the model's own.
+                captions}. May bring "prompt", list[B], an instruction for each row, with or without `<ImageHere>`, or
+                None; and "prompts", of which one is drawn for the other rows, instead of the model's own.
         """
         image, texts = samples["image"], samples["text_input"]
-        if "prompt" in samples:
-            prompts = [self._instruction(prompt) for prompt in samples["prompt"]]
-        else:
-            drawn = samples.get("prompts") or self.prompt_list
-            prompts = [drawn[torch.randint(len(drawn), ()).item()] if drawn else ""] * len(texts)
+        choices = samples.get("prompts") or self.prompt_list
+        drawn = choices[torch.randint(len(choices), ()).item()] if choices else ""
+        own = samples.get("prompt") or [None] * len(texts)
+        prompts = [drawn if prompt is None else self._instruction(prompt) for prompt in own]
         rows = [[text] if isinstance(text, str) else text for text in texts]
         ids = iter(self.token_ids([text + self.config.end_sym for row in rows for text in row]))
         captions = [[next(ids)[: self.config.max_txt_len] for _ in row] for row in rows]
@@ -285,18 +284,16 @@ class MiniGPT4(PublishedWeights):
             self._known_prompts[prompt] = self._with_bos(before), after
         return self._known_prompts[prompt]
 
+    @torch.no_grad()
     def _image_tokens(self, image: Tensor) -> int:
-        """Q: how many positions of the sequence an image takes."""
-        if self.config.has_qformer:
-            return self.config.num_query_token
-        if image.ndim == 3:  # features
-            return image.shape[1]
-        if self._patches is None:
-            vit, training = self.visual_encoder, self.visual_encoder.training
-            with torch.no_grad():
-                self._patches = encode_tokens(vit.eval(), image[:1].to(self.device)).shape[1]
-            vit.train(training)
-        return self._patches
+        """Q: how many positions an image takes. Asked of `encode_img`, once, for a subclass may change it."""
+        shape = tuple(image.shape[1:])
+        if shape not in self._known_lengths:
+            training = self.training
+            self.eval()  # no dropout, no batch-norm updates
+            self._known_lengths[shape] = self.encode_img(image[:1]).shape[1]
+            self.train(training)
+        return self._known_lengths[shape]
 
     def embed_batch(self, batch: dict[str, Tensor]) -> Tensor:
         """What the LLM reads: text embeddings, with the images in their places. (B, S, D_llm)"""

@@ -90,9 +90,14 @@ def blamed(key: str) -> Iterator[None]:
 class ImageTextPretrain:
     """The loss of a batch is the model's loss on it.
 
+    A task of one's own may replace `collate`, which makes a batch of samples in the loader's processes, and
+    `build_batch`, which makes of it what the model takes.
+
     Raises:
         DataError: a dataset's files are not as they should be; said here, before a weight is read.
     """
+
+    collate = staticmethod(collate)
 
     def __init__(self, config: Config):
         self.config = config
@@ -174,7 +179,7 @@ class ImageTextPretrain:
                 stream.place = source.reshard(stands["places"].get(name, {}), stands["streams"])
             elif stands:
                 stream.seed = seed_of(seed, "drawn", stands["drawn"])
-            loaders[name] = make_loader(stream, run.batch_size_train, run.num_workers)
+            loaders[name] = make_loader(stream, run.batch_size_train, run.num_workers, self.collate)
         ratios = {name: dataset.sample_ratio for name, dataset in self.config.datasets.items()}
         return MixedLoader(loaders, ratios, seed, rank, drawn=stands["drawn"] if stands else 0)
 
@@ -189,7 +194,7 @@ class ImageTextPretrain:
             count = min(run.valid_samples, len(source)) if hasattr(source, "__len__") else run.valid_samples
             stream = iter(SampleStream(source, name, 0, rank, world_size))
             for left in range(max(count // world_size, 1), 0, -run.batch_size_eval):
-                batch = collate(list(itertools.islice(stream, min(left, run.batch_size_eval))))
+                batch = self.collate(list(itertools.islice(stream, min(left, run.batch_size_eval))))
                 if batch["hopeless"]:
                     where, why = batch["bad"][0]
                     raise DataError(f"datasets.{name}.valid_info: no sample can be read, e.g. {where} ({why})")

@@ -11,9 +11,11 @@ from soak import free_port, rows, weights
 PROJECT = Path(__file__).parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
 GIVEN = """
+import os
 import sys
 import torch
 import train
+from accelerate import Accelerator
 from minigpt4.tasks import ImageTextPretrain
 
 TEXTS = ["a small dog", "a house", "a house", "a small dog"]  # as many tokens in each half
@@ -35,6 +37,10 @@ class Halves:
 ImageTextPretrain.build_loader = lambda self, rank, world, seed, before=None: Halves(
     rank, world, self.config.model.image_size
 )
+
+if os.environ.get("AS_ON_GPUS"):
+    # accelerate takes gloo's processes for GPUs: it then refuses a model that holds sharded parameters.
+    Accelerator.multi_device = property(lambda self: self.use_distributed)
 sys.exit(train.main(sys.argv[1:]))
 """
 
@@ -53,6 +59,8 @@ def trained(write_config, data, tmp_path):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
             environment = {**os.environ, **ONE_THREAD, **(place if world > 1 else {})}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            if parallel == "fsdp":  # DDP without device_ids, as on CPU
+                environment |= {"AS_ON_GPUS": "1", "ACCELERATE_BYPASS_DEVICE_MAP": "true"}
             command = [sys.executable, str(tmp_path / "given.py"), "--cfg-path", config]
             runs.append(subprocess.Popen(command, env=environment, cwd=PROJECT, stderr=subprocess.PIPE, text=True))
         said = [run.communicate(timeout=120)[1] for run in runs]

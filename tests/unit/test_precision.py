@@ -10,8 +10,11 @@ from torch import nn
 from minigpt4.common import precision
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.precision import fast_half_dtype, resolve_precision
-from minigpt4.common.schema import ModelConfig, RunConfig
+from minigpt4.common.schema import Config, ModelConfig, RunConfig
 from minigpt4.models.llm_loading import load_llm, quantization_config, stored_dtype
+from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.runners.sharding import shard_llm
+from minigpt4.tasks import ImageTextPretrain, image_text_pretrain
 from minigpt4.tools.golden import write_published_files
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -131,8 +134,9 @@ def test_checkpointing_reaches_a_trained_vit(make_model, golden):
     gradients = []
     for recompute in (False, True):
         model, calls = make_model(freeze_vit=False, use_grad_checkpoint=recompute), []
+        batch = model.build_batch(samples)
         model.visual_encoder.blocks[0].attn.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        model(samples)["loss"].backward()
+        model(batch)["loss"].backward()
         gradients.append(model.visual_encoder.patch_embed.proj.weight.grad)
         assert len(calls) == 1 + recompute
     assert torch.allclose(*gradients, atol=1e-6)
@@ -214,3 +218,59 @@ def test_segments_of_an_llm_on_another_device(make_model):
     model.llama_model.set_input_embeddings(Elsewhere(table))
     assert torch.equal(model.embed_ids(Ids()), table(torch.tensor([5])))
     assert moves == [torch.device("cuda:1"), CPU]
+
+
+# -- FSDP ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("world", "apart"), [(None, False), ("1", False), ("2", True)])
+def test_one_process_of_fsdp_is_as_ddp(monkeypatch, world, apart):
+    monkeypatch.setenv("WORLD_SIZE", world) if world else monkeypatch.delenv("WORLD_SIZE", raising=False)
+    seen = {}
+    monkeypatch.setattr(image_text_pretrain, "build_model", lambda *_, **options: seen.update(options))
+    ImageTextPretrain(Config(run=RunConfig(parallel="fsdp"))).build_model(CPU)
+    assert seen["llm_apart"] is apart
+
+
+def test_an_llm_to_be_sharded_stays_in_its_files(golden_dir, tmp_path):
+    """Processes share the mapped pages of a file; a cast would give each a copy of the whole LLM."""
+    keys = write_published_files(golden_dir, tmp_path)
+    half = precision.Precision(None, BF16, FP32, "")
+    apart = MiniGPT4(ModelConfig(**keys), precision=half, llm_apart=True)
+    assert apart.llama_model.dtype == FP32  # that of the files
+    assert MiniGPT4(ModelConfig(**keys), precision=half).llama_model.dtype == BF16
+
+
+def test_sharding_casts_layer_by_layer(golden_dir, tmp_path):
+    """In one process of gloo: the weights are those of an LLM that was cast as it was read."""
+    path = write_published_files(golden_dir, tmp_path)["llama_model"]
+    cast, sharded, ids = load_llm(path, BF16, CPU), load_llm(path, FP32, CPU), torch.tensor([[1, 20, 33, 47]])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        shard_llm(sharded, CPU, BF16, 1)
+        assert {p.dtype for p in sharded.parameters()} == {BF16}
+        assert sharded.model.rotary_emb.inv_freq.dtype == FP32
+        assert torch.equal(sharded(ids).logits, cast(ids).logits)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# -- attention and compiling --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", ["eager", "sdpa"])
+def test_the_attention_that_is_written(make_model, written):
+    assert make_model(attn_implementation=written).llama_model.config._attn_implementation == written
+    assert make_model().llama_model.config._attn_implementation == "eager"  # auto, on a CPU
+
+
+def test_flash_attention_that_is_not_installed(make_model):
+    with pytest.raises(ConfigError, match=r"model\.attn_implementation: flash_attention_2: .*be installed"):
+        make_model(attn_implementation="flash_attention_2")
+
+
+def test_every_layer_is_compiled(make_model, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **keys: compiled.append(type(self).__name__))
+    make_model().compile_layers()
+    assert compiled == ["LlamaDecoderLayer"] * 2 + ["EvaBlock"] * 2

@@ -3,19 +3,24 @@
 import json
 import os
 import signal
+import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from minigpt4.common.checkpoint import find_latest
 from minigpt4.common.dist_utils import DeviceError, choose_device, training_device
-from minigpt4.common.errors import UserError
+from minigpt4.common.errors import ConfigError, UserError
 from minigpt4.common.logger import MetricLog, read_log
+from minigpt4.common.optims import create_optimizer
+from minigpt4.common.registry import OPTIMIZERS
 from minigpt4.common.schema import BuildInfo, Config, DatasetConfig, RunConfig
 from minigpt4.runners import runner as runner_module
+from minigpt4.runners import throughput
 from minigpt4.runners.averaging import WeightAverage
-from minigpt4.runners.runner import Runner, changes
+from minigpt4.runners.runner import Runner, changes, frozen_names
 from minigpt4.runners.step_guard import StepGuard
 from minigpt4.runners.validation import Validation
 
@@ -48,7 +53,7 @@ class GivenTask:
         return Given(self.batches, before)
 
     def build_batch(self, model, samples):
-        return samples
+        return model.build_batch(samples) if hasattr(model, "build_batch") else samples
 
     def train_step(self, model, batch):
         self.before_step(self.steps)
@@ -174,6 +179,152 @@ def test_bad_steps_are_counted_over_a_restart(run, tmp_path):
         run(Slope(), task, iters_per_epoch=4)
     with pytest.raises(UserError, match="2 steps in a row"):
         run(Slope(), GivenTask([{"x": float("nan")}]), iters_per_epoch=4, max_bad_steps=1)
+
+
+@pytest.fixture
+def run_fp16(run, monkeypatch):
+    """As on a GPU without bf16: fp16 with a loss scaler, which PyTorch has for the CPU too."""
+    prepare = Accelerator.prepare
+
+    def with_scaler(self, *arguments, **keys):
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        prepared = prepare(self, *arguments, **keys)
+        self.native_amp = True
+        return prepared
+
+    monkeypatch.setattr(Accelerator, "prepare", with_scaler)
+    monkeypatch.setattr(Accelerator, "mixed_precision", property(lambda self: "fp16"))
+    return run
+
+
+def test_fp16_logs_the_real_norm(run_fp16, tmp_path):
+    model = Slope()
+    run_fp16(model, GivenTask([{"x": 3.0}]), init_lr=1.0, min_lr=1.0, weight_decay=0.0)
+    assert [r["grad_norm"] for r in log_rows(tmp_path)] == [3.0] * 3
+    assert model.w.item() == pytest.approx(-3, rel=1e-4)
+
+
+class Overflows(Slope):
+    """Its gradient is infinite while the loss scale is above 2^14, as an overflow in fp16 would be."""
+
+    def forward(self, batch):
+        loss = self.w * batch["x"]
+        loss.register_hook(lambda g: torch.where(g > 2.0**14, torch.inf, g))
+        return {"loss": loss}
+
+
+def test_an_fp16_overflow_lowers_the_scale_and_is_counted(run_fp16, tmp_path):
+    model = Overflows()
+    done = run_fp16(model, GivenTask([{"x": 1.0}]), iters_per_epoch=5, max_bad_steps=0, init_lr=1.0, min_lr=1.0)
+    assert [r.get("skipped") for r in log_rows(tmp_path)] == [True, True, None, None, None]
+    assert done.accelerator.scaler.get_scale() == 2.0**14
+    assert done.guard.skipped == 2 and model.w.item() < -2
+
+
+def test_fp16_gradients_that_are_never_finite_end_the_run(run_fp16):
+    class Never(Slope):
+        def forward(self, batch):
+            return {"loss": (self.w * batch["x"]).abs().sqrt()}  # no gradient at 0
+
+    with pytest.raises(UserError, match=r"the gradient of step 20 is not finite .*, 4 steps in a row"):
+        run_fp16(Never(), GivenTask([{"x": 1.0}]), iters_per_epoch=1000, max_bad_steps=3)
+
+
+def test_one_look_at_the_device_in_a_step(run, make_model, golden, monkeypatch):
+    """Every `.item()`, `.tolist()` or `bool()` of a tensor makes the host wait for a GPU."""
+    image = torch.from_numpy(golden("forward")["image"])
+    looks, step = [], []
+    for name in ("item", "tolist", "__bool__", "__float__", "nonzero"):
+        kind = getattr(torch.Tensor, name)
+
+        def spied(self, *arguments, kind=kind, name=name):
+            frame = sys._getframe(1)
+            if "minigpt4" in frame.f_code.co_filename and step:
+                looks.append((name, frame.f_code.co_name))
+            return kind(self, *arguments)
+
+        monkeypatch.setattr(torch.Tensor, name, spied)
+    run(make_model(), GivenTask([{"image": image, "text_input": ["a dog"] * 4}], lambda n: step.append(n)))
+    # The last step writes a checkpoint, which must look.
+    assert looks[:3] == [("tolist", "_step_facts")] * 3
+
+
+def test_another_optimizer(run, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS._entries, "steady", lambda groups, lr, pull: torch.optim.SGD(groups, lr, pull))
+    model = Slope()
+    keys = dict(init_lr=0.5, min_lr=0.5, weight_decay=0.0)
+    run(model, GivenTask([{"x": 2.0}]), "sgd", optimizer="sgd", **keys)
+    assert model.w.item() == pytest.approx(-3)  # three steps of 0.5 * 2
+    done = run(Slope(), GivenTask([{"x": 2.0}]), "steady", optimizer="steady", optimizer_kwargs={"pull": 0.9}, **keys)
+    assert done.optimizer.param_groups[0]["momentum"] == 0.9
+    done = run(Slope(), GivenTask([{"x": 2.0}]), "betas", optimizer_kwargs={"betas": [0.5, 0.6]}, **keys)
+    assert tuple(done.optimizer.param_groups[0]["betas"]) == (0.5, 0.6)
+    with pytest.raises(ConfigError, match=r"run\.optimizer_kwargs: sgd does not take .*'betas'"):
+        run(Slope(), GivenTask([]), "wrong", optimizer="sgd", optimizer_kwargs={"betas": [0.5, 0.6]})
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cuda", True), ("cpu", None)])
+def test_adamw_is_fused_on_cuda(device, fused, monkeypatch):
+    seen = {}
+    monkeypatch.setitem(OPTIMIZERS._entries, "adamw", lambda groups, lr, betas=0, fused=None: seen.update(fused=fused))
+    create_optimizer(RunConfig(), Slope(), torch.device(device))
+    assert seen == {"fused": fused}
+
+
+def test_what_ddp_leaves_alone():
+    """Frozen parts, buffers and all; but the statistics of a trained batch norm are the same in every process."""
+    model = nn.ModuleDict({
+        "frozen": nn.BatchNorm1d(2).requires_grad_(False), "trained": nn.BatchNorm1d(2), "layer": nn.Linear(2, 2),
+    })  # fmt: skip
+    model.register_buffer("positions", torch.zeros(1))
+    assert set(frozen_names(model)) == {
+        "positions", "frozen.weight", "frozen.bias", "frozen.running_mean", "frozen.running_var",
+        "frozen.num_batches_tracked",
+    }  # fmt: skip
+
+
+def test_validation_touches_one_gpu(monkeypatch):
+    """`fork_rng()` would make a CUDA context on each of eight GPUs."""
+    seen, fork = [], torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices=None: seen.append(devices) or fork(devices=[]))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    Validation(lambda: [], None).totals(Slope(), lambda model, batch: torch.zeros(()))
+    assert seen == [[3]]
+
+
+def test_the_log_tells_of_data_and_padding(run, make_model, golden, tmp_path):
+    image = torch.from_numpy(golden("forward")["image"])[:2]
+    model = make_model()
+    done = run(model, GivenTask([{"image": image, "text_input": ["a dog", "a dog"]}]))
+    row = log_rows(tmp_path)[-1]
+    assert row["padding_share"] == 0 and row["tokens_per_second"] > 0 and 0 <= row["data_wait_share"] < 1
+    samples = {"image": image, "text_input": ["a dog", "the river near a mountain"]}
+    batch = model.build_batch(samples)
+    done.throughput.row()
+    with done.throughput.counting(batch):
+        pass
+    done.throughput.seconds = 2.0
+    row = done.throughput.row()
+    assert row["tokens_per_second"] == batch["attention_mask"].sum() / 2
+    assert row["padding_share"] == pytest.approx(1 - batch["attention_mask"].float().mean().item(), abs=1e-4)
+
+
+def test_mfu_counts_forward_and_backward(monkeypatch):
+    """On a GPU whose peak is known: the FLOPs of the first step, for each position, over time and peak."""
+    monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    monkeypatch.setattr(throughput.torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    seen = throughput.Throughput(torch.device("cuda"))
+    assert seen.peak == 312e12
+    left = torch.randn(8, 16, requires_grad=True)
+    for _ in range(2):
+        with seen.counting({"input_ids": torch.zeros(2, 4), "tokens": 6}):
+            (left @ torch.randn(16, 32)).sum().backward()
+    seen.seconds = 1e-9
+    row = seen.row()
+    assert row["mfu"] == pytest.approx(2 * 2 * (2 * 8 * 16 * 32) / 1e-9 / 312e12, abs=1e-3)
+    assert row["peak_memory_gib"] == 3
 
 
 def test_a_loss_spike_is_told(tmp_path, caplog, monkeypatch):
