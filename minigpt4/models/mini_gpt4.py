@@ -23,7 +23,8 @@ from ..common.memory import check_loaded, empty_weights
 from ..common.paths import resolve_path
 from ..common.registry import MODELS
 from ..common.schema import ModelConfig
-from ..conversation.chat_template import with_training_form
+from ..conversation.chat_template import conversation_of, with_training_form
+from ..conversation.plain_text import longest_token, text_marker, token_ids
 from ..conversation.prompts import IMAGE_MARK
 from . import qformer as qf
 from .adapters import add_lora, create_projection, set_lora_training
@@ -106,7 +107,11 @@ class MiniGPT4(PublishedWeights):
             add_lora(self.llama_model, config.lora)
         self.config = config = with_training_form(config, self.tokenizer)
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template) if config.prompt_path else []
+        self.as_text = str
         if self.tokenizer:
+            rows = self.llama_model.get_input_embeddings().num_embeddings
+            self.as_text = text_marker(self.tokenizer, conversation_of(config.conv_template, self.tokenizer), rows)
+            self.longest_token = longest_token(self.tokenizer)
             if config.pad_token is None:
                 pad_apart_from(self.tokenizer, self.token_ids(config.end_sym))
             self._check_end_symbol()
@@ -202,14 +207,14 @@ class MiniGPT4(PublishedWeights):
         return self.llama_proj(tokens)
 
     def token_ids(self, text: str) -> list[int]:
-        """Ids of `text` by itself, without BOS or EOS."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Ids of `text` by itself, without BOS or EOS; control tokens that `as_text` marked in it are text."""
+        return token_ids(self.tokenizer, text)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         return self.llama_model.get_input_embeddings()(ids.to(self.device))
 
-    def embed_segments(self, segments: Sequence[str | Tensor]) -> Tensor:
-        """Text and images in the order given -> embeds (1, T, D_llm).
+    def segment_ids(self, segments: Sequence[str | Tensor]) -> list[list[int] | Tensor]:
+        """Text and images in the order given -> ids of each text, and the images as they are.
 
         Each text is tokenized by itself, so each gets the tokenizer's own leading-space piece, as in the original. BOS
         goes first, unless the first text already begins with it (ChatML with `<|im_start|>` as BOS) or there is none.
@@ -217,20 +222,21 @@ class MiniGPT4(PublishedWeights):
         Args:
             segments: texts, and image embeddings (Q, D_llm).
         """
+        parts = [s if isinstance(s, Tensor) else self.token_ids(s) for s in segments]
         bos = self.tokenizer.bos_token_id
-        parts: list[Tensor] = []
-        for i, segment in enumerate(segments):
-            if isinstance(segment, Tensor):
-                if i == 0 and bos is not None:
-                    parts.append(self.embed_ids(torch.tensor([bos])))
-                parts.append(segment)
-                continue
-            ids = self.token_ids(segment)
-            if i == 0 and bos is not None and ids[:1] != [bos]:
-                ids = [bos, *ids]
-            parts.append(self.embed_ids(torch.tensor(ids, dtype=torch.long)))
+        if bos is not None and (isinstance(parts[0], Tensor) or parts[0][:1] != [bos]):
+            parts.insert(0, [bos])
+        return parts
+
+    def embed_segments(self, segments: Sequence[str | Tensor]) -> Tensor:
+        """Text and images as for `segment_ids` -> embeds (1, T, D_llm)."""
+        return self.embed_parts(self.segment_ids(segments))
+
+    def embed_parts(self, parts: Sequence[list[int] | Tensor]) -> Tensor:
+        """What `segment_ids` returns -> embeds (1, T, D_llm)."""
         dtype = self.llama_model.get_input_embeddings().weight.dtype
-        return torch.cat([p.to(dtype) for p in parts])[None]
+        rows = [p if isinstance(p, Tensor) else self.embed_ids(torch.tensor(p, dtype=torch.long)) for p in parts]
+        return torch.cat([row.to(dtype) for row in rows])[None]
 
     def wrap_prompt(self, image_embeds: Tensor, prompt: str) -> Tensor:
         """Put each image between the two halves of `prompt`, split at `<ImageHere>`, after BOS.
@@ -263,10 +269,12 @@ class MiniGPT4(PublishedWeights):
             input_ids (B, T) padded on the right; attention_mask (B, T); segment (B, T), the number of the caption a
             token belongs to, -1 for padding; position (B, T), the token's place within its caption.
         """
-        rows = []
+        rows, most = [], self.config.max_txt_len
         for captions in texts:
             captions = [captions] if isinstance(captions, str) else captions
-            encoded = [self.token_ids(c + self.config.end_sym)[: self.config.max_txt_len] for c in captions]
+            # What is sure to be cut off is not tokenized either.
+            captions = [self.as_text(caption[: most * self.longest_token]) for caption in captions]
+            encoded = [self.token_ids(caption + self.config.end_sym)[:most] for caption in captions]
             rows.append([(token, k, i) for k, ids in enumerate(encoded) for i, token in enumerate(ids)])
         length = max(map(len, rows))
         padding = (self.tokenizer.pad_token_id, -1, 0)
@@ -295,7 +303,7 @@ class MiniGPT4(PublishedWeights):
         """
         if prompt is None:
             prompts = samples.get("prompts") or self.prompt_list
-            prompt = prompts[torch.randint(len(prompts), ()).item()] if prompts else ""
+            prompt = self._instruction(prompts[torch.randint(len(prompts), ()).item()]) if prompts else ""
         prefix = self.wrap_prompt(self.encode_img(samples["image"]), prompt)  # (B, P, D_llm)
         text = self.tokenize_texts(samples["text_input"])
         ids, segment = text["input_ids"], text["segment"]
@@ -321,6 +329,13 @@ class MiniGPT4(PublishedWeights):
             before = torch.arange(p, device=ids.device).expand(batch, -1)
             inputs["position_ids"] = torch.cat([before, text["position"] + p], dim=1)
         return inputs
+
+    def _instruction(self, prompt: str) -> str:
+        """A line of a prompt file in `prompt_template`, with its control tokens marked as text."""
+        before, _, after = self.config.prompt_template.partition("{}")
+        if not (prompt.startswith(before) and prompt.endswith(after)):
+            return prompt
+        return before + self.as_text(prompt[len(before) : len(prompt) - len(after)]) + after
 
     def forward(self, samples: dict) -> dict[str, Tensor]:
         """Mean cross-entropy over the target tokens of the batch: {"loss": scalar}.
