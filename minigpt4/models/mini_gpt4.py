@@ -7,6 +7,7 @@ D_vit, D_q, D_llm widths, V vocabulary.
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,7 +108,7 @@ class MiniGPT4(PublishedWeights):
             add_lora(self.llama_model, config.lora)
         self.config = config = with_training_form(config, self.tokenizer)
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template) if config.prompt_path else []
-        self.as_text = str
+        self.as_text, self.longest_token = str, sys.maxsize
         if self.tokenizer:
             rows = self.llama_model.get_input_embeddings().num_embeddings
             self.as_text = text_marker(self.tokenizer, conversation_of(config.conv_template, self.tokenizer), rows)
