@@ -29,9 +29,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     setup_logging()
     from minigpt4.serve import build_chat
+    from minigpt4.serve.start import find_address, prepare_uploads
 
     name = f"cuda:{args.gpu_id}" if args.gpu_id is not None else args.device
     device = choose_device(name, f"--device {args.device}" if args.device else f"--gpu-id {args.gpu_id}")
+    find_address(args.host, args.port)  # what would stop the page is told before the model is loaded
+    prepare_uploads()
     config = load_config(args.cfg_path, args.options, mode="chat")
     chat = build_chat(config, device)
     from minigpt4.serve.app import build_app, launch

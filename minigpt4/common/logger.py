@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from textwrap import indent
 
 from .errors import UserError
 from .paths import write_whole
@@ -51,7 +52,8 @@ class MetricLog:
         with self.path.with_name("samples.jsonl").open("a", encoding="utf-8") as file:
             for row in answers:
                 file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
-                self._board.add_text(row["image"], row["answer"], step)
+                # TensorBoard reads Markdown, in which an answer could name an image of another host; code is text.
+                self._board.add_text(row["image"], indent(row["answer"], "    ", lambda line: True), step)
 
     def close(self) -> None:
         self._file.close()

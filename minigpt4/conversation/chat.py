@@ -16,7 +16,8 @@ from transformers import StoppingCriteriaList
 from ..common.errors import UserError
 from ..processors.image_processors import open_image
 from .chat_template import conversation_of
-from .generation import Decoding, Detokenizer, PrefixCache, StopOnText, TokenStream, presentable
+from .generation import Decoding, Detokenizer, PrefixCache, StopOnText, TokenStream, no_own_defaults, presentable
+from .plain_text import longest_token, text_marker
 from .prompts import ChatState, Conversation, Turn
 
 
@@ -39,7 +40,8 @@ class Chat:
     ```
 
     Args:
-        model: MiniGPT4, or what has `tokenizer`, `llama_model`, `device`, `encode_img`, `embed_segments`.
+        model: MiniGPT4, or what has `tokenizer`, `llama_model`, `device`, `encode_img`, `segment_ids`,
+            `embed_parts`.
         vis_processor: PIL image -> float (3, H, W).
         conv_template: a name in CONVERSATIONS, `auto` (the tokenizer's own chat template), or a Conversation.
         temperature, repetition_penalty: what is used when a call names none.
@@ -64,10 +66,13 @@ class Chat:
         self.temperature, self.repetition_penalty = temperature, repetition_penalty
         named = isinstance(conv_template, str)
         self.template = conversation_of(conv_template, model.tokenizer) if named else conv_template
-        own_limit = getattr(model.llama_model.config.get_text_config(), "max_position_embeddings", None)
+        llm = model.llama_model
+        self.as_text = text_marker(model.tokenizer, self.template, llm.get_input_embeddings().num_embeddings)
+        self.longest_token = longest_token(model.tokenizer)
+        own_limit = getattr(llm.config.get_text_config(), "max_position_embeddings", None)
         self.max_context = min(max_context, own_limit or max_context)
         self.decode = Detokenizer(model.tokenizer)
-        self.cache = PrefixCache(model.llama_model) if reuse_cache else None
+        self.cache = PrefixCache(llm) if reuse_cache else None
         self._lock = Lock()
 
     def new_conversation(self) -> ChatState:
@@ -93,13 +98,25 @@ class Chat:
         """Put a question. A question that never got an answer is replaced; its images stay.
 
         Raises:
-            ChatError: the question is empty.
+            ChatError: the question is empty, or sure to be too long.
         """
-        if not text.strip():
-            raise ChatError("the question is empty: write one")
+        self.check_question(text)
         conv.take_back()
         conv.turns.append(Turn(text, conv.pending))
         conv.pending = []
+
+    def check_question(self, text: str) -> None:
+        """Raises ChatError for a question that is empty, or that has too many characters, whatever its tokens are."""
+        if not text.strip():
+            raise ChatError("the question is empty: write one")
+        if (tokens := len(text) // self.longest_token) >= self.max_context:
+            raise self._too_long(f"at least {tokens} tokens")
+
+    def _too_long(self, tokens: str) -> ChatError:
+        return ChatError(
+            f"the question is too long: it takes {tokens}, "
+            f"and {self.max_context} is the limit for question and answer together"
+        )
 
     # --------------------------------------------------------------- answering
 
@@ -175,6 +192,8 @@ class Chat:
             raise ChatError(f"{len(images)} images but {len(questions)} questions: one each, or one for all")
         if not images:
             return []
+        for question in questions:
+            self.check_question(question)
         pixels = torch.stack([self._pixels(image) for image in images])
         with self._lock:
             encoded = self.model.encode_img(pixels.to(self.model.device))
@@ -226,12 +245,18 @@ class Chat:
 
         When both are more than `max_context` together, whole old turns go, the oldest first; BOS, the system
         text and the images stay. `conv.notices` says so. (The original cut off the head, image and all.)
+
+        Tokens are counted before they are embedded. A question that is too long by itself changes nothing.
         """
         conv.notices.clear()
+        images = [image for turn in conv.turns for image in turn.images]
+        alone = self._count(ChatState(conv.template, [Turn(conv.turns[-1].question, images)]))[1]
+        if alone >= self.max_context:
+            raise self._too_long(f"{alone} tokens with its images")
         dropped = 0
         while True:
-            context = self.model.embed_segments(conv.segments())
-            room = self.max_context - context.shape[1]
+            parts, length = self._count(conv)
+            room = self.max_context - length
             if room >= max_new_tokens or len(conv.turns) == 1:
                 break
             conv.forget_oldest()
@@ -239,14 +264,14 @@ class Chat:
         if dropped:
             turns = "the oldest turn is" if dropped == 1 else f"the {dropped} oldest turns are"
             conv.notices.append(f"The conversation has grown too long: {turns} no longer remembered.")
-        if room < 1:
-            raise ChatError(
-                f"the question is too long: it takes {context.shape[1]} tokens with its images, "
-                f"and {self.max_context} is the limit for question and answer together"
-            )
         if room < max_new_tokens:
             conv.notices.append(f"There is room for an answer of {room} tokens only.")
-        return context, min(room, max_new_tokens)
+        return self.model.embed_parts(parts), min(room, max_new_tokens)
+
+    def _count(self, conv: ChatState) -> tuple[list, int]:
+        """The conversation as `segment_ids` gives it, and how many tokens that are."""
+        parts = self.model.segment_ids(conv.segments(self.as_text))
+        return parts, sum(map(len, parts))
 
     def _generate(
         self, embeds: Tensor, mask: Tensor, options: Decoding, room: int, seed, events=(), put_token=None
@@ -262,7 +287,7 @@ class Chat:
         reuse = self.cache is not None and len(embeds) == 1 and options.num_beams == 1
         if reuse:
             extra["past_key_values"] = self.cache.take(embeds)
-        with seeded(seed, embeds.device):
+        with seeded(seed, embeds.device), no_own_defaults(llm):
             out = llm.generate(
                 inputs_embeds=embeds,
                 attention_mask=mask,
@@ -304,7 +329,7 @@ def end_ids(llm, tokenizer) -> set[int]:
     """Every token id that ends an answer: the LLM's own and the tokenizer's EOS."""
     ids = llm.generation_config.eos_token_id
     found = set(ids) if isinstance(ids, (list, tuple)) else {ids}
-    return (found | {tokenizer.eos_token_id}) - {None}
+    return (found | {tokenizer.eos_token_id}) - {None, -1}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import codecs
 import math
 from collections.abc import Callable, Collection
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
 
@@ -76,6 +77,17 @@ class Decoding:
         many of them as the row has padding.)"""
         penalty = self.repetition_penalty
         return LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else [])
+
+
+@contextmanager
+def no_own_defaults(llm):
+    """`llm.generate` without what its folder's generation_config.json says: transformers takes from there what a call
+    leaves open, a repetition penalty or forbidden words for instance. What ends an answer is passed in each call."""
+    own, llm.generation_config = llm.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        llm.generation_config = own
 
 
 class Detokenizer:

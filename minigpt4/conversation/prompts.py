@@ -6,6 +6,7 @@ talks in `###Human:` / `###Assistant:`, SmolLM2 in ChatML. Training takes its pr
 template. `auto` (chat_template.py) reads one from the LLM's tokenizer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ class Conversation:
     drop_leading_ids: tuple[int, ...] = ()  # dropped in this order, once each, where ids begin so
     keep_after: str = ""  # when the LLM writes this, only what follows the last one is the answer
     past: str = ""  # opens an answer in later turns, where that is not `assistant` (Qwen3: no thoughts are kept)
+    special_in_texts: bool = False  # the tokenizer's special tokens count in questions, answers and captions too
     training: str = ""  # stands around an instruction in training, `{}`, where that is not the chat's first turn
 
     @property
@@ -102,8 +104,12 @@ class ChatState:
         self.turns[0].images = dropped.images + self.turns[0].images
         self.forgotten += 1
 
-    def segments(self) -> list[Any]:
-        """The context as texts and images in turn, cut only at images: each text is tokenized by itself."""
+    def segments(self, as_text: Callable[[str], str] = str) -> list[Any]:
+        """The context as texts and images in turn, cut only at images: each text is tokenized by itself.
+
+        Args:
+            as_text: is applied to questions and answers, not to what the template writes.
+        """
         parts: list[Any] = [self.template.system]
 
         def write(text: str) -> None:
@@ -119,12 +125,12 @@ class ChatState:
                 write(IMAGE_BEFORE)
                 parts.append(image)
                 write(IMAGE_AFTER)
-            write(turn.question + after)
+            write(as_text(turn.question) + after)
             if turn.answer is None:
                 write(self.template.assistant)
             else:
                 write(self.template.past or self.template.assistant)
-                write(self.template.answer.replace("{text}", turn.answer))
+                write(self.template.answer.replace("{text}", as_text(turn.answer)))
         return [part for part in parts if not isinstance(part, str) or part]
 
     def prompt(self) -> str:
@@ -146,6 +152,7 @@ VICUNA_V0 = Conversation(
     stop=("###",),
     drop_leading_ids=(0, 1),  # LLaMA's <unk> and <s>
     keep_after="Assistant:",
+    special_in_texts=True,  # the original reads `</s>` in a caption as EOS
     training="###Human: {} ###Assistant: ",
 )
 

@@ -182,10 +182,10 @@ def rank_choices(chat, image, question: str, choices: Sequence[str], rows: int =
     chat.upload_img(image, conv)
     chat.ask(question, conv)
     model, llm = chat.model, chat.model.llama_model
-    ids = [model.token_ids(choice + chat.template.end_sym) for choice in choices]
+    ids = [model.token_ids(chat.as_text(choice) + chat.template.end_sym) for choice in choices]
     scores: list[float] = []
     with torch.no_grad():
-        context = model.embed_segments(conv.segments())  # (1, T, D_llm), read once for all choices
+        context = model.embed_segments(conv.segments(chat.as_text))  # (1, T, D_llm), read once for all choices
         seen = llm(inputs_embeds=context, use_cache=True, logits_to_keep=1)
         first = seen.logits[0, -1].float().log_softmax(-1)  # (V,)
         for start in range(0, len(ids), rows):

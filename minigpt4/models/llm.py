@@ -1,10 +1,11 @@
 """The frozen language model and its tokenizer, from a folder in transformers format."""
 
+import json
 import logging
 from pathlib import Path
 
 import torch
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,13 +22,49 @@ from ..common.identify import KINDS, identify
 log = logging.getLogger("minigpt4")
 
 
+def check_id(number: object, size: int | None, what: str, remedy: str) -> None:
+    """Raises CheckpointError when a token's id is none of the `size` ids of the vocabulary. -1 and null mean none."""
+    if isinstance(number, int) and size is not None and not -1 <= number < size:
+        raise CheckpointError(
+            f"model.llama_model: {what} is {number}, outside the LLM's vocabulary, whose ids are 0 to {size - 1} "
+            f"(vocab_size in config.json); {remedy}"
+        )
+
+
+def vocabulary_size(folder: str) -> int | None:
+    """vocab_size of a folder's config.json; None where it does not say it."""
+    config = _read_json(Path(folder) / "config.json")
+    size = config.get("vocab_size") or _dict(config.get("text_config")).get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def _read_json(file: Path) -> dict:
+    """What a JSON file holds; nothing where it is missing or damaged, which transformers reports."""
+    try:
+        return _dict(json.loads(file.read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _dict(value: object) -> dict:
+    return value if isinstance(value, dict) else {}
+
+
 def check_folder(path: str) -> None:
-    """Raises CheckpointError when `path` is not the folder of an LLM."""
+    """Raises CheckpointError when `path` is not the folder of an LLM, or its JSON files name ids that do not exist."""
     if not (Path(path) / "config.json").is_file():
         raise CheckpointError(
             f"model.llama_model: {path} has no config.json; write the folder of an LLM in transformers format, "
             "or a .gguf file"
         )
+    size = vocabulary_size(path)
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    for name in ("config.json", "generation_config.json"):
+        values = _read_json(Path(path) / name)
+        for key, value in [*values.items(), *_dict(values.get("text_config")).items()]:
+            if key in keys:
+                for number in value if isinstance(value, list) else [value]:
+                    check_id(number, size, f"{Path(path) / name}: {key}", "write an id of the vocabulary, or null")
 
 
 def llm_source(path: str) -> tuple[str, dict[str, str]]:
@@ -105,13 +142,18 @@ def load_tokenizer(path: str, pad_token: str | None = None) -> PreTrainedTokeniz
     # transformers builds a LlamaTokenizer anew; others (Mistral) do what their tokenizer.json says, where there is one.
     rebuilt = isinstance(tokenizer, LlamaTokenizer) or not (Path(folder) / "tokenizer.json").is_file()
     if rebuilt and ((Path(folder) / "tokenizer.model").is_file() or (source and _prepends_space(tokenizer))):
-        _keep_leading_space(tokenizer)
+        _read_as_sentencepiece(tokenizer)
     if pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     elif pad_token in tokenizer.get_vocab():
         tokenizer.pad_token = pad_token
     else:
         raise ConfigError(f"model.pad_token: {pad_token!r} is not a token of {path}")
+    size, remedy = vocabulary_size(folder), "take the tokenizer that belongs to this LLM"
+    check_id(tokenizer.vocab_size - 1, size, f"{path}: the largest id of the tokenizer", remedy)
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        what = f"{path}: the id of the tokenizer's {name} {getattr(tokenizer, name)!r}"
+        check_id(getattr(tokenizer, f"{name}_id"), size, what, f"{remedy}, or name another {name} in its files")
     return tokenizer
 
 
@@ -133,9 +175,15 @@ def _prepends_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     return isinstance(pre_tokenizer, pre_tokenizers.Metaspace) and pre_tokenizer.prepend_scheme != "never"
 
 
-def _keep_leading_space(tokenizer: PreTrainedTokenizerBase) -> None:
-    """transformers 5 drops a leading space that sentencepiece keeps; read text as sentencepiece does."""
+def _read_as_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Read text as the original's tokenizer (sentencepiece, in transformers 4): it keeps a leading space, which
+    transformers 5 drops, and cuts text at every special token before anything is changed in it. (transformers 5 looks
+    for `<unk>` after spaces have become "▁", and finds it only after a space.)"""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         backend.pre_tokenizer = None
+        for token in tokenizer.added_tokens_decoder.values():
+            keys = ("single_word", "lstrip", "rstrip", "special")
+            raw = AddedToken(token.content, normalized=False, **{key: getattr(token, key) for key in keys})
+            (backend.add_special_tokens if token.special else backend.add_tokens)([raw])

@@ -7,8 +7,10 @@ V vocabulary.
 """
 
 import logging
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,8 +27,9 @@ from ..common.paths import resolve_path
 from ..common.precision import Precision, resolve_precision
 from ..common.registry import MODELS
 from ..common.schema import ModelConfig
-from ..conversation.chat_template import with_training_form
-from ..conversation.prompts import IMAGE_MARK
+from ..conversation.chat_template import conversation_of, with_training_form
+from ..conversation.plain_text import longest_token, text_marker, token_ids
+from ..conversation.prompts import IMAGE_AFTER, IMAGE_BEFORE, IMAGE_MARK
 from . import qformer as qf
 from .adapters import add_lora, create_projection, set_lora_training
 from .batch import lay_out_batch, split_prompt, to_device
@@ -120,7 +123,11 @@ class MiniGPT4(PublishedWeights):
             add_lora(self.llama_model, config.lora)
         self.config = config = with_training_form(config, self.tokenizer)
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template) if config.prompt_path else []
+        self.as_text, self.longest_token = str, sys.maxsize
         if self.tokenizer:
+            rows = self.llama_model.get_input_embeddings().num_embeddings
+            self.as_text = text_marker(self.tokenizer, conversation_of(config.conv_template, self.tokenizer), rows)
+            self.longest_token = longest_token(self.tokenizer)
             if config.pad_token is None:
                 pad_apart_from(self.tokenizer, self.token_ids(config.end_sym))
             self._check_end_symbol()
@@ -217,13 +224,9 @@ class MiniGPT4(PublishedWeights):
         return self.llama_proj(tokens)
 
     def token_ids(self, text: str | list[str]) -> list:
-        """Ids of `text` by itself, without BOS or EOS; of a list, the ids of each text."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        """BOS goes first, unless it stands there already (ChatML with `<|im_start|>` as BOS) or there is none."""
-        bos = self.tokenizer.bos_token_id
-        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+        """Ids of `text` by itself, without BOS or EOS; of a list, the ids of each text. Control tokens that `as_text`
+        marked are text."""
+        return token_ids(self.tokenizer, text)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """ids (...) -> embeddings (..., D_llm) on the model's device, wherever model.device_map put the table."""
@@ -231,20 +234,30 @@ class MiniGPT4(PublishedWeights):
         where = table.weight.device
         return table(ids if where.type == "meta" else ids.to(where)).to(self.device)
 
-    def embed_segments(self, segments: Sequence[str | Tensor]) -> Tensor:
-        """Text and images in the order given, after BOS -> embeds (1, T, D_llm).
+    def segment_ids(self, segments: Sequence[str | Tensor]) -> list[list[int] | Tensor]:
+        """Text and images in the order given -> ids of each text, and the images as they are.
 
-        Each text is tokenized by itself, so each gets the tokenizer's own leading-space piece, as in the original.
+        Each text is tokenized by itself, so each gets the tokenizer's own leading-space piece, as in the original. BOS
+        goes first, unless the first text already begins with it (ChatML with `<|im_start|>` as BOS) or there is none.
 
         Args:
             segments: texts, and image embeddings (Q, D_llm).
         """
-        first = segments[0] if isinstance(segments[0], str) else ""
-        head = self._with_bos(self.token_ids(first))
-        rest = segments[1:] if isinstance(segments[0], str) else segments
-        parts = [head, *(self.token_ids(s) if isinstance(s, str) else s for s in rest)]
-        embeds = [p if isinstance(p, Tensor) else self.embed_ids(torch.tensor(p, dtype=torch.long)) for p in parts]
-        return torch.cat([e.to(self.llama_model.get_input_embeddings().weight.dtype) for e in embeds])[None]
+        parts = [s if isinstance(s, Tensor) else self.token_ids(s) for s in segments]
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and (isinstance(parts[0], Tensor) or parts[0][:1] != [bos]):
+            parts.insert(0, [bos])
+        return parts
+
+    def embed_segments(self, segments: Sequence[str | Tensor]) -> Tensor:
+        """Text and images as for `segment_ids` -> embeds (1, T, D_llm)."""
+        return self.embed_parts(self.segment_ids(segments))
+
+    def embed_parts(self, parts: Sequence[list[int] | Tensor]) -> Tensor:
+        """What `segment_ids` returns -> embeds (1, T, D_llm)."""
+        dtype = self.llama_model.get_input_embeddings().weight.dtype
+        rows = [p if isinstance(p, Tensor) else self.embed_ids(torch.tensor(p, dtype=torch.long)) for p in parts]
+        return torch.cat([row.to(dtype) for row in rows])[None]
 
     # -- loss -----------------------------------------------------------------------------------------------------
 
@@ -256,33 +269,45 @@ class MiniGPT4(PublishedWeights):
                 captions}. May bring "prompt", list[B], an instruction for each row, with or without `<ImageHere>`, or
                 None; and "prompts", of which one is drawn for the other rows, instead of the model's own.
         """
-        image, texts = samples["image"], samples["text_input"]
+        image, texts, most = samples["image"], samples["text_input"], self.config.max_txt_len
         choices = samples.get("prompts") or self.prompt_list
         drawn = choices[torch.randint(len(choices), ()).item()] if choices else ""
         own = samples.get("prompt") or [None] * len(texts)
-        prompts = [drawn if prompt is None else self._instruction(prompt) for prompt in own]
+        prompts = [drawn if prompt is None else self._in_template(prompt) for prompt in own]
         rows = [[text] if isinstance(text, str) else text for text in texts]
-        ids = iter(self.token_ids([text + self.config.end_sym for row in rows for text in row]))
-        captions = [[next(ids)[: self.config.max_txt_len] for _ in row] for row in rows]
+        # What is sure to be cut off is not tokenized either.
+        closed = [self.as_text(text[: most * self.longest_token]) + self.config.end_sym for row in rows for text in row]
+        ids = iter(self.token_ids(closed) if closed else ())
+        captions = [[next(ids)[:most] for _ in row] for row in rows]
         prompt_ids = [self._prompt_ids(prompt) for prompt in prompts]
         return {"image": image} | lay_out_batch(
             prompt_ids, captions, self._image_tokens(image), self.tokenizer.pad_token_id
         )
 
-    def _instruction(self, text: str) -> str:
+    def _in_template(self, text: str) -> str:
         """A sample's own instruction, in the model's training template."""
         if IMAGE_MARK not in text:
-            text = f"<Img>{IMAGE_MARK}</Img> {text}"
+            text = f"{IMAGE_BEFORE}{IMAGE_MARK}{IMAGE_AFTER}{text}"
         return (self.config.prompt_template or "{}").replace("{}", text)
 
     def _prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """The ids before the image, BOS first, and after it; of an empty prompt, BOS alone (stage 1)."""
         if prompt not in self._known_prompts:
-            before, after = ([] if not half else self.token_ids(half) for half in split_prompt(prompt or IMAGE_MARK))
+            image = torch.empty(0)
+            before, after = split_prompt(self._with_plain_instruction(prompt)) if prompt else (None, None)
+            parts = self.segment_ids([before, image, after] if prompt else [image])
+            at = next(i for i, part in enumerate(parts) if part is image)
             if len(self._known_prompts) >= 4096:  # questions of a VQA dataset
                 self._known_prompts.clear()
-            self._known_prompts[prompt] = self._with_bos(before), after
+            self._known_prompts[prompt] = [*chain(*parts[:at])], [*chain(*parts[at + 1 :])]
         return self._known_prompts[prompt]
+
+    def _with_plain_instruction(self, prompt: str) -> str:
+        """An instruction in `prompt_template`, with its control tokens marked as text."""
+        before, _, after = (self.config.prompt_template or "{}").partition("{}")
+        if not (prompt.startswith(before) and prompt.endswith(after)):
+            return prompt
+        return before + self.as_text(prompt[len(before) : len(prompt) - len(after)]) + after
 
     @torch.no_grad()
     def _image_tokens(self, image: Tensor) -> int:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+from .start import GRADIO, find_address, no_proxy, prepare_uploads
+
+os.environ |= GRADIO  # read when gradio is imported
 import gradio as gr
 from gradio.utils import get_upload_folder
 
 from ..common.errors import UserError
-from ..conversation.chat import Chat, ImageError, read_image
+from ..conversation.chat import Chat, ChatError, ImageError, read_image
 from ..conversation.prompts import EXAMPLE_QUESTIONS
 from ..processors.image_processors import to_rgb
 from .sessions import Sessions
 
+log = logging.getLogger("minigpt4")
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 CSS = """
@@ -29,8 +34,17 @@ CSS = """
 #ask-row { align-items: stretch; }
 #chat .message img { max-height: 180px; width: auto; border-radius: var(--radius-lg); }
 #chat .icon-button-wrapper:has([aria-label="Clear"], [aria-label="Share"]) { display: none; }
+#chat .message-content .md { white-space: pre-wrap; }
 footer { display: none !important; }
 """
+
+# The texts of the conversation are escaped (see `verbatim`); the copy button copies them as they are shown.
+COPY = """() => {
+  if (!navigator.clipboard) return;
+  const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+  navigator.clipboard.writeText = (text) =>
+    write(text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&"));
+}"""
 
 
 class Page:
@@ -52,7 +66,7 @@ class Page:
         try:
             read_image(path)
         except ImageError as error:
-            gr.Warning(_by_name(error, path))
+            warn(error, path)
             return None
         return gr.skip()
 
@@ -69,15 +83,20 @@ class Page:
             else "Upload an image first, then ask about it." if path is None and not session.conv.turns
             else None
         )  # fmt: skip
+        if not refusal:
+            try:
+                self.chat.check_question(question)
+            except ChatError as error:
+                refusal = str(error)
         if refusal:
-            gr.Warning(refusal)
+            warn(refusal)
             return [gr.skip()] * 5
-        content: list = [question]
+        content = [verbatim(question)]
         if path and path != session.image:
             try:
                 content.insert(0, {"path": thumbnail(path), "alt_text": "the uploaded image"})
             except ImageError as error:
-                gr.Warning(_by_name(error, path))
+                warn(error, path)
                 return [gr.skip()] * 5
         session.busy = True
         session.stop.clear()
@@ -108,21 +127,24 @@ class Page:
                 session.image = path
             self.chat.ask(question, session.conv)
             options = {"num_beams": int(beams), "temperature": float(temperature)}
-            answer = {"role": "assistant", "content": ""}
-            for answer["content"] in self.chat.stream_answer(
+            text = ""
+            for text in self.chat.stream_answer(
                 session.conv, stop=session.stop, max_new_tokens=self.max_new_tokens, **options
             ):
                 if session.closed:
                     yield [], gr.skip()
                     return
-                yield [*history, answer], gr.skip()
+                yield [*history, {"role": "assistant", "content": [verbatim(text)]}], gr.skip()
             for notice in session.conv.notices:
-                gr.Info(notice)
-            if not answer["content"]:
-                yield [*history, answer | {"content": "*The model gave an empty answer.*"}], gr.skip()
-        except UserError as error:
+                gr.Info(escape(notice))
+            if not text:
+                empty = verbatim("(The model gave an empty answer.)")
+                yield [*history, {"role": "assistant", "content": [empty]}], gr.skip()
+        except Exception as error:
+            if not isinstance(error, UserError):
+                log.exception("the question could not be answered")
             session.conv.take_back()
-            gr.Warning(_by_name(error, path))
+            warn(error, path)
             yield history[:-1], question  # back into the box, to be put right
         finally:
             session.busy = False
@@ -159,9 +181,17 @@ def thumbnail(path: str, side: int = 480) -> str:
     return str(small)
 
 
-def _by_name(error: UserError, path: str | Path | None) -> str:
-    """The message with the file's own name: people do not know the folder it was uploaded to."""
-    return str(error).replace(str(path), Path(path).name) if path else str(error)
+def verbatim(text: str) -> dict:
+    """A message that shows `text` as it is. gradio reads every text as HTML, Markdown or not: an image in it would be
+    fetched from wherever it says. (Of a plain string it would also take the indentation off.)"""
+    return {"type": "text", "text": escape(text, quote=False)}
+
+
+def warn(error: Exception | str, path: str | Path | None = None) -> None:
+    """Show a message, which gradio would read as HTML, with the file's own name: people do not know the folder it was
+    uploaded to."""
+    text = str(error) or type(error).__name__
+    gr.Warning(escape(text.replace(str(path), Path(path).name) if path else text))
 
 
 def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_new_tokens: int = 300) -> gr.Blocks:
@@ -171,10 +201,11 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
         chat: shared by all pages; it answers one question at a time, the others wait in gradio's queue.
         subtitle: a line below the title, e.g. which model this is.
     """
+    prepare_uploads()
     page = Page(chat, max_new_tokens)
     # delete_cache: uploads are looked at once an hour, and deleted after a day
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 86400)) as app:
-        gr.HTML(f"<h1>{title}</h1><p>{subtitle}</p>", elem_id="header")
+        gr.HTML(f"<h1>{escape(title)}</h1><p>{escape(subtitle)}</p>", elem_id="header")
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
                 image = gr.Image(
@@ -215,7 +246,7 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
                     height=520,
                     buttons=["copy"],
                     feedback_options=None,
-                    latex_delimiters=[],
+                    render_markdown=False,
                     elem_id="chat",
                 )
                 with gr.Row(elem_id="ask-row"):
@@ -281,23 +312,26 @@ def launch(
     Returns:
         its address.
     Raises:
-        UserError: the port is taken.
+        UserError: it cannot listen there, or cannot reach itself.
     """
-    try:
-        _, address, _ = app.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            theme=theme(),
-            css=CSS,
-            show_error=True,
-            max_file_size="64mb",
-            ssr_mode=False,
-            enable_monitoring=False,
-            prevent_thread_lock=not block,
-            quiet=not block,
-        )
-    except OSError as error:
-        where = f"--port {port}" if port else "--host"
-        raise UserError(f"{where}: the page cannot open there: {error}") from None
+    ip, port = find_address(host, port)
+    with no_proxy(share):
+        try:
+            _, address, _ = app.launch(
+                server_name=f"[{ip}]" if ":" in ip else ip,
+                server_port=port,
+                share=share,
+                theme=theme(),
+                css=CSS,
+                js=COPY,
+                show_error=False,  # it would be read as HTML; the console has it
+                run_history=False,
+                max_file_size="64mb",
+                ssr_mode=False,
+                enable_monitoring=False,
+                prevent_thread_lock=not block,
+                quiet=not block,
+            )
+        except Exception as error:  # gradio raises any kind for what it finds of ports, proxies and certificates
+            raise UserError(f"--host {host} --port {port}: the page cannot open there: {error}") from error
     return address

@@ -62,8 +62,9 @@ def compare(golden: Path) -> Iterator[Row]:
             yield from _training(golden, files, meta["train_run"])
         if "image" in present:
             yield from _images(golden, meta["config"]["vit"]["img_size"])
-        if "chat" in present:
-            yield from _chat(golden, model, meta["chat"])
+        for name in ("chat", "chat_unk"):
+            if name in present:
+                yield from _chat(golden, model, name, meta[name])
         yield from _meta(golden, model, meta)
 
 
@@ -177,16 +178,16 @@ def _images(golden: Path, size: int) -> Iterator[Row]:
     yield _row("image", "train_out", ours, g["train_out"])
 
 
-def _chat(golden: Path, model, turns: list[dict]) -> Iterator[Row]:
+def _chat(golden: Path, model, name: str, turns: list[dict]) -> Iterator[Row]:
     from ..conversation.chat import Chat
     from ..conversation.prompts import VICUNA_V0
 
-    g = read_arrays(golden, "chat")
+    g = read_arrays(golden, name)
     # The original's stops are ids of LLaMA's own vocabulary, which a small one has not: it wrote on past a `###`.
     chat = Chat(model, None, replace(VICUNA_V0, stop=()))
     conv = chat.new_conversation()
     chat.upload_img(torch.from_numpy(g["chat_image"]), conv)
-    yield _row("chat", "image_emb", conv.pending[0][None], g["image_emb"])
+    yield _row(name, "image_emb", conv.pending[0][None], g["image_emb"])
     seen: list[torch.Tensor] = []
     hook = model.llama_model.get_output_embeddings().register_forward_hook(lambda *a: seen.append(a[2][0, -1].clone()))
     try:
@@ -197,13 +198,13 @@ def _chat(golden: Path, model, turns: list[dict]) -> Iterator[Row]:
             bos = [model.tokenizer.bos_token_id]
             for i, text in enumerate([s for s in segments if isinstance(s, str)]):
                 ids = (bos if i == 0 else []) + model.token_ids(text)
-                yield _row("chat", f"turn{number}_seg{i}_ids", ids, g[f"turn{number}_seg{i}_ids"])
-            yield _row("chat", f"turn{number}_context_embs", context, g[f"turn{number}_context_embs"])
+                yield _row(name, f"turn{number}_seg{i}_ids", ids, g[f"turn{number}_seg{i}_ids"])
+            yield _row(name, f"turn{number}_context_embs", context, g[f"turn{number}_context_embs"])
             seen.clear()
             greedy = g[f"turn{number}_greedy_ids"]
             _, ids = chat.answer(conv, do_sample=False, max_new_tokens=len(greedy))
-            yield _row("chat", f"turn{number}_greedy_ids", ids, greedy)
-            yield _row("chat", f"turn{number}_step_logits", torch.stack(seen), g[f"turn{number}_step_logits"])
+            yield _row(name, f"turn{number}_greedy_ids", ids, greedy)
+            yield _row(name, f"turn{number}_step_logits", torch.stack(seen), g[f"turn{number}_step_logits"])
             conv.turns[-1].answer = turn["answer_text"]  # with the `</s>` that the original left in it
     finally:
         hook.remove()

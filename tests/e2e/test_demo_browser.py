@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 import pytest
 from PIL import Image
 
-from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.chat import Chat, ChatError
 from minigpt4.processors.image_processors import Blip2ImageEval
 from minigpt4.serve.app import build_app, launch
 
@@ -174,6 +174,40 @@ def test_problems_are_told(page, photo, tmp_path):
     assert page.locator("#chat .message").count() == 0
     ask(page, "What is it?")
     wait_for(lambda: answers(page) and idle(page))
+
+
+MARKUP = (
+    "What does a*b*c mean in __init__?\n<script>alert(1)</script> <Img>1 &lt; 2</Img> <think>\n"
+    "    ![x](http://example.invalid/a.png) <img src=http://example.invalid/b.png> [c](http://example.invalid)\n"
+    "```python\n    print('`a`')\n```\n**bold** $x^2$ <style>body {display: none}</style> <!-- end -->"
+)
+
+
+def test_text_is_shown_as_it_was_written(app, page, photo, monkeypatch):
+    def say(conv, **_):
+        conv.turns[-1].answer = MARKUP
+        yield MARKUP
+
+    monkeypatch.setattr(app.page.chat, "stream_answer", say)
+    upload(page, photo)
+    page.wait_for_selector("#image img")
+    ask(page, MARKUP)
+    wait_for(lambda: answers(page) and idle(page))
+    assert answers(page) == [MARKUP]
+    assert page.locator("#chat [data-testid='user']").last.inner_text() == MARKUP
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#chat [aria-label^='Copy']").last.click()
+    wait_for(lambda: page.evaluate("navigator.clipboard.readText()") == MARKUP)
+
+    def fail(*_, **__):
+        raise ChatError(MARKUP)
+
+    monkeypatch.setattr(app.page.chat, "stream_answer", fail)
+    ask(page, "Again?")
+    wait_for(lambda: MARKUP.split("\n")[1] in " ".join(page.locator(".toast-body").all_inner_texts()))
+    wait_for(lambda: page.locator("#question textarea").input_value() == "Again?" and idle(page))
+    assert page.hosts == {urlparse(app.address).netloc}, "the page loads something from elsewhere"
+    assert page.faults == []
 
 
 def test_two_people(app, browser, page, photo):

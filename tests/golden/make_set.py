@@ -8,6 +8,7 @@ own (Python 3.11):
     pip download --no-deps salesforce-lavis==1.0.2 -d REF && unzip REF/*lavis*.whl 'lavis/models/*' -d REF/lavis_src
     PYTHONPATH=REF python tests/golden/make_set.py REF/lavis_src check tests/golden/data/a   # the reference gives set a
     PYTHONPATH=REF python tests/golden/make_set.py REF/lavis_src make b tests/golden/data/b
+    PYTHONPATH=REF python tests/golden/make_set.py REF/lavis_src unk tests/golden/data/a     # chat_unk.npz of set a
 """
 
 import importlib.util
@@ -287,14 +288,31 @@ def record(model: Original, meta: dict, image, images, raw, chat_image) -> dict[
     return files
 
 
-def check(lavis: Path, golden: Path) -> float:
-    """Record `golden` again from its own weights and inputs. Returns the largest difference."""
+def load(lavis: Path, golden: Path) -> tuple[Original, dict, dict]:
+    """The model of a set, meta.json, and the arrays of each file."""
     meta, old = json.loads((golden / "meta.json").read_text()), {}
     for file in golden.glob("*.npz"):
         with np.load(file) as archive:
             old[file.stem] = {k: archive[k] for k in archive.files}
     model = Original(lavis, meta["config"], golden / "tokenizer")
     print(model.load_state_dict({k: torch.from_numpy(v) for k, v in old["weights"].items()}))
+    return model, meta, old
+
+
+def make_unk(lavis: Path, golden: Path, seed: int = 380) -> None:
+    """A chat about a picture whose first answer has `<unk>` in the middle (one seed of 400), beside the set's own."""
+    model, meta, _ = load(lavis, golden)
+    size = meta["config"]["vit"]["img_size"]
+    image = np.random.default_rng(seed).normal(size=(3, size, size)).astype(np.float32)
+    arrays, meta["chat_unk"] = record_chat(model, torch.from_numpy(image), QUESTIONS)
+    assert "<unk>" in meta["chat_unk"][0]["answer_text"]
+    np.savez_compressed(golden / "chat_unk.npz", **arrays)
+    (golden / "meta.json").write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def check(lavis: Path, golden: Path) -> float:
+    """Record `golden` again from its own weights and inputs. Returns the largest difference."""
+    model, meta, old = load(lavis, golden)
     new = record(
         model, meta, old["forward"]["image"], old["train_run"]["images"], old["image"]["raw_uint8"],
         old["chat"]["chat_image"],
@@ -360,5 +378,7 @@ if __name__ == "__main__":
     lavis_folder, what = Path(sys.argv[1]), sys.argv[2]
     if what == "check":
         print("largest difference", check(lavis_folder, Path(sys.argv[3])))
+    elif what == "unk":
+        make_unk(lavis_folder, Path(sys.argv[3]))
     else:
         make(lavis_folder, sys.argv[3], Path(sys.argv[4]))

@@ -44,14 +44,16 @@ def test_image_embedding(tiny_model, arrays):
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-def test_two_turns(tiny_model, arrays, meta, reuse):
+@pytest.mark.parametrize("recorded", ["chat", "chat_unk"])  # in the second, the first answer has an <unk>
+def test_two_turns(tiny_model, golden, meta, recorded, reuse):
+    arrays = golden(recorded)
     chat = Chat(tiny_model, None, reuse_cache=reuse)
     conv = chat.new_conversation()
     chat.upload_img(torch.from_numpy(arrays["chat_image"]), conv)
-    for turn, expected in enumerate(meta["chat"], start=1):
+    for turn, expected in enumerate(meta[recorded], start=1):
         chat.ask(expected["question"], conv)
         assert conv.prompt() == expected["prompt"]
-        context = tiny_model.embed_segments(conv.segments()).detach()
+        context = tiny_model.embed_segments(conv.segments(chat.as_text)).detach()
         assert context.shape[1] == expected["context_len"]
         assert close(context, arrays[f"turn{turn}_context_embs"])
 
@@ -63,7 +65,7 @@ def test_two_turns(tiny_model, arrays, meta, reuse):
         assert text == expected["answer_text"].removesuffix("</s>")
         conv.turns[-1].answer = expected["answer_text"]
     if reuse:  # the second turn reads on after the first one's whole prompt
-        assert chat.cache.reused >= meta["chat"][0]["context_len"]
+        assert chat.cache.reused >= meta[recorded][0]["context_len"]
 
 
 def test_mended_second_turn_has_no_eos_text(tiny_model, arrays, meta):

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 from PIL import Image
+from transformers import GenerationConfig
 
 from minigpt4.common.errors import UserError
 from minigpt4.common.registry import CONVERSATIONS
@@ -436,3 +437,31 @@ def test_the_chats_own_decoding_is_used_unless_a_call_names_another(tiny_model, 
     assert getattr(chat._decoding({}), key) == 0.2
     assert getattr(chat._decoding({key: 1.5}), key) == 1.5
     assert getattr(Chat(tiny_model, None)._decoding({}), key) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("default", "options"),
+    [
+        ({"repetition_penalty": 0.01}, GREEDY),
+        ({"suppress_tokens": "first"}, GREEDY),
+        ({"bad_words_ids": ["first"]}, GREEDY),
+        ({"forced_eos_token_id": 7}, GREEDY),
+        ({"min_p": 0.99}, {"do_sample": True, "max_new_tokens": 12, "seed": 3}),
+        ({"max_length": 3, "max_time": 0.0}, GREEDY),
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_defaults_of_the_llms_folder_change_no_answer(chat, tiny_model, endless, monkeypatch, default, options):
+    _, (ids,) = talk(chat, "What is it?", **options)
+    first = {"suppress_tokens": ids[:1], "bad_words_ids": [ids[:1]]}
+    default = {key: first.get(key, value) for key, value in default.items()}
+    monkeypatch.setattr(tiny_model.llama_model, "generation_config", GenerationConfig(**default))
+    assert talk(chat, "What is it?", **options)[1] == [ids]
+
+
+def test_what_ends_an_answer_is_the_llms_own(chat, tiny_model, monkeypatch):
+    _, (ids,) = talk(chat, "What is it?")
+    own = GenerationConfig(eos_token_id=[2, ids[4]])
+    monkeypatch.setattr(tiny_model.llama_model, "generation_config", own)
+    assert talk(chat, "What is it?")[1] == [ids[: ids.index(ids[4]) + 1]]
+    assert tiny_model.llama_model.generation_config is own

@@ -293,7 +293,8 @@ def test_config_jsons_padding_past_the_embedding(files, capsys):
     edit(files / "llama/config.json", pad_token_id=385)
     code, rows = look(capsys)
     assert code == 1
-    assert "pad_token_id 385 is past the embedding's 385 rows" in rows["tokenizer"]["text"]
+    assert "config.json: pad_token_id is 385, outside the LLM's vocabulary" in rows["tokenizer"]["text"]
+    assert rows["tokenizer"]["do"] == "write an id of the vocabulary, or null"
 
 
 def test_a_tokenizer_that_is_an_lfs_pointer(files, capsys):

@@ -145,6 +145,37 @@ def test_a_folder_that_is_not_whole_is_refused(folder, weights, damage, message)
         load_llm(str(folder), torch.float32, CPU)
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"pad_token_id": 384}, r"config\.json: pad_token_id is 384"),
+        ("config.json", {"eos_token_id": [2, 999]}, r"config\.json: eos_token_id is 999"),
+        ("generation_config.json", {"eos_token_id": 384}, r"generation_config\.json: eos_token_id is 384"),
+        ("generation_config.json", {"bos_token_id": 500}, r"generation_config\.json: bos_token_id is 500"),
+        ("added_tokens.json", {"[PAD]": 384}, r"the id of the tokenizer's pad_token '\[PAD\]' is 384"),
+        ("config.json", {"vocab_size": 320}, r"the largest id of the tokenizer is 383"),
+    ],
+)  # fmt: skip
+def test_an_id_outside_the_vocabulary_is_named(folder, published, file, change, message):
+    written = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps({**written, **change}))
+    pad = "[PAD]" if "[PAD]" in change else None
+    size = change.get("vocab_size", 384)
+    with pytest.raises(
+        CheckpointError, match=rf"{message}, outside the LLM's vocabulary, whose ids are 0 to {size - 1}"
+    ):
+        MiniGPT4(ModelConfig(**{**published, "llama_model": str(folder), "pad_token": pad}))
+
+
+def test_an_unused_token_outside_the_vocabulary_and_an_id_of_none_do_no_harm(folder):
+    (folder / "added_tokens.json").write_text('{"<pad>": 384}')
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": -1}))
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.pad_token_id == 2 and len(tokenizer) == 385
+    load_llm(str(folder), torch.float32, CPU)
+
+
 def test_no_code_of_a_bin_file_runs(folder, weights, tmp_path):
     files = write_shards(folder, weights, "bin", torch.float32)
     ran = tmp_path / "ran"

@@ -138,3 +138,39 @@ def test_an_uploaded_bomb_is_refused(tmp_path):
     assert (tmp_path / "bomb.png").stat().st_size < 100_000
     with pytest.raises(ImageError, match="too large: 30000 x 3000 pixels; at most 89,478,485 pixels are decoded"):
         read_image(tmp_path / "bomb.png")
+
+
+MARKUP = "<script>alert(1)</script> ![x](http://example.invalid/a.png) <img src=http://example.invalid/b.png>"
+
+
+def test_the_page_takes_no_text_as_markup(tiny_model, monkeypatch):
+    from minigpt4.conversation.chat import Chat
+    from minigpt4.serve import app as serve_app
+
+    shown = []
+    monkeypatch.setattr(serve_app.gr, "Warning", shown.append)
+    app = serve_app.build_app(Chat(tiny_model, None), title=MARKUP, subtitle=MARKUP)
+    shown += [app.get_config_file()["components"][0]["props"]["value"].replace("<h1>", "").replace("</p>", "")]
+    serve_app.warn(ImageError(MARKUP))
+    shown.append(serve_app.verbatim(MARKUP)["text"])
+    assert len(shown) == 3
+    for text in shown:
+        assert "<script" not in text and "<img" not in text and "&lt;script&gt;" in text
+    chatbot = next(c for c in app.get_config_file()["components"] if c["type"] == "chatbot")
+    assert not chatbot["props"]["render_markdown"], "![x](http://...) would load an image"
+
+
+def test_tensorboard_shows_an_answer_as_it_is(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    from minigpt4.common.logger import MetricLog
+
+    log = MetricLog(tmp_path)
+    log.write_samples(1, [{"image": "a.jpg", "answer": f"{MARKUP}\n\n{MARKUP}\n# a*b*c"}])
+    log.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (event,) = events.Tensors("a.jpg/text_summary")
+    html = markdown_to_safe_html(event.tensor_proto.string_val[0])
+    assert "<img" not in html and "<h1" not in html and html.count("![x](http://example.invalid/a.png)") == 2
+    assert "a*b*c" in html

@@ -51,14 +51,15 @@ def look_at_tokenizer(folder: LlmFolder, pad_token: str | None) -> tuple[list[Ro
     except Exception as error:  # beside ours, transformers and what it is built on raise any kind
         ours = isinstance(error, UserError) and str(error).startswith("model.pad_token")
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        wrong(f"cannot be loaded: {first}", "write a token that it has, or null" if ours else FETCH)
+        first, _, remedy = first.partition("; ") if isinstance(error, UserError) else (first, "", "")
+        wrong(f"cannot be loaded: {first}", "write a token that it has, or null" if ours else remedy or FETCH)
         return rows, None
     finally:
         transformers_logging.set_verbosity(verbosity)
 
     _check_bos(folder.config, tokenizer, settings, wrong)
     if folder.vocabulary:
-        _check_ids(folder.vocabulary, folder.config, tokenizer, wrong)
+        _check_ids(folder.vocabulary, tokenizer, wrong)
     special = {*map(str, tokenizer.added_tokens_decoder.values()), tokenizer.bos_token, tokenizer.eos_token}
     if pad_token and pad_token not in {*special, tokenizer.unk_token}:
         wrong(
@@ -112,9 +113,9 @@ def _check_bos(config: dict[str, Any], tokenizer, settings: dict[str, Any], wron
         wrong("has no EOS, which is also the padding", 'write "eos_token": "</s>" into tokenizer_config.json')
 
 
-def _check_ids(rows: int, config: dict[str, Any], tokenizer, wrong) -> None:
+def _check_ids(rows: int, tokenizer, wrong) -> None:
     """Every id must have a row in the embedding, and most rows a token."""
-    ids, padding = tokenizer.get_vocab(), config.get("pad_token_id")
+    ids = tokenizer.get_vocab()
     beyond = sorted((i, token) for token, i in ids.items() if i >= rows)
     if beyond:
         v0 = PAD in (token for _, token in beyond)
@@ -125,11 +126,6 @@ def _check_ids(rows: int, config: dict[str, Any], tokenizer, wrong) -> None:
         )
     elif len(ids) < 0.9 * rows:  # some models have a few spare rows
         wrong(f"has {len(ids):,} tokens, the embedding {rows:,} rows: another model's tokenizer", FETCH)
-    if isinstance(padding, int) and padding >= rows:
-        wrong(
-            f"config.json's pad_token_id {padding} is past the embedding's {rows:,} rows",
-            f'write "pad_token_id": {tokenizer.eos_token_id} into config.json',
-        )
 
 
 def has_llama_pieces(tokenizer) -> bool:
