@@ -20,7 +20,7 @@ from ..common.checkpoint import read_state
 from ..common.download import local_path
 from ..common.errors import ConfigError, UserError
 from ..common.memory import check_loaded, empty_weights
-from ..common.paths import resolve_path
+from ..common.paths import read_text, resolve_path
 from ..common.registry import MODELS
 from ..common.schema import ModelConfig
 from ..conversation.chat_template import with_training_form
@@ -363,8 +363,8 @@ def split_prompt(prompt: str) -> tuple[str, str]:
 def read_prompts(path: str, template: str, key: str = "model.prompt_path") -> list[str]:
     """The instructions of a file, one a line, each put into `template`; lines without `<ImageHere>` are left out."""
     try:
-        text = Path(resolve_path(path)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(resolve_path(path))
+    except OSError as error:
         raise ConfigError(f"{key}: {path} should be a text file of instructions: {error}") from None
     prompts = [template.replace("{}", line.strip()) for line in text.splitlines() if IMAGE_MARK in line]
     if not prompts:
