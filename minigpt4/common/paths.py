@@ -93,5 +93,5 @@ def sha256(file: Path) -> str:
 def write_whole(file: Path, text: str) -> None:
     """Write `file` whole or not at all: a killed process leaves what stood there before."""
     part = file.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
     os.replace(part, file)

@@ -98,6 +98,8 @@ class Chat:
         """
         if not text.strip():
             raise ChatError("the question is empty: write one")
+        if any("\ud800" <= c <= "\udfff" for c in text):  # tokenizers stop at half a surrogate pair
+            raise ChatError("the question is no valid Unicode text: write it anew")
         conv.take_back()
         conv.turns.append(Turn(text, conv.pending))
         conv.pending = []

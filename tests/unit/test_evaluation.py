@@ -70,8 +70,9 @@ def evaluate(tmp_path, monkeypatch):
         argv = ["--cfg-path", str(tmp_path / "c.yaml"), "--suite", suite, "--out", str(tmp_path / "out"), "--data"]
         argv += [str(d) for d in data or [tmp_path / "photos.jsonl"]]
         assert run.run(parser.parse_args([*argv, *map(str, words)])) == 0
-        file = tmp_path / "out" / suite / "results.json"
-        return (json.loads(file.read_text()) if file.is_file() else None), chats
+        made = sorted((tmp_path / "out" / suite).glob("*/results.json"), key=lambda file: file.stat().st_mtime_ns)
+        call.reports = [file.with_name("report.html") for file in made]
+        return (json.loads(made[-1].read_text()) if made else None), chats
 
     call.folder = tmp_path
     return call
@@ -92,7 +93,7 @@ def test_coverage_counts_the_main_things(evaluate, capsys):
     assert got["covered_each"] == pytest.approx(4 / 3)
     shown = capsys.readouterr().out
     assert "main things named" in shown and "66.7%" in shown
-    page = (evaluate.folder / "out/coverage/report.html").read_text()
+    page = evaluate.reports[-1].read_text()
     assert page.count("<article") == 3 and '<mark class="wrong">horse</mark>' in page
     assert page.count("data:image/jpeg") == 3 and "http" not in page
 
@@ -157,7 +158,7 @@ def test_before_and_after(evaluate):
     assert values(results, "before")["main_named"] == pytest.approx(2 / 6)
     difference = results["difference"]["main_named"]
     assert difference["value"] == pytest.approx(2 / 6) and difference["low"] == 0
-    page = (evaluate.folder / "out/coverage/report.html").read_text()
+    page = evaluate.reports[-1].read_text()
     assert "A tree." in page.replace('<mark class="wrong">tree</mark>', "tree") and "difference" in page
 
 
