@@ -205,10 +205,6 @@ def _check_run(config: Config, problems: list[str]) -> None:
                     f"{where}.features: {info.features!r}: no such file; `minigpt4 features --cfg-path {config.path}` "
                     "makes it (with the same --options, if there are any)"
                 )
-        for kind in ("vis_processor", "text_processor"):
-            if getattr(dataset, kind).train is None:
-                problems.append(f"datasets.{name}.{kind}.train: not set; write its name, e.g. "
-                                + ("blip2_image_train" if kind == "vis_processor" else "blip_caption"))  # fmt: skip
 
 
 def _check_paths(section: Any, prefix: str, problems: list[str]) -> None:
