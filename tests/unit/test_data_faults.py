@@ -23,7 +23,8 @@ from made import noisy, picture, take
 from PIL import EpsImagePlugin, Image
 
 from minigpt4.datasets import faults, remote, shards, tar
-from minigpt4.datasets.image_text import ImageTextSource
+from minigpt4.datasets.faults import NoCaption
+from minigpt4.datasets.image_text import ImageTextSource, MixedSource
 from minigpt4.datasets.shards import ShardSource, read_shard
 from minigpt4.datasets.stream import SampleStream
 from minigpt4.processors.image_processors import (
@@ -34,6 +35,7 @@ from minigpt4.processors.image_processors import (
     HugeImage,
     open_image,
 )
+from minigpt4.processors.text_processors import BlipCaption, PlainText
 from minigpt4.runners import data_monitor
 from minigpt4.runners.data_monitor import DataMonitor
 
@@ -235,6 +237,34 @@ def test_broken_exif_does_not_cost_the_picture():
 def test_a_caption_that_is_no_text_is_skipped(content, said):
     assert outcome({"png": picture(), "json": content}).startswith(said)
     assert outcome({"png": picture(), "json": caption("Grüße 🐈 \0 猫")}) == "Grüße 🐈 \0 猫"
+
+
+INVISIBLE = ["\u200b", " \ufeff\n", "\u2060\u200d"]
+
+
+@pytest.mark.parametrize(
+    "processor, texts",
+    [
+        (BlipCaption(), ["...", "***", "( )", *INVISIBLE]),
+        (BlipCaption(prompt="a photo of "), ["...", *INVISIBLE]),
+        (PlainText(prompt="> "), INVISIBLE),
+        (PlainText(max_words=3), INVISIBLE),
+        (str.strip, INVISIBLE),
+    ],
+)
+def test_a_caption_of_which_nothing_is_left_is_skipped(processor, texts, tmp_path):
+    """It would teach the model to say nothing."""
+    (tmp_path / "a.png").write_bytes(picture())
+    shard, listed = ShardSource([], noisy, processor), ImageTextSource([], noisy, processor)
+    for text in texts:
+        for decode, raw in (
+            (shard.decode, {"png": picture(), "json": caption(text)}),
+            (listed.decode, (tmp_path / "a.png", text)),
+            (listed.decode, (tmp_path / "a.png", ["a dog", text])),
+            (MixedSource(listed, 0.0).decode, (tmp_path / "a.png", text)),
+        ):
+            with pytest.raises(NoCaption, match="caption"):
+                decode(raw)
 
 
 @pytest.mark.parametrize(
