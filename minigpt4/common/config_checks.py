@@ -32,6 +32,7 @@ MADE_BY = {
     "weights/": "`minigpt4 weights` makes it",
     "data/sample_set/": "`minigpt4 sample-set` makes it",
     "data/tiny/": "`minigpt4 tiny --photos photos.jsonl` makes it",
+    "my_photos/": "the head of train_configs/my_photos.yaml says what it holds",
     "output/": "the training run of that folder makes it",
 }
 

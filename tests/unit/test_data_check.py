@@ -141,6 +141,18 @@ def test_a_killed_process_is_told(laid, capsys, monkeypatch):
     assert "one of its processes was killed, perhaps for lack of memory; try --jobs 1" in capsys.readouterr().err
 
 
+def test_a_missing_shard_is_told_as_one(laid, capsys):
+    for names, said in (
+        (["gone.tar"], "shards: 1 shard missing\n"),
+        (["0.tar", "gone.tar", "gone2.tar"], "shards: 3 samples in 1 part, 0 bad, 2 shards missing\n"),
+    ):
+        assert main(["data", "check", *names, "--jobs", "1"]) == 1
+        assert said in capsys.readouterr().out
+    write_shard("one.tar", [good("x")])
+    assert main(["data", "check", "one.tar", "--jobs", "1"]) == 0
+    assert "shards: 1 sample in 1 part, 0 bad\n" in capsys.readouterr().out
+
+
 def _die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 

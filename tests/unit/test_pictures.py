@@ -24,6 +24,7 @@ from minigpt4.processors import image_processors
 from minigpt4.processors.image_processors import Blip2ImageEval, HugeImage, decode_image, open_image, to_rgb
 from minigpt4.tools import cli, describe
 from minigpt4.tools.features import Crops
+from minigpt4.tools.hf.files import processing_minigpt4
 
 
 def file_of(image: Image.Image, kind: str, **options) -> bytes:
@@ -135,6 +136,8 @@ def pixels(image: Image.Image, kind: str) -> list[int]:
 )
 def test_pixels_of_any_range_are_seen(values, dtype, kind, expected):
     assert pixels(grey(values, dtype), kind) == expected
+    opened = Image.open(io.BytesIO(file_of(grey(values, dtype), kind)))
+    assert np.asarray(processing_minigpt4.to_rgb(opened))[0, :, 0].tolist() == expected  # an exported model's own
 
 
 def test_pixels_that_are_no_numbers_are_refused():
