@@ -45,3 +45,12 @@ class Evil:
 
     def __reduce__(self):
         return (Path.touch, (self.trace,))
+
+
+def damaged_avif() -> bytes:
+    """An AVIF whose pixels cannot be decoded: PIL raises a RuntimeError, of which its documentation says nothing."""
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 90).convert("RGB").save(buffer, "AVIF")
+    content = buffer.getvalue()
+    start = content.index(b"mdat") + 4
+    return content[:start] + b"\xff" * 40 + content[start + 40 :]

@@ -4,6 +4,7 @@ Later wins: schema defaults < minigpt4/configs/ < the file that the YAML names a
 `--options a.b=c`.
 """
 
+import io
 import os
 import types
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from .config_checks import check_meaning, suggest
-from .errors import ConfigError, did_you_mean
-from .paths import PACKAGE, PROJECT, resolve_path
+from .errors import ConfigError, DataError, did_you_mean
+from .paths import PACKAGE, PROJECT, read_text, resolve_path
 from .schema import Config
 from .user_modules import import_user_modules
 
@@ -89,8 +90,8 @@ def _read_yaml(path: str) -> dict:
         )
         raise ConfigError(f"{path}: no such config file{did_you_mean(path, near)}")
     try:
-        data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        data = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(path))), resolve=True)
+    except (YAMLError, OmegaConfBaseException, DataError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds a {type(data).__name__}, not the sections model, datasets, run")

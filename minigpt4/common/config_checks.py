@@ -32,6 +32,7 @@ MADE_BY = {
     "weights/": "`minigpt4 weights` makes it",
     "data/sample_set/": "`minigpt4 sample-set` makes it",
     "data/tiny/": "`minigpt4 tiny --photos photos.jsonl` makes it",
+    "my_photos/": "the head of train_configs/my_photos.yaml says what it holds",
     "output/": "the training run of that folder makes it",
 }
 
@@ -205,10 +206,6 @@ def _check_run(config: Config, problems: list[str]) -> None:
                     f"{where}.features: {info.features!r}: no such file; `minigpt4 features --cfg-path {config.path}` "
                     "makes it (with the same --options, if there are any)"
                 )
-        for kind in ("vis_processor", "text_processor"):
-            if getattr(dataset, kind).train is None:
-                problems.append(f"datasets.{name}.{kind}.train: not set; write its name, e.g. "
-                                + ("blip2_image_train" if kind == "vis_processor" else "blip_caption"))  # fmt: skip
 
 
 def _check_paths(section: Any, prefix: str, problems: list[str]) -> None:

@@ -1,9 +1,11 @@
 """User errors: one clear message, no traceback, a non-zero exit."""
 
 import os
+import select
 import sys
 import time
 import traceback
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
@@ -38,8 +40,17 @@ def some(names: Iterable[str], most: int = 4) -> str:
 
 def main_guard(main: Callable[[], int | None]) -> int:
     """Run a command's `main`; print a UserError's message alone and return 1. Other exceptions keep their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names and answers that the terminal's encoding lacks are escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return main() or 0
+        code = main() or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise
+        return 141  # as if SIGPIPE had ended it: `minigpt4 describe *.jpg | head -1`
     except UserError as error:
         # Under torchrun every process finds the same fault in the config: one of them says so.
         if not (isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"):
@@ -54,6 +65,30 @@ def main_guard(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr)
         return 130
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads stdout any more. Python's own last flush of it then goes to /dev/null."""
+    try:
+        stdout = sys.stdout.fileno()
+    except OSError:  # captured
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)  # without events it tells of errors and hang-ups
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True
+
+
+def valid_text(text: str) -> str:
+    """The type of an argument that is a text: bytes that are not UTF-8, which Python makes surrogates, are refused."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        wrong = os.fsencode(text[error.start]).hex()
+        raise ArgumentTypeError(f"character {error.start + 1} is byte 0x{wrong}, which is not UTF-8") from None
+    return text
 
 
 def _leave_torchrun(error: Exception) -> None:

@@ -1,5 +1,6 @@
 """Where files named in a config are looked for; their checksums; texts that are written whole."""
 
+import codecs
 import hashlib
 import os
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from glob import glob
 from pathlib import Path
 
 from braceexpand import braceexpand
+
+from .errors import DataError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PROJECT = PACKAGE.parent  # the clone, when the package is installed with `pip install -e`
@@ -24,18 +27,61 @@ def resolve_path(path: str) -> str:
 def expand_shards(storage: str | Sequence[str]) -> list[str]:
     """`/data/{00000..01255}.tar`, `/data/*.tar`, a URL pattern or a list of these -> shard names, in order.
 
+    Files and folders that exist are meant as they are written: only what follows them is a pattern. So
+    `/data/align [v2]` and `/data/align [v2]/*.tar` need no escapes.
+
     Raises:
         ValueError: braces that do not match.
     """
     found = []
     for pattern in [storage] if isinstance(storage, str) else storage:
-        for name in braceexpand(pattern):
-            if name.startswith(REMOTE) or not any(c in name for c in "*?["):
-                found.append(resolve_path(name))
-            else:
-                here = str(Path(name).expanduser())
-                found += sorted(glob(here)) or sorted(glob(str(PROJECT / here)))
+        if pattern.startswith(REMOTE):
+            found += braceexpand(pattern)
+        else:
+            here = Path(pattern).expanduser()
+            names = _expand(here)
+            if not any(map(os.path.exists, names)):
+                below = _expand(PROJECT / here)
+                names = below if any(map(os.path.exists, below)) else names
+            found += names
     return found
+
+
+def _expand(place: Path) -> list[str]:
+    found = []
+    there, rest = _existing(place)
+    for name in braceexpand(rest) if rest else [""]:
+        folder, pattern = _existing(there / name)
+        if any(c in pattern for c in "*?["):
+            found += sorted(str(folder / match) for match in glob(pattern, root_dir=folder))
+        else:
+            found.append(str(there / name))
+    return found
+
+
+def _existing(place: Path) -> tuple[Path, str]:
+    """(the longest leading part of `place` that exists, the rest)."""
+    there = next((p for p in (place, *place.parents) if p.exists()), Path())
+    return there, "" if there == place else str(place.relative_to(there))
+
+
+def read_text(file: str | os.PathLike) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark. Lines may end in \\r\\n.
+
+    Raises:
+        DataError: another encoding, with the file, line and byte.
+        OSError
+    """
+    content = Path(file).read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        raise DataError(
+            f"{file}:{line}: byte {column} of the line is 0x{content[error.start]:02x}, which is not UTF-8; "
+            "save the file as UTF-8"
+        ) from None
 
 
 def sha256(file: Path) -> str:
@@ -47,5 +93,5 @@ def sha256(file: Path) -> str:
 def write_whole(file: Path, text: str) -> None:
     """Write `file` whole or not at all: a killed process leaves what stood there before."""
     part = file.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
     os.replace(part, file)

@@ -168,8 +168,13 @@ class DatasetConfig:
     valid_info: BuildInfo | None = field(
         default=None, metadata={"doc": "what validation reads, as build_info: never trained on"}
     )
-    vis_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig, metadata={"doc": "image processors"})
-    text_processor: ProcessorsConfig = field(default_factory=ProcessorsConfig, metadata={"doc": "text processors"})
+    vis_processor: ProcessorsConfig = field(
+        default_factory=ProcessorsConfig,
+        metadata={"doc": "image processors; null: BLIP-2's, with the ViT's own mean and std"},
+    )
+    text_processor: ProcessorsConfig = field(
+        default_factory=ProcessorsConfig, metadata={"doc": "text processors; null: plain_text"}
+    )
     prompt_path: str | None = key(None, "instructions for this dataset's batches, not model.prompt_path's", path=True)
     sample_ratio: float = key(1.0, "how often a batch is drawn from this dataset, against the others; 0: never")
     extra: dict = key({}, "free keys for a dataset of your own")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Lock, Thread
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from ..common.errors import UserError
-from ..processors.image_processors import open_image
+from ..processors.image_processors import BrokenImage, decode_image
 from .chat_template import conversation_of
 from .generation import Decoding, Detokenizer, PrefixCache, StopOnText, TokenStream, no_own_defaults, presentable
 from .plain_text import longest_token, text_marker
@@ -106,9 +107,11 @@ class Chat:
         conv.pending = []
 
     def check_question(self, text: str) -> None:
-        """Raises ChatError for a question that is empty, or that has too many characters, whatever its tokens are."""
+        """Raises ChatError for a question that is empty, no Unicode, or of too many characters, whatever its tokens."""
         if not text.strip():
             raise ChatError("the question is empty: write one")
+        if any("\ud800" <= c <= "\udfff" for c in text):  # tokenizers stop at half a surrogate pair
+            raise ChatError("the question is no valid Unicode text: write it anew")
         if (tokens := len(text) // self.longest_token) >= self.max_context:
             raise self._too_long(f"at least {tokens} tokens")
 
@@ -225,7 +228,10 @@ class Chat:
             return image.squeeze(0) if image.dim() == 4 else image
         if not isinstance(image, Image.Image):
             image = read_image(image)
-        return self.vis_processor(image)
+        try:
+            return self.vis_processor(image)
+        except BrokenImage as error:  # a PIL image that nobody has decoded yet
+            raise ImageError(f"{getattr(image, 'filename', '') or 'the image'}: {error}") from None
 
     @torch.no_grad()
     def _answer(self, conv, options: Decoding, seed, events, put_token=None) -> tuple[str, list[int]]:
@@ -310,19 +316,17 @@ class Chat:
 
 
 def read_image(path: str | os.PathLike) -> Image.Image:
-    """Open an image file and read it to the end, so that a damaged one shows here. Raises ImageError."""
+    """The image of a file, decoded to RGB. Raises ImageError."""
     try:
-        image = open_image(path)
-        image.load()
-        return image
+        return decode_image(Path(path).read_bytes(), path)
     except FileNotFoundError:
         raise ImageError(f"{path}: there is no such file") from None
     except IsADirectoryError:
         raise ImageError(f"{path}: this is a folder, not an image") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image that can be read (JPEG, PNG, WebP, GIF, BMP, ...)") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: the image is damaged or too large: {error}") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror}") from None
+    except BrokenImage as error:
+        raise ImageError(str(error)) from None
 
 
 def end_ids(llm, tokenizer) -> set[int]:

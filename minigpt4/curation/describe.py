@@ -36,12 +36,14 @@ class Description:
         first, second: the answer, and what "Continue" added; None where it was not asked.
         cut: the first filled all its tokens.
         hit_limit: the last of them did.
+        unreadable: why the picture cannot be read, so that nothing was said.
     """
 
     first: str
     second: str | None = None
     cut: bool = False
     hit_limit: bool = False
+    unreadable: str = ""
 
     @property
     def text(self) -> str:
@@ -83,7 +85,9 @@ def describe(
     items = [Item(record, question, "describe") for record in records]
     first = answer_all(make_chat, items, source, folder, batch, "describe: ", everywhere=goes_on)
     if not goes_on:
-        return first and [Description(a["answer"], None, a["hit_limit"], a["hit_limit"]) for a in first]
+        return first and [
+            Description(a["answer"], None, a["hit_limit"], a["hit_limit"], a.get("unreadable", "")) for a in first
+        ]
     tokenizer = load_tokenizer(local_path(config.model.llama_model), config.model.pad_token)
     template = conversation_of(config.model.conv_template, tokenizer)
     lengths = [len(tokenizer(a["answer"], add_special_tokens=False)["input_ids"]) for a in first]
@@ -98,7 +102,8 @@ def describe(
     found = []
     for i, a in enumerate(first):
         last = second.get(i)
-        found.append(Description(a["answer"], last and last["answer"], a["hit_limit"], (last or a)["hit_limit"]))
+        found.append(Description(a["answer"], last and last["answer"], a["hit_limit"], (last or a)["hit_limit"],
+                                 a.get("unreadable", "")))  # fmt: skip
     return found
 
 

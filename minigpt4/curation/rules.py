@@ -26,7 +26,7 @@ WORDS = 2  # content words that a description has at least
 _FORM = ("meaningless", "apology", "repeats", "unfinished")
 DROPS = (*_FORM, "unsupported", "cut down", "contradicted", "said by a caption", "photo dropped")
 # Why a photo goes.
-LOSSES = ("no human text", "captions disagree", "nothing left")
+LOSSES = ("no human text", "captions disagree", "nothing left", "picture cannot be read")
 
 LABEL = re.compile(r"a photo of ", re.IGNORECASE)
 # The paper's rules drop "I'm sorry I made a mistake" and "I apologize for that".

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from ..common.config import load_config
-from ..common.errors import ConfigError, DataError
+from ..common.errors import ConfigError, DataError, valid_text
 from ..common.paths import write_whole
 from ..evaluation.answering import chat_for
 from ..evaluation.data import Record, limited, read_records
 from ..evaluation.judge import Judge
 from . import folder, page
 from .describe import QUESTION, describe, edited
-from .rules import repair
+from .rules import Repair, repair
 
 KINDS = ("photos", "karpathy", "coco captions")  # of data: photos with human captions
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", metavar="DIR", help="folder of the images, where the file does not say")
     add("--out", required=True, metavar="FOLDER", help="stage 2's folder: filter_cap.json, image/, curation.jsonl, ...")
     add("--limit", type=int, metavar="N", help="so many photos, at random, always the same")
-    add("--prompt", default=QUESTION, help="what the model is asked (default: the paper's words)")
+    add("--prompt", type=valid_text, default=QUESTION, help="what the model is asked (default: the paper's words)")
     add("--no-continue", action="store_true", help='leave out the second turn, "Continue", after short answers')
     add("--unchecked", action="store_true", help="as the paper: rules of form alone, no captions; people check by hand")
     add("--batch", type=int, default=16, help="photos described at once (default: %(default)s)")
@@ -70,7 +71,11 @@ def run(args: argparse.Namespace) -> int:
     entries = []
     for record, one, text, name in zip(records, said, texts, folder.image_ids(records), strict=True):
         captions = record.truth.get("captions", [])
-        done = repair(text, captions, hit_limit=one.hit_limit and not args.judge, checked=not args.unchecked)
+        if one.unreadable:
+            print(f"left out: {one.unreadable}", file=sys.stderr)
+            done = Repair(lost="picture cannot be read")
+        else:
+            done = repair(text, captions, hit_limit=one.hit_limit and not args.judge, checked=not args.unchecked)
         entry = {"image_id": name, "image": str(record.image), "captions": captions, "answer": one.first,
                  "continued": one.second}  # fmt: skip
         if args.judge:

@@ -1,41 +1,21 @@
-"""Bytes -> picture, JSON and caption, with a reason when they are none. Nothing that data hold raises anything else."""
+"""Files -> picture, JSON and caption, with a reason when they are none. Nothing that data hold raises anything else."""
 
-import io
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..processors.image_processors import HugeImage, open_image
-from .faults import BadCaption, BadJson, BrokenImage, HugeMember, MissingFile, NoCaption, patiently, short
+from ..processors.image_processors import decode_image
+from ..processors.text_processors import has_text
+from .faults import BadCaption, BadJson, HugeMember, MissingFile, NoCaption, patiently, short
 from .tar import MAX_MEMBER
 
 MAX_JSON = 2**20  # bytes; nested lists take a thousand times as much memory
 MAX_CAPTION = 20_000  # characters; a tokenizer would chew on more for seconds, to keep max_txt_len tokens of it
-
-
-def decode_image(content: bytes, name: str) -> Image.Image:
-    """The picture of a file's bytes, decoded: its first frame, in its own mode.
-
-    Raises:
-        HugeImage, BrokenImage: with `name`, what the bytes are called.
-    """
-    try:
-        image = open_image(io.BytesIO(content))
-        image.load()
-    except HugeImage as error:
-        raise HugeImage(f"{name}: {error}") from None
-    except Exception as error:  # PIL's decoders raise anything from SyntaxError to struct.error on damaged files
-        raise BrokenImage(f"{name}: {_of_pil(error)}") from None
-    return image
-
-
-def _of_pil(error: Exception) -> str:
-    """PIL's message without the address of an object, which would differ each time."""
-    return "no image" if "cannot identify" in str(error) else short(str(error)) or type(error).__name__
 
 
 def decode_json(content: bytes) -> dict:
@@ -55,6 +35,19 @@ def decode_json(content: bytes) -> dict:
     return value
 
 
+def clean_caption(caption: Any, text_processor: Callable[[str], str]) -> str:
+    """What the text processor makes of a caption.
+
+    Raises:
+        NoCaption: nothing that can be read is left, so it would teach the model to say nothing.
+        BadCaption
+    """
+    text = text_processor(check_caption(caption))
+    if not has_text(text):
+        raise NoCaption(f"nothing is left of its caption {short(ascii(caption))}")
+    return text
+
+
 def check_caption(caption: Any) -> str:
     """The caption itself, when it is a text that can be trained on.
 
@@ -67,7 +60,7 @@ def check_caption(caption: Any) -> str:
         raise BadCaption(f"its caption is {short(repr(caption))}, not a text")
     if len(caption) > MAX_CAPTION:
         raise BadCaption(f"its caption has {len(caption):,} characters; at most {MAX_CAPTION:,} are taken")
-    if not caption.strip():
+    if not has_text(caption):
         raise NoCaption("its caption is empty")
     try:
         caption.encode()
@@ -80,7 +73,7 @@ def read_image_file(path: Path) -> Image.Image:
     """A picture's file, decoded; a fault of the storage is tried again.
 
     Raises:
-        SampleFault, HugeImage
+        SampleFault, BrokenImage, HugeImage
     """
 
     def read() -> bytes:

@@ -25,10 +25,6 @@ class SampleFault(ValueError):
     """A sample or a shard that cannot be used; it is skipped and counted."""
 
 
-class BrokenImage(SampleFault):
-    """Not an image, cut short, or damaged."""
-
-
 class NoImage(SampleFault):
     """A sample without an image among its members."""
 

@@ -11,8 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..common.errors import DataError
-from .decoding import check_caption, read_image_file
+from ..common.paths import read_text
+from .decoding import clean_caption, read_image_file
+from .faults import short
 from .stream import permutation_stream, reshard_permutation
+
+PHOTO_LINE = '{"image": "a.jpg", "caption": "A dog on grass."}'
 
 
 class ImageTextSource:
@@ -44,7 +48,7 @@ class ImageTextSource:
     def decode(self, raw: tuple[Path, str | list[str]]) -> dict:
         """See `Source`."""
         path, text = raw
-        captions = [self.text_processor(check_caption(t)) for t in ([text] if isinstance(text, str) else text)]
+        captions = [clean_caption(t, self.text_processor) for t in ([text] if isinstance(text, str) else text)]
         return {"image": self.picture(path), "text_input": captions[0] if isinstance(text, str) else captions}
 
     def picture(self, path: Path) -> Tensor:
@@ -103,51 +107,78 @@ def read_filter_cap(folder: str) -> list[tuple[Path, str]]:
     if not file.is_file():
         raise DataError(f"{folder} has no filter_cap.json; dataset/README_2_STAGE.md describes the folder")
     try:
-        annotations = list(json.loads(file.read_text(encoding="utf-8"))["annotations"])
+        annotations = list(json.loads(read_text(file))["annotations"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{file}: should be {{"annotations": [...]}}: {type(error).__name__} {error}') from None
     pairs = []
     for i, entry in enumerate(annotations):
         if not isinstance(entry, dict) or "image_id" not in entry or not isinstance(entry.get("caption"), str):
             raise DataError(f"{file}: annotations[{i}] needs image_id and caption (a text); it is {entry!r}")
-        pairs.append((_inside(Path(folder) / "image", f"{entry['image_id']}.jpg", file), entry["caption"]))
+        pairs.append((inside(Path(folder) / "image", f"{entry['image_id']}.jpg", file), entry["caption"]))
     if not pairs:
         raise DataError(f"{file}: no annotations")
     return pairs
+
+
+def read_json_lines(file: Path) -> list[tuple[str, dict]]:
+    """(`FILE:LINE`, object) of each line that is not empty.
+
+    Raises:
+        DataError: names the line that is no JSON object.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: should be a file of JSON lines")
+    found = []
+    for number, line in enumerate(read_text(file).split("\n"), start=1):  # texts may hold other line breaks
+        if not line.strip():
+            continue
+        where = f"{file}:{number}"
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: is not JSON: {error}") from None
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: should be an object like {PHOTO_LINE}; it is {short(line)}")
+        found.append((where, entry))
+    return found
+
+
+def folder_of_images(file: Path, images: str | None) -> Path:
+    """Where the images of a list lie: in `images`, or in `photos/` beside the list, or beside it."""
+    if images:
+        return Path(images)
+    return file.parent / "photos" if (file.parent / "photos").is_dir() else file.parent
 
 
 def read_photos(
     file: str, images: str | None = None, splits: Sequence[str] | None = None
 ) -> list[tuple[Path, list[str]]]:
     """The pairs of a JSON-lines file, a photo a line: {"image": path below `images`, "captions": [...], "split": name}.
+    A photo with one caption may have it as "caption": "...".
 
     Args:
-        images: folder of the images (default: `photos/` beside the file).
+        images: see `folder_of_images`.
         splits: which splits to take (default: all).
     Raises:
         DataError: names the file and the line that is wrong.
     """
     path = Path(file)
-    folder = Path(images) if images else path.parent / "photos"
-    if not path.is_file():
-        raise DataError(f"{path}: should be a file of JSON lines, one photo a line")
+    folder = folder_of_images(path, images)
     pairs, seen = [], set()
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                image, captions, split = entry["image"], entry["captions"], entry.get("split")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(f"{path}:{number}: needs image and captions: {type(error).__name__} {error}") from None
-            if not isinstance(image, str):
-                raise DataError(f"{path}:{number}: image should be a file name; it is {image!r}")
-            if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
-                raise DataError(f"{path}:{number}: captions should be a list of texts; it is {captions!r}")
-            seen.add(split)
-            if splits is None or split in splits:
-                pairs.append((_inside(folder, image, path), captions))
+    for where, entry in read_json_lines(path):
+        image, split = entry.get("image"), entry.get("split")
+        if "image" not in entry or not {"captions", "caption"} & entry.keys():
+            raise DataError(f"{where}: needs image and captions; write {PHOTO_LINE}")
+        captions = entry.get("captions", [entry.get("caption")])
+        if not isinstance(image, str):
+            raise DataError(f"{where}: image should be a file name; it is {image!r}")
+        if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
+            raise DataError(f"{where}: captions should be a list of texts; it is {captions!r}")
+        seen.add(split)
+        if splits is None or split in splits:
+            pairs.append((inside(folder, image, path), captions))
+    if not seen:
+        raise DataError(f"{path}: is empty; write a line for each photo, {PHOTO_LINE}")
     unknown = sorted(set(splits or ()) - seen)
     if unknown or not pairs:
         raise DataError(
@@ -156,7 +187,7 @@ def read_photos(
     return pairs
 
 
-def _inside(folder: Path, name: str, source: Path) -> Path:
+def inside(folder: Path, name: str, source: Path) -> Path:
     """`folder/name`; a name from a data file may not lead out of the folder."""
     path = Path(os.path.normpath(folder / name))  # by its letters: links that the user laid in the folder are fine
     if not path.is_relative_to(os.path.normpath(folder)):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .decoding import check_caption, decode_image, decode_json
+from ..processors.image_processors import decode_image
+from .decoding import clean_caption, decode_json
 from .faults import (
     PAUSES,
     DamagedShard,
@@ -90,9 +91,9 @@ class ShardSource:
             raise NoImage(f"no image among its members: {short(names)}")
         if "json" not in raw:
             raise NoCaption("no .json member")
-        caption = check_caption(decode_json(raw["json"]).get("caption"))
+        caption = clean_caption(decode_json(raw["json"]).get("caption"), self.text_processor)
         image = decode_image(raw[extension], f"its {extension}")
-        return {"image": self.vis_processor(image), "text_input": self.text_processor(caption)}
+        return {"image": self.vis_processor(image), "text_input": caption}
 
 
 def read_shard(

@@ -95,7 +95,7 @@ def answer_all(
     everywhere: bool = False,
 ) -> list[dict] | None:
     """An answer for each item, in order: {"answer", "hit_limit"}, or for one with choices {"scores", "tokens"}: the
-    log-likelihood of each choice and its length.
+    log-likelihood of each choice and its length; or {"unreadable": why its picture cannot be read, ...}.
 
     Args:
         make_chat: builds the model; not called when all answers are known.
@@ -137,17 +137,14 @@ def _read(folder: Path, name: str) -> dict[str, dict]:
 def _answer(chat, work: list[tuple[Item, str]], decoding: dict, file: Path, batch: int, say: str) -> None:
     work = sorted(work, key=lambda pair: bool(pair[0].choices))  # texts first: a batch is of one sort
     started, done, told = time.monotonic(), 0, 0.0
-    with file.open("a+", encoding="utf-8") as out:
+    with file.open("a+", encoding="utf-8", errors="backslashreplace") as out:
         if out.tell():
             out.write("\n")  # ends a line that was cut; an empty line is skipped
         while done < len(work):
             item, key = work[done]
-            if item.choices:
-                chosen = [work[done]]
-                entries = [rank_choices(chat, item.record.image, item.question, item.choices)]
-            else:
-                chosen = [pair for pair in work[done : done + batch] if not pair[0].choices]
-                entries = _texts(chat, [one for one, _ in chosen], key, decoding)
+            size = 1 if item.choices else batch
+            chosen = [pair for pair in work[done : done + size] if pair[0].choices == item.choices]
+            entries = _entries(chat, [one for one, _ in chosen], key, decoding)
             for (item, key), entry in zip(chosen, entries, strict=True):
                 line = {"key": key, "id": item.record.id, "variant": item.variant, **entry}
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -157,6 +154,29 @@ def _answer(chat, work: list[tuple[Item, str]], decoding: dict, file: Path, batc
             if now - told >= 5 or done == len(work):
                 told, left = now, (now - started) / done * (len(work) - done)
                 print(f"{say}{done}/{len(work)} answers, {left:.0f} s left", flush=True)
+
+
+def _entries(chat, items: Sequence[Item], key: str, decoding: dict) -> list[dict]:
+    """What is kept of some items that have choices, or none. One whose picture cannot be read has no answer but a
+    reason, `unreadable`, and the others are answered all the same."""
+    from ..conversation.chat import ImageError, read_image
+
+    try:
+        if items[0].choices:
+            return [rank_choices(chat, item.record.image, item.question, item.choices) for item in items]
+        return _texts(chat, items, key, decoding)
+    except ImageError:
+        broken = {}
+        for i, item in enumerate(items):
+            try:
+                read_image(item.record.image)
+            except ImageError as error:
+                broken[i] = {"answer": "", "hit_limit": False, "unreadable": str(error)}
+        if not broken:
+            raise
+        good = [item for i, item in enumerate(items) if i not in broken]
+        answered = iter(_entries(chat, good, key, decoding) if good else [])
+        return [broken.get(i) or next(answered) for i in range(len(items))]
 
 
 def _texts(chat, items: Sequence[Item], key: str, decoding: dict) -> list[dict]:

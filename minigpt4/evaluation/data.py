@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import DataError
-from ..datasets.image_text import read_photos
+from ..common.paths import read_text
+from ..datasets.image_text import folder_of_images, read_json_lines, read_photos
+from ..processors.image_processors import SUFFIXES, pictures_in
 
 WHERE = {
     "photos": "a JSON line a photo: {image, captions, split}",
+    "questions": "a JSON line a question: {image, question, answer, split}",
     "coco captions": "captions_val2017.json of https://cocodataset.org/#download",
     "coco instances": "instances_val2017.json of https://cocodataset.org/#download",
     "karpathy": "dataset_coco.json of https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
@@ -26,7 +29,10 @@ WHERE = {
     "easy-vqa": "pip install easy-vqa, then --data easy-vqa",
     "folder": "a folder of pictures",
 }  # fmt: skip
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+EXAMPLES = {  # what a line of one's own holds besides the image
+    "photos": {"captions": ["A dog on grass."]},
+    "questions": {"question": "What animal is this?", "answer": "dog"},
+}
 MAIN_AREA = 0.05  # of the picture: from there on an annotated COCO object is a main one
 
 
@@ -60,9 +66,17 @@ def read_records(
     found: dict[str, tuple[Path, object]] = {}
     for name in data:
         kind, content = detect(name)
+        listed = sorted(Path(name).glob("*.jsonl")) if kind == "folder" and kind not in kinds else []
+        if len(listed) == 1:  # the list of the pictures beside it
+            name = str(listed[0])
+            kind, content = detect(name)
         if kind not in kinds:
             wanted = "".join(f"\n  {k}: {WHERE[k]}" for k in kinds)
-            raise DataError(f"--data {name}: this is {kind}, which the suite does not read. It reads{wanted}")
+            raise DataError(
+                f"--data {name}: this is {'a folder' if kind == 'folder' else kind}, which the suite does not read. "
+                f"It reads{wanted}"
+                f"{lines_to_write(kind, content, kinds)}"
+            )
         if kind in found:
             raise DataError(f"--data: {found[kind][0]} and {name} are both {kind}; name one")
         found[kind] = (Path(name), content)
@@ -100,23 +114,39 @@ def detect(name: str) -> tuple[str, object]:
     if name == "easy-vqa":
         return "easy-vqa", None
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURES)
-        if not files:
-            raise DataError(f"--data {name}: no pictures in this folder ({', '.join(sorted(PICTURES))})")
+        files = pictures_in(path)
+        if not files and not any(path.glob("*.jsonl")):
+            raise DataError(f"--data {name}: no pictures in this folder ({', '.join(SUFFIXES)})")
         return "folder", files
     if not path.is_file():
         raise DataError(f"--data {name}: no such file or folder")
     if path.suffix == ".jsonl":
-        return "photos", None
+        lines = read_json_lines(path)
+        return ("questions" if lines and "question" in lines[0][1] else "photos"), lines
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"--data {name}: not JSON: {error}") from None
     kind = _kind(content)
     if kind is None:
         known = "".join(f"\n  {k}: {where}" for k, where in WHERE.items())
         raise DataError(f"--data {name}: none of the formats that are read:{known}")
     return kind, content
+
+
+def lines_to_write(kind: str, content: object, kinds: Sequence[str]) -> str:
+    """The first two lines of a file of one's own, where the suite reads such a file."""
+    own = next((k for k in kinds if k in EXAMPLES), None)
+    if own is None:
+        return ""
+    if kind == "folder":
+        names = [path.name for path in content]
+    elif kind in EXAMPLES:
+        names = list(dict.fromkeys(str(entry.get("image", "a.jpg")) for _, entry in content))
+    else:
+        names = []
+    lines = [json.dumps({"image": name, **EXAMPLES[own]}) for name in (*names, "a.jpg", "b.jpg")[:2]]
+    return "\n  ".join(["\nWrite a line for each into a .jsonl file beside the pictures, in your words:", *lines])
 
 
 def _kind(content) -> str | None:
@@ -145,7 +175,7 @@ def _kind(content) -> str | None:
 
 def _photos(file: Path, images: str | None, split: str | None) -> list[Record]:
     pairs = read_photos(str(file), images, [split] if split else None)
-    folder = Path(images) if images else file.parent / "photos"
+    folder = folder_of_images(file, images)
     more = {}
     if all(len(captions) == 1 for _, captions in pairs):  # made from labels: which of them it is can be asked
         more["choices"] = tuple(sorted({captions[0] for _, captions in pairs}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..processors.image_processors import decode_image, open_image
 from .captions import MissingLibrary
 
 
@@ -45,18 +47,19 @@ class Judge:
         client = openai.OpenAI(base_url=self.url, api_key=os.environ.get(self.key_env) or "none", max_retries=3)
         known = {}
         if file.is_file():
-            for line in file.read_text(encoding="utf-8").splitlines():
+            for line in file.read_text(encoding="utf-8").split("\n"):  # answers may hold other line breaks
                 try:
                     entry = json.loads(line)
                     known[entry["key"]] = entry["raw"]
                 except (ValueError, KeyError, TypeError):
                     continue  # cut when the process was killed
         raws = []
-        with file.open("a", encoding="utf-8") as out:
+        with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
             out.write("\n" if out.tell() else "")
             for text, picture in questions:
-                image = "" if picture is None else base64.b64encode(picture.read_bytes()).decode()
-                key = hashlib.sha256(f"{self.model}\n{text}\n{image}".encode()).hexdigest()[:20]
+                image = b"" if picture is None else picture.read_bytes()
+                seen = base64.b64encode(image).decode()
+                key = hashlib.sha256(f"{self.model}\n{text}\n{seen}".encode()).hexdigest()[:20]
                 if key not in known:
                     known[key] = self._raw(client, openai.OpenAIError, text, image)
                     line = {"key": key, "model": self.model, "url": self.url, "prompt": text,
@@ -66,20 +69,36 @@ class Judge:
                 raws.append(known[key])
         return raws
 
-    def _raw(self, client, errors, text: str, image: str) -> str:
+    def _raw(self, client, errors, text: str, image: bytes) -> str:
         content: str | list = text
         if image:
-            url = f"data:image/jpeg;base64,{image}"
-            content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
+            content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": data_uri(image)}}]
         try:
             reply = client.chat.completions.create(
                 model=self.model, messages=[{"role": "user", "content": content}], temperature=0
             )
-            return reply.choices[0].message.content or ""
-        except errors as error:
+        except (errors, ValueError) as error:  # ValueError: what came is not JSON
             raise JudgeError(
                 f"--judge {self.url}: {error}; what was judged so far is kept, the same command goes on"
             ) from None
+        try:
+            return reply.choices[0].message.content or ""
+        except (AttributeError, IndexError, TypeError):
+            raise JudgeError(
+                f"--judge {self.url}: its reply has no choices, so it may be no OpenAI-compatible endpoint "
+                f"(such a URL usually ends in /v1): {str(reply)[:300]}"
+            ) from None
+
+
+def data_uri(image: bytes) -> str:
+    """An image file's bytes as endpoints take them: JPEG, PNG, WebP and GIF as they are, anything else as JPEG."""
+    kind = open_image(image).format.lower()
+    kind = "jpeg" if kind == "mpo" else kind  # a phone's JPEG with a second picture behind it
+    if kind not in ("jpeg", "png", "webp", "gif"):
+        buffer = io.BytesIO()
+        decode_image(image, "picture").save(buffer, "JPEG", quality=95)
+        kind, image = "jpeg", buffer.getvalue()
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
 
 
 def yes_or_no(raw: str) -> bool | None:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from ..common.errors import DataError
+from ..common.paths import read_text
 
 HERE = Path(__file__).parent
 COCO_SYNONYMS, THINGS = HERE / "coco_synonyms.txt", HERE / "things.txt"
@@ -41,8 +42,8 @@ def read_vocabulary(*files: str | Path) -> Vocabulary:
     found: dict[str, list[str]] = {}
     for file in files:
         try:
-            lines = Path(file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(file).splitlines()
+        except OSError as error:
             raise DataError(f"{file}: should be a text file, a thing and its synonyms a line: {error}") from None
         for line in lines:
             words = [" ".join(w.lower().split()) for w in line.lstrip("!").split(",") if w.strip()]

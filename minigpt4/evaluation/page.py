@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..common.paths import write_whole
-from ..processors.image_processors import open_image, to_rgb
+from ..processors.image_processors import BrokenImage, decode_image
 
 SHOWN = 24  # pictures on the page: the first of a random order that never changes, not the best
 SIDE = 320  # pixels of their longer side
@@ -174,9 +174,11 @@ def _marked(verdict: dict) -> str:
 
 def thumbnail(file: Path) -> str:
     """The picture, SIDE pixels at most, as a data: URI."""
-    with open_image(file) as image:
-        small = to_rgb(image)
-        small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    try:
+        small = decode_image(file.read_bytes(), file.name)
+    except (OSError, BrokenImage):
+        return "data:,"  # it was counted where the model should have seen it
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import time
 from pathlib import Path
 
 from ..common.config import load_config
 from ..common.dist_utils import rank
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, DataError, some, valid_text
+from ..common.paths import write_whole
 from ..common.schema import Config
 from . import page
 from .answering import Item, answer_all, chat_for, made_from
@@ -30,13 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", help="the split to take")
     add("--limit", type=int, metavar="N", help="so many pictures or questions, at random, always the same")
     add("--before", metavar="CHECKPOINT", help="a second model.ckpt: scored too, with the difference to it")
-    add("--prompt", help="asked instead of the suite's own questions; {question} is the data's")
+    add("--prompt", type=valid_text, help="asked instead of the suite's own questions; {question} is the data's")
     add("--batch", type=int, default=16, help="pictures answered at once (default: %(default)s)")
     add("--max-new-tokens", type=int, help="longest answer (default: the suite's)")
     add("--beams", type=int, default=1, help="beams (default: %(default)s)")
     add("--sample", action="store_true", help="draw answers as the chat does, instead of greedily")
     add("--seed", type=int, default=42, help="of --sample (default: %(default)s)")
-    add("--out", metavar="DIR", help="where results go (default: output/eval/CONFIG)")
+    add("--out", metavar="DIR", help="answers and results go there (default: output/eval/CONFIG)")
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add("--judge", metavar="URL", help="an OpenAI-compatible endpoint that judges too (coverage, abilities)")
     add("--judge-model", default="", help="the judge's model name")
@@ -62,11 +65,9 @@ def run(args: argparse.Namespace) -> int:
     records = read_records(args.data, args.images, args.split, args.limit, suite.kinds)
     items = suite.items(records, args.prompt)
     out = Path(args.out or Path("output", "eval", Path(args.cfg_path).stem))
-    folder = out / args.suite
-    folder.mkdir(parents=True, exist_ok=True)
     tools = Tools(
         Judge(args.judge, args.judge_model, args.judge_key_env) if args.judge else None,
-        folder / "judged.jsonl", args.synonyms,
+        out / args.suite / "judged.jsonl", args.synonyms,
     )  # fmt: skip
     decoding = {"do_sample": args.sample, "num_beams": args.beams,
                 "max_new_tokens": args.max_new_tokens or suite.max_new_tokens,
@@ -74,22 +75,46 @@ def run(args: argparse.Namespace) -> int:
     if args.sample:
         decoding["seed"] = args.seed
 
-    scored: dict[str, Scored] = {}
+    sources = {stage: made_from(config, decoding) for stage, config in configs.items()}
+    folder = out / args.suite / folder_name(args, configs["after"], sources)
+    folder.mkdir(parents=True, exist_ok=True)
+    answers: dict[str, list[dict]] = {}
     for stage, config in configs.items():
         say = f"{args.suite}{f', {stage}' if args.before else ''}: "
-        source = made_from(config, decoding)
-        answers = answer_all(lambda c=config: _chat(c, args), items, source, out / "answers", args.batch, say)
-        if answers is not None:
-            scored[stage] = suite.score(items, answers, tools)
+        answers[stage] = answer_all(
+            lambda c=config: _chat(c, args), items, sources[stage], out / "answers", args.batch, say
+        )
     if rank() != 0:
         return 0
+    unreadable = {
+        str(item.record.image): answer["unreadable"]
+        for said in answers.values() for item, answer in zip(items, said, strict=True) if "unreadable" in answer
+    }  # fmt: skip
+    keep = [i for i, item in enumerate(items) if str(item.record.image) not in unreadable]
+    if not keep:
+        raise DataError(f"--data {' '.join(args.data)}: no picture can be read, e.g. {next(iter(unreadable.values()))}")
+    pictures = len({str(item.record.image) for item in items})
+    items = [items[i] for i in keep]
+    scored = {stage: suite.score(items, [said[i] for i in keep], tools) for stage, said in answers.items()}
     results = collect(args, items, scored, decoding, configs["after"])
+    results["unreadable"] = unreadable
+    if unreadable:
+        why = some(unreadable.values(), 2)
+        results["notes"].append(f"{len(unreadable)} of {pictures} pictures cannot be read and are left out: {why}.")
     results["seconds"] = round(time.monotonic() - started, 1)
     page.write_json(results, folder / "results.json")
-    (folder / "report.html").write_text(page.html_page(results, suite.title), encoding="utf-8")
+    write_whole(folder / "report.html", page.html_page(results, suite.title))
     print(page.table(results, suite.title))
     print(f"\n{folder / 'results.json'}, {folder / 'report.html'}")
     return 0
+
+
+def folder_name(args: argparse.Namespace, config: Config, sources: dict[str, dict]) -> str:
+    """A folder for each config, checkpoint and data: CHECKPOINT-DATA-HASH, the hash of all that the report tells of."""
+    asked = [args.cfg_path, args.data, args.images, args.split, args.limit, args.prompt, bool(args.judge)]
+    digest = hashlib.sha256(json.dumps([sources, asked], sort_keys=True, default=str).encode()).hexdigest()
+    stems = [Path(name).stem for name in (config.model.ckpt or "", args.data[0])]
+    return "-".join([*filter(None, stems), digest[:8]])
 
 
 def _chat(config: Config, args: argparse.Namespace):
@@ -112,7 +137,7 @@ def collect(
         "judge": {"url": args.judge, "model": args.judge_model} if args.judge else None,
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         **compared({stage: s.measures for stage, s in scored.items()}, pictures),
-        "notes": after.notes, "facts": {stage: s.facts for stage, s in scored.items()},
+        "notes": list(after.notes), "facts": {stage: s.facts for stage, s in scored.items()},
     }  # fmt: skip
     results["items"] = [
         {"id": item.record.id, "image": str(item.record.image), "variant": item.variant, "question": item.question,

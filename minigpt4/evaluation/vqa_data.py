@@ -1,18 +1,22 @@
-"""VQA v2, OK-VQA, GQA, A-OKVQA and easy-vqa -> records with a question each."""
+"""Questions of one's own, VQA v2, OK-VQA, GQA, A-OKVQA and easy-vqa -> records with a question each."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from ..common.errors import DataError
-from .data import WHERE, Record, by_coco_id, image_folder
+from ..datasets.image_text import folder_of_images, inside
+from .data import EXAMPLES, WHERE, Record, by_coco_id, image_folder
 
-KINDS = ("vqa questions", "vqa annotations", "aokvqa", "gqa", "easy-vqa")
+KINDS = ("questions", "vqa questions", "vqa annotations", "aokvqa", "gqa", "easy-vqa")
 
 
 def read(found: dict[str, tuple[Path, object]], images: str | None, split: str | None) -> list[Record]:
     """The records of what `data.detect` found: kind -> (file, its content)."""
+    if "questions" in found:
+        return _questions(*found["questions"], images, split)
     if "easy-vqa" in found:
         return _easy_vqa(split or "test")
     if "aokvqa" in found:
@@ -24,6 +28,25 @@ def read(found: dict[str, tuple[Path, object]], images: str | None, split: str |
             given = ", ".join(str(file) for file, _ in found.values())
             raise DataError(f"--data {given}: VQA comes in two files, the {kind[4:]} are missing: {WHERE[kind]}")
     return _vqa(*found["vqa questions"], *found["vqa annotations"], images, split)
+
+
+def _questions(file: Path, lines: list[tuple[str, dict]], images: str | None, split: str | None) -> list[Record]:
+    """JSON lines of one's own: image, question, and `answer` or a list of `answers`, each of which is right."""
+    folder, records = folder_of_images(file, images), []
+    for where, entry in lines:
+        answers = entry.get("answers", [entry.get("answer")])
+        good = isinstance(answers, list) and answers and all(isinstance(a, (str, int)) and str(a) for a in answers)
+        if not (good and all(isinstance(entry.get(key), str) and entry[key] for key in ("image", "question"))):
+            example = json.dumps({"image": "a.jpg", **EXAMPLES["questions"]})
+            raise DataError(f"{where}: needs image, question and answer (texts); write {example}")
+        if split is None or entry.get("split") == split:
+            truth = {"question": entry["question"], "answers": list(map(str, answers)), "rule": "exact",
+                     "type": str(entry.get("type", ""))}  # fmt: skip
+            records.append(Record(where.rsplit(":", 1)[1], inside(folder, entry["image"], file), truth))
+    if not records:
+        splits = sorted({str(entry.get("split")) for _, entry in lines})
+        raise DataError(f"{file}: no questions of split {split}; it has {', '.join(splits)}")
+    return records
 
 
 def _vqa(file: Path, questions: dict, other: Path, annotations: dict, images: str | None, split: str | None):

@@ -84,7 +84,7 @@ def stored_dtype(path: str) -> torch.dtype | None:
     names = [first]
     if first.endswith(".json"):
         try:
-            names = sorted(set(json.loads((folder / first).read_text())["weight_map"].values()))
+            names = sorted(set(json.loads((folder / first).read_text(encoding="utf-8-sig"))["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"model.llama_model: {folder / first} is damaged; download it again") from None
     found = None

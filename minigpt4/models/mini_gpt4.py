@@ -23,7 +23,7 @@ from ..common.checkpoint import read_state
 from ..common.download import local_path
 from ..common.errors import ConfigError
 from ..common.memory import check_loaded, empty_weights
-from ..common.paths import resolve_path
+from ..common.paths import read_text, resolve_path
 from ..common.precision import Precision, resolve_precision
 from ..common.registry import MODELS
 from ..common.schema import ModelConfig
@@ -362,8 +362,8 @@ class MiniGPT4(PublishedWeights):
 def read_prompts(path: str, template: str, key: str = "model.prompt_path") -> list[str]:
     """The instructions of a file, one a line, each put into `template`; lines without `<ImageHere>` are left out."""
     try:
-        text = Path(resolve_path(path)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(resolve_path(path))
+    except OSError as error:
         raise ConfigError(f"{key}: {path} should be a text file of instructions: {error}") from None
     prompts = [template.replace("{}", line.strip()) for line in text.splitlines() if IMAGE_MARK in line]
     if not prompts:

@@ -6,13 +6,12 @@ costs a twentieth of what it costs through the LLM, and the weights are those th
 
 import math
 import re
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..common.errors import ConfigError
-from ..common.paths import resolve_path
+from ..common.paths import read_text, resolve_path
 from ..common.registry import MODELS
 from .batch import to_device
 from .mini_gpt4 import MiniGPT4
@@ -45,8 +44,8 @@ class MiniGPT4Words(MiniGPT4):
         if path is None:
             raise ConfigError("model.extra.words: not set; write a text file, a word a line")
         try:
-            words = Path(resolve_path(path)).read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
+            words = read_text(resolve_path(path)).split()
+        except OSError as error:
             raise ConfigError(f"model.extra.words: {path!r} should be a text file, a word a line: {error}") from None
         if not words:
             raise ConfigError(f"model.extra.words: {path} is empty")

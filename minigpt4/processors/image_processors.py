@@ -1,11 +1,12 @@
-"""Image file -> PIL image of any mode -> normalized float tensor (3, H, W)."""
+"""The bytes of an image file -> RGB picture -> normalized float tensor (3, H, W)."""
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
-from typing import BinaryIO
+from pathlib import Path
 
-import torch
+import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision import transforms
@@ -19,28 +20,131 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # Whatever else PIL knows stays closed: some of its readers start other programs (Ghostscript for EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
+NOT_AN_IMAGE = f"not an image ({', '.join(FORMATS)})"
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAX_PIXELS = 89_478_485  # where PIL begins to warn: 256 MiB as RGB. A file of kilobytes can ask for any size
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # it is refused here
+MAX_JPEG_PIXELS = 225_000_000  # JPEG is decoded at half scale from MAX_PIXELS on: phones take 108 and 200 megapixels
+Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS // 2  # PIL refuses twice this number
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # open_image refuses it
 
 
-class HugeImage(ValueError):
-    """More than MAX_PIXELS pixels."""
+class BrokenImage(ValueError):
+    """Not an image, cut short, damaged, or of a kind that is not read."""
 
 
-def open_image(file: str | os.PathLike | BinaryIO) -> Image.Image:
-    """An image of one of FORMATS; nothing is decoded yet. Of an animation it is the first frame.
+class HugeImage(BrokenImage):
+    """Too many pixels to decode."""
 
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The image files of a folder by their suffix, in the order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+
+
+def decode_image(content: bytes, name: str | os.PathLike) -> Image.Image:
+    """The bytes of an image file -> its first frame, in RGB (see `to_rgb`).
+
+    Args:
+        name: what messages call the image.
     Raises:
-        HugeImage: by the size in its header.
-        OSError, ...: what PIL raises; PIL.UnidentifiedImageError for no image.
+        HugeImage, BrokenImage: nothing else, whatever the bytes are.
     """
     try:
-        image = Image.open(file, formats=FORMATS)
-    except Image.DecompressionBombError:  # PIL's own limit, twice as high
-        raise HugeImage(f"too large; at most {MAX_PIXELS:,} pixels are decoded") from None
+        return to_rgb(open_image(content))
+    except BrokenImage as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+def open_image(content: bytes) -> Image.Image:
+    """An image of one of FORMATS, or HEIC where pillow-heif is installed; no pixels are decoded yet.
+
+    Raises:
+        HugeImage, BrokenImage
+    """
+    formats = FORMATS
+    if content[4:8] == b"ftyp" and content[8:12] in HEIC_BRANDS and b"avif" not in content[16:64]:
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError:
+            raise BrokenImage("HEIC: convert it to JPEG, or install pillow-heif") from None
+        register_heif_opener()
+        formats = ("HEIF",)
+    try:
+        image = Image.open(io.BytesIO(content), formats=formats)
+        if image.width * image.height > MAX_PIXELS and image.format in ("JPEG", "MPO"):
+            image.draft(None, (image.width // 2, image.height // 2))
+    except Image.DecompressionBombError:
+        raise HugeImage(f"too large; {_limits()}") from None
+    except Exception as error:  # PIL's readers raise anything from SyntaxError to struct.error on damaged files
+        raise BrokenImage(_reason(error)) from None
     if image.width * image.height > MAX_PIXELS:
-        raise HugeImage(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS:,} pixels are decoded")
+        raise HugeImage(f"too large: {image.width} x {image.height} pixels; {_limits()}")
     return image
+
+
+def _limits() -> str:
+    return f"at most {MAX_PIXELS:,} pixels are decoded, of a JPEG {MAX_JPEG_PIXELS:,}"
+
+
+def _reason(error: Exception) -> str:
+    """PIL's message without the address of an object, which would differ each time."""
+    if "cannot identify" in str(error):
+        return NOT_AN_IMAGE
+    return f"the image is damaged: {str(error)[:120] or type(error).__name__}"
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB as a person sees it: turned upright by EXIF, transparency on white, other ranges scaled to 0..255.
+
+    Raises:
+        BrokenImage: it cannot be decoded or converted.
+    """
+    try:
+        image.load()
+        return _convert(image)
+    except BrokenImage:
+        raise
+    except Exception as error:  # PIL's decoders raise many kinds
+        raise BrokenImage(_reason(error)) from None
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    image = upright(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        # PIL's own convert() clips at 0 and 255: 16-bit pictures become white, and pixels of 0..1 black.
+        image = Image.fromarray(_eight_bits(np.asarray(image), sixteen_bits))
+    if image.mode == "La":  # PIL converts it to LA only
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
+    """Grey values (H, W) of any range -> uint8. The range is the usual one that the values fill, 0..1 (of floats),
+    0..255 or 0..65535 (of integers); of other values it is their own, from 0 or the smallest to the largest.
+
+    Raises:
+        BrokenImage: values that are not finite.
+    """
+    if sixteen_bits:
+        return (values // 256).astype(np.uint8)
+    floats = values.dtype.kind == "f"
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise BrokenImage("its pixels hold NaN or infinity; write finite values, e.g. of 0..1")
+    least, most = min(values.min(), 0.0), values.max()
+    if not floats and least == 0 and 255 < most <= 65535:
+        return (values // 256).astype(np.uint8)
+    if least == 0 and most <= 1 and floats:
+        most = 1.0
+    elif least == 0 and (127 < most <= 255 or (most <= 255 and not floats)):  # floats up to 12, say, are another range
+        most = 255.0
+    return np.rint((values - least) * (255 / (most - least or 1))).astype(np.uint8)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -51,20 +155,6 @@ def upright(image: Image.Image) -> Image.Image:
         raise
     except Exception:  # PIL raises many kinds on made-up tags
         return image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it: turned upright by EXIF, transparency on white, 16-bit scaled to 8."""
-    image = upright(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        # PIL's own convert() clips 16-bit values at 255, which makes such pictures white
-        array = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
-        image = Image.frombytes("L", image.size, (array >> 8).clamp(0, 255).to(torch.uint8).numpy().tobytes())
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 class _ImageProcessor:

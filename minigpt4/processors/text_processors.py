@@ -5,9 +5,15 @@ import re
 from ..common.registry import PROCESSORS
 
 
+def has_text(text: str) -> bool:
+    """Whether a character of it shows. Zero-width ones (U+200B, U+FEFF, ...) do not, and `strip` keeps them."""
+    return any(c.isprintable() and not c.isspace() for c in text)
+
+
 @PROCESSORS.register("blip_caption")
 class BlipCaption:
     """BLIP's cleaning: lower case, `.!"()*#:;~` become spaces, runs of spaces become one, the first `max_words` words.
+    Nothing, not even the prompt, is left of a caption without words.
 
     Source: LAVIS's BlipCaptionProcessor, used in stage 1.
     """
@@ -19,7 +25,8 @@ class BlipCaption:
     def __call__(self, caption: str) -> str:
         caption = re.sub(r"([.!\"()*#:;~])", " ", caption.lower())
         caption = re.sub(r"\s{2,}", " ", caption).rstrip("\n").strip(" ")
-        return self.prompt + " ".join(caption.split(" ")[: self.max_words])
+        caption = " ".join(caption.split(" ")[: self.max_words])
+        return self.prompt + caption if has_text(caption) else ""
 
 
 @PROCESSORS.register("plain_text")
@@ -31,5 +38,5 @@ class PlainText:
         self.max_words = max_words
 
     def __call__(self, caption: str) -> str:
-        caption = caption.strip()
-        return self.prompt + (" ".join(caption.split()[: self.max_words]) if self.max_words else caption)
+        caption = " ".join(caption.split()[: self.max_words]) if self.max_words else caption.strip()
+        return self.prompt + caption if has_text(caption) else ""

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -41,17 +42,21 @@ def chat_processor(config: Config):
 
     As in the original, it is the `train` processor of the config's first dataset; except that a random crop,
     which a training config may have there, becomes the whole picture with the same normalization.
-    Without a dataset: `blip2_image_eval` at the model's image size.
     """
-    for dataset in config.datasets.values():
-        chosen = dataset.vis_processor.train
-        if chosen is not None:
-            kwargs = {"image_size": config.model.image_size} | chosen.kwargs()
-            if chosen.name != "blip2_image_train":
-                return PROCESSORS.get(chosen.name)(**kwargs)
-            kept = {k: v for k, v in kwargs.items() if k in ("image_size", "mean", "std")}
-            return PROCESSORS.get("blip2_image_eval")(**kept)
-    return PROCESSORS.get("blip2_image_eval")(image_size=config.model.image_size)
+    named = [d.vis_processor.train for d in config.datasets.values() if d.vis_processor.train]
+    chosen = named[0] if named else default_vis_processor(config.model, "eval")
+    kwargs = {"image_size": config.model.image_size} | chosen.kwargs()
+    if chosen.name != "blip2_image_train":
+        return PROCESSORS.get(chosen.name)(**kwargs)
+    kept = {k: v for k, v in kwargs.items() if k in ("image_size", "mean", "std")}
+    return PROCESSORS.get("blip2_image_eval")(**kept)
+
+
+def default_vis_processor(model: ModelConfig, split: str) -> ProcessorConfig:
+    """Where the config names none: BLIP-2's, with the mean and std that a timm ViT was trained with."""
+    known = timm.models.get_pretrained_cfg(model.vit_model, allow_unregistered=True)
+    own = {"mean": list(known.mean), "std": list(known.std)} if known else {}
+    return ProcessorConfig(name=f"blip2_image_{split}", image_size=model.image_size, **own)
 
 
 def chat_with(model: nn.Module, config: Config) -> Chat:
@@ -63,9 +68,11 @@ def chat_with(model: nn.Module, config: Config) -> Chat:
     )  # fmt: skip
 
 
-def build_source(name: str, dataset: DatasetConfig, split: str) -> Source:
-    """The pictures and texts of the dataset `name`, as its processors for `split` (train or eval) make them."""
-    chosen = [getattr(p, split) or p.train for p in (dataset.vis_processor, dataset.text_processor)]
+def build_source(name: str, dataset: DatasetConfig, split: str, model: ModelConfig) -> Source:
+    """The pictures and texts of the dataset `name`, as its processors for `split` (train or eval) make them; where it
+    names none, `default_vis_processor` and `plain_text`."""
+    see, read = (getattr(p, split) or p.train for p in (dataset.vis_processor, dataset.text_processor))
+    chosen = see or default_vis_processor(model, split), read or ProcessorConfig(name="plain_text")
     return DATASETS.get(dataset.builder or name)(dataset, *map(build_processor, chosen))
 
 
@@ -128,7 +135,7 @@ class ImageTextPretrain:
             where: the key of the config that says where it lies, for messages.
         """
         with blamed(f"{where}.storage"):
-            source = build_source(name, dataset, split)
+            source = build_source(name, dataset, split, self.config.model)
         info = dataset.build_info
         used = {"features": info.features, "share": info.share < 1, "mixed": info.mixed}  # feature_dropout has features
         of_lists = [key for key in used if used[key]]

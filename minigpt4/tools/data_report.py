@@ -102,6 +102,11 @@ def by_dataset(reports: list[Report]) -> list[Report]:
     return list(totals.values())
 
 
+def count(number: int, what: str) -> str:
+    """1 sample, 2 samples"""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def tell(reports: list[Report], totals: list[Report]) -> Iterator[str]:
     """The lines of the report: parts that have faults, then each dataset."""
     worst = [r for r in reports if r.bad or r.repeated]
@@ -114,12 +119,16 @@ def tell(reports: list[Report], totals: list[Report]) -> Iterator[str]:
             yield f"{r.shard:{wide}}  {r.samples:7}  {r.bad:3}  {', '.join(filter(None, (kinds, repeated)))}"
         yield ""
     for total in totals:
-        parts = sum(r.dataset == total.dataset for r in reports)
+        # A missing shard is counted as one bad sample, as in training; here it is no sample.
+        parts = sum(r.dataset == total.dataset for r in reports) - total.missing
+        samples, bad = total.samples - total.missing, total.bad - total.missing
         speed = total.samples / total.seconds if total.seconds else 0
-        yield f"{total.dataset}: {total.samples:,} samples in {parts} part{'s' * (parts != 1)}, {total.bad:,} bad"
+        found = f"{count(samples, 'sample')} in {count(parts, 'part')}, {bad:,} bad"
+        missing = [f"{count(total.missing, 'shard')} missing"] * bool(total.missing)
+        yield f"{total.dataset}: {', '.join([found] * bool(parts) + missing)}"
         yield f"  images, pixels: width {total.width}, height {total.height}"
         yield f"  captions, words: {total.words}"
         yield f"  {speed:.0f} samples/s for each process"
-        for kind, count in total.faults.most_common():
-            yield f"  {kind}: {count:,}"
+        for kind, times in total.faults.most_common():
+            yield f"  {kind}: {times:,}"
             yield from (f"    {where}: {why}" for where, why in total.examples[kind])

@@ -1,4 +1,4 @@
-"""`minigpt4 describe IMAGE...`: ask about pictures without a browser."""
+"""`minigpt4 describe IMAGE... FOLDER...`: ask about pictures without a browser."""
 
 from __future__ import annotations
 
@@ -6,32 +6,50 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
 from ..common.config import load_config
 from ..common.dist_utils import choose_device
-from ..common.errors import UserError
+from ..common.errors import DataError, UserError, valid_text
 from ..conversation.prompts import DEFAULT_QUESTION
+from ..processors.image_processors import SUFFIXES, pictures_in
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
-    parser.add_argument("--prompt", default=DEFAULT_QUESTION, help="the question (default: %(default)s)")
-    parser.add_argument("--cfg-path", default="eval_configs/tiny_eval.yaml", help="config (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of plain text")
-    parser.add_argument("--greedy", action="store_true", help="the likeliest token every time, no sampling")
-    parser.add_argument("--seed", type=int, default=42, help="of the sampling (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=300, help="longest answer (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
-    parser.add_argument("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
+    add("--prompt", type=valid_text, default=DEFAULT_QUESTION, help="the question (default: %(default)s)")
+    add("--cfg-path", default="eval_configs/tiny_eval.yaml", help="config (default: %(default)s)")
+    add("--json", action="store_true", help="one JSON object a line instead of plain text")
+    add("--greedy", action="store_true", help="the likeliest token every time, no sampling")
+    add("--seed", type=int, default=42, help="of the sampling (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=300, help="longest answer (default: %(default)s)")
+    add("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
+    add("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
 
 
 def run(args: argparse.Namespace) -> int:
     """Describe every image; 1 when one of them could not be read (the others are answered all the same)."""
     from ..serve import build_chat
 
+    args.images = [picture for path in args.images for picture in pictures_of(path)]
     device = choose_device(args.device, f"--device {args.device}")
     chat = build_chat(load_config(args.cfg_path, args.options, mode="chat"), device)
     return describe(chat, args)
+
+
+def pictures_of(path: str) -> list[str]:
+    """The picture files of a folder; a file alone.
+
+    Raises:
+        DataError: a folder without pictures.
+    """
+    if not Path(path).is_dir():
+        return [path]
+    found = pictures_in(Path(path))
+    if not found:
+        raise DataError(f"{path}: no pictures in this folder ({', '.join(SUFFIXES)})")
+    return list(map(str, found))
 
 
 def describe(chat, args: argparse.Namespace) -> int:
@@ -59,7 +77,8 @@ def describe(chat, args: argparse.Namespace) -> int:
                 "tokens": len(ids),
                 "seconds": seconds,
             }
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            # What a terminal cannot show is escaped, and JSON has escapes of its own.
+            print(json.dumps(line, ensure_ascii=(sys.stdout.encoding or "").lower() != "utf-8"), flush=True)
         elif len(args.images) > 1:
             print(f"{path}\n{answer}\n", flush=True)
         else:

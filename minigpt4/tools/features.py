@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     vit = None
     for wanted in wanted_files(config):
         if finished(wanted):
-            print(f"{wanted.key}: {wanted.file} is there")
+            print(f"{wanted.key}: {wanted.file} is there, made of these pictures by this ViT (no other weights count); "
+                  "delete it to make it anew")  # fmt: skip
             continue
         vit = vit or load_vit(config.model, device)
         vision = partial(encode, vit, resolve_precision(config.model, device).vit, device)
@@ -91,11 +92,10 @@ def wanted_files(config: Config) -> list[Wanted]:
         for part, info in dataset.infos():
             if not info.features:
                 continue
-            if not dataset.vis_processor.train or not dataset.text_processor.train:
-                raise ConfigError(f"datasets.{name}: vis_processor.train and text_processor.train: write their names")
             key, file = f"datasets.{name}.{part}.features", Path(resolve_path(info.features))
             with blamed(f"datasets.{name}.{part}.storage"):
-                source = build_source(name, dataclasses.replace(dataset, build_info=info), "train")
+                there = dataclasses.replace(dataset, build_info=info)
+                source = build_source(name, there, "train", config.model)
             if not isinstance(source, ImageTextSource):
                 raise ConfigError(f"{key}: is for lists of pictures, not for {dataset.builder or name}; leave it out")
             with blamed(key):
@@ -174,13 +174,19 @@ def write_features(
     part, state = file.with_suffix(".part.npy"), file.with_suffix(".part.json")
     file.parent.mkdir(parents=True, exist_ok=True)
     done, unreadable, table = begun(wanted, part, state)
+    begun_at = done
     loader = DataLoader(Subset(crops, range(done, len(crops))), batch_size=batch, num_workers=num_workers)
-    told = time.monotonic()
+    started = told = time.monotonic()
     for images, whys in tqdm(loader, desc=file.stem, unit="batch", dynamic_ncols=True, disable=None):
         tokens = encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, crops, N, D_vit)
         if table is None:
             shape = (len(crops), *tokens.shape[1:])
             table = open_table(wanted, part, mode="w+", dtype=np.float16, shape=shape)
+        if told == started:  # the first batch: now size and time are known
+            told, left = time.monotonic(), len(crops) - done
+            seconds = (told - started) / len(tokens) * left
+            print(f"{wanted.key}: {left:,} pictures x {crops.crops} crops, about {duration(seconds)} and "
+                  f"{table.nbytes / 1e6:,.0f} MB on the disk", flush=True)  # fmt: skip
         for row, (values, why) in enumerate(zip(tokens.numpy(), whys, strict=True), start=done):
             table[row] = 0 if why else values
             if why:
@@ -194,13 +200,18 @@ def write_features(
             state.write_text(json.dumps({"facts": facts, "done": done, "unreadable": unreadable}), encoding="utf-8")
         if not sys.stderr.isatty() and time.monotonic() - told > 30:
             told = time.monotonic()
-            print(f"  {file.stem}: {done} of {len(crops)} pictures", flush=True)
+            left = (told - started) / (done - begun_at) * (len(crops) - done)
+            print(f"  {file.stem}: {done} of {len(crops)} pictures, {duration(left)} left", flush=True)
     table.flush()
     facts_file(file).unlink(missing_ok=True)  # between the two names stands no pair that does not belong together
     os.replace(part, file)
     facts_file(file).write_text(json.dumps({**facts, "unreadable": unreadable}, indent=1), encoding="utf-8")
     state.unlink(missing_ok=True)
     return unreadable
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
 def begun(wanted: Wanted, part: Path, state: Path) -> tuple[int, dict[str, str], np.ndarray | None]:

@@ -91,7 +91,8 @@ class Places:
             "minigpt4", "eval", "--cfg-path", CHAT, "--suite", suite,
             "--data", str(self.data / "photos.jsonl"), *photos, "--out", str(folder), "--options", *model,
         )  # fmt: skip
-        return json.loads((folder / suite / "results.json").read_text(encoding="utf-8"))
+        newest = max((folder / suite).glob("*/results.json"), key=lambda file: file.stat().st_mtime_ns)
+        return json.loads(newest.read_text(encoding="utf-8"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -43,7 +43,7 @@ def study(tmp_path, monkeypatch):
             (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             (folder / "checkpoint_0.pth").touch()
         else:
-            out = folder / "eval" / step
+            out = folder / "eval" / step / "checkpoint_0-photos-1234"
             out.mkdir(parents=True, exist_ok=True)
             cider = list(ablations.ARMS).index(arm) + int(seed) / 10
             scores = {"cider": {"value": cider}} if step == "caption" else {"foremost_named": {"value": 0.5}}

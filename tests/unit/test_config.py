@@ -198,7 +198,6 @@ def test_all_problems_at_once(problems, good, tmp_path):
         ("model.max_memory", {"cpu": "1GB"}, "model.max_memory: set, but model.device_map is not"),
         ("model.low_resource", "3bit", "model.low_resource: '3bit' should be one of False, True, 8bit, 4bit"),
         ("run.resume_ckpt_path", "/none/c.pth", "run.resume_ckpt_path: '/none/c.pth': no such file or folder"),
-        ("datasets.laion.vis_processor", {}, "datasets.laion.vis_processor.train: not set; write its name, e.g. blip2"),
         (f"{INFO}.feature_dropout", 1.0, f"{INFO}.feature_dropout: 1.0 should be at least 0 and below 1"),
         (f"{INFO}.feature_dropout", 0.3, f"{INFO}.feature_dropout: 0.3, without features; leave it out"),
         (f"{INFO}.names", 2, f"{INFO}.names: 2, without a classifier that knows some; leave it out"),

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from made import good, picture, write_shard
 
+from minigpt4.processors.image_processors import NOT_AN_IMAGE
 from minigpt4.tools import data_check
 from minigpt4.tools.cli import main
 
@@ -45,13 +46,16 @@ def test_faults_are_told_by_part_and_by_kind(laid, capsys):
     assert "1.tar        3    2  1 BrokenImage, 1 NoCaption\n" in out
     assert "2.tar        2    1  1 DamagedShard\n" in out
     assert "0.tar" not in out
-    assert "  BrokenImage: 1\n    1.tar:00001: its png: no image\n" in out
+    assert f"  BrokenImage: 1\n    1.tar:00001: its png: {NOT_AN_IMAGE}\n" in out
     assert err == "error: shards: 3 of 8 samples are bad (37.5%; at most 5.0% may be)\n"
     first, second, third, total = lines(laid / "report.jsonl")
     assert [r["shard"] for r in (first, second, third, total)] == ["0.tar", "1.tar", "2.tar", None]
     assert (first["samples"], first["bad"], first["faults"]) == (3, 0, {})
     assert first["words"] == {"min": 1, "mean": 2.0, "max": 3} and first["width"]["max"] == 8
-    example = {"sample": "1.tar:00001", "why": "its png: no image"}
+    example = {
+        "sample": "1.tar:00001",
+        "why": f"its png: {NOT_AN_IMAGE}",
+    }
     assert second["faults"]["BrokenImage"] == {"count": 1, "examples": [example]}
     assert (total["samples"], total["bad"]) == (8, 3)
     assert main(["data", "check", "{0..2}.tar", "--jobs", "1", "--max-bad-share", "0.4"]) == 0
@@ -135,6 +139,18 @@ def test_a_killed_process_is_told(laid, capsys, monkeypatch):
     monkeypatch.setattr(data_check, "read_part", _die)
     assert main(["data", "check", "0.tar", "--jobs", "1"]) == 1
     assert "one of its processes was killed, perhaps for lack of memory; try --jobs 1" in capsys.readouterr().err
+
+
+def test_a_missing_shard_is_told_as_one(laid, capsys):
+    for names, said in (
+        (["gone.tar"], "shards: 1 shard missing\n"),
+        (["0.tar", "gone.tar", "gone2.tar"], "shards: 3 samples in 1 part, 0 bad, 2 shards missing\n"),
+    ):
+        assert main(["data", "check", *names, "--jobs", "1"]) == 1
+        assert said in capsys.readouterr().out
+    write_shard("one.tar", [good("x")])
+    assert main(["data", "check", "one.tar", "--jobs", "1"]) == 0
+    assert "shards: 1 sample in 1 part, 0 bad\n" in capsys.readouterr().out
 
 
 def _die(*_):

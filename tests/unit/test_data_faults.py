@@ -23,10 +23,19 @@ from made import noisy, picture, take
 from PIL import EpsImagePlugin, Image
 
 from minigpt4.datasets import faults, remote, shards, tar
-from minigpt4.datasets.image_text import ImageTextSource
+from minigpt4.datasets.faults import NoCaption
+from minigpt4.datasets.image_text import ImageTextSource, MixedSource
 from minigpt4.datasets.shards import ShardSource, read_shard
 from minigpt4.datasets.stream import SampleStream
-from minigpt4.processors.image_processors import Blip2ImageEval, Blip2ImageTrain, HugeImage, open_image
+from minigpt4.processors.image_processors import (
+    NOT_AN_IMAGE,
+    Blip2ImageEval,
+    Blip2ImageTrain,
+    BrokenImage,
+    HugeImage,
+    open_image,
+)
+from minigpt4.processors.text_processors import BlipCaption, PlainText
 from minigpt4.runners import data_monitor
 from minigpt4.runners.data_monitor import DataMonitor
 
@@ -44,7 +53,7 @@ def test_every_row_of_the_table_names_a_test_and_every_fault_has_a_row():
         for file, test in named:
             assert re.search(rf"^def {test}\(", code[f"{file}.py"], re.M), f"{file}.py has no {test}"
     classes = [c for c in vars(faults).values() if isinstance(c, type) and issubclass(c, faults.SampleFault)]
-    for fault in [*classes[1:], HugeImage]:
+    for fault in [*classes[1:], BrokenImage, HugeImage]:
         assert f"`{fault.__name__}`" in text, fault
 
 
@@ -118,10 +127,12 @@ def lay(tmp_path):
 def test_a_broken_image_is_skipped():
     jpeg = file_of(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
     assert outcome({"jpg": jpeg, "json": caption("x")}) == "x"
-    assert outcome({"jpg": jpeg[: len(jpeg) // 2], "json": caption("x")}).startswith("BrokenImage: its jpg: image file")
+    assert outcome({"jpg": jpeg[: len(jpeg) // 2], "json": caption("x")}).startswith(
+        "BrokenImage: its jpg: the image is damaged: image file"
+    )
     for content in (b"", b"\xff\xd8", b"<html>no</html>", jpeg[:30], b"\x89PNG\r\n\x1a\n" + bytes(99)):
         assert outcome({"jpg": content, "json": caption("x")}).startswith("BrokenImage: its jpg: ")
-    assert outcome({"jpg": b"<html>", "json": caption("x")}) == "BrokenImage: its jpg: no image"
+    assert outcome({"jpg": b"<html>", "json": caption("x")}) == f"BrokenImage: its jpg: {NOT_AN_IMAGE}"
 
 
 def test_cmyk_16_bit_palette_and_alpha_are_read():
@@ -178,11 +189,11 @@ def bomb(width: int, height: int) -> bytes:
 
 def test_a_bomb_is_refused_by_its_header(monkeypatch):
     monkeypatch.setattr(Image.core, "new", lambda *_: pytest.fail("memory was asked for"))
-    limit = "at most 89,478,485 pixels are decoded"
+    limit = "at most 89,478,485 pixels are decoded, of a JPEG 225,000,000"
     assert outcome({"png": bomb(30_000, 30_000), "json": caption("x")}) == f"HugeImage: its png: too large; {limit}"
-    said = f"HugeImage: its png: 12000 x 9000 pixels; {limit}"  # PIL alone would only warn
+    said = f"HugeImage: its png: too large: 12000 x 9000 pixels; {limit}"  # PIL alone would only warn
     assert outcome({"png": bomb(12_000, 9000), "json": caption("x")}) == said
-    assert open_image(io.BytesIO(bomb(9000, 9000))).size == (9000, 9000)
+    assert open_image(bomb(9000, 9000)).size == (9000, 9000)
 
 
 def test_formats_that_start_programs_stay_closed(monkeypatch):
@@ -194,7 +205,7 @@ def test_formats_that_start_programs_stay_closed(monkeypatch):
         image.load()
     assert ran  # it would
     ran.clear()
-    assert outcome({"jpg": content, "json": caption("x")}) == "BrokenImage: its jpg: no image"
+    assert outcome({"jpg": content, "json": caption("x")}) == f"BrokenImage: its jpg: {NOT_AN_IMAGE}"
     assert not ran
 
 
@@ -226,6 +237,34 @@ def test_broken_exif_does_not_cost_the_picture():
 def test_a_caption_that_is_no_text_is_skipped(content, said):
     assert outcome({"png": picture(), "json": content}).startswith(said)
     assert outcome({"png": picture(), "json": caption("Grüße 🐈 \0 猫")}) == "Grüße 🐈 \0 猫"
+
+
+INVISIBLE = ["\u200b", " \ufeff\n", "\u2060\u200d"]
+
+
+@pytest.mark.parametrize(
+    "processor, texts",
+    [
+        (BlipCaption(), ["...", "***", "( )", *INVISIBLE]),
+        (BlipCaption(prompt="a photo of "), ["...", *INVISIBLE]),
+        (PlainText(prompt="> "), INVISIBLE),
+        (PlainText(max_words=3), INVISIBLE),
+        (str.strip, INVISIBLE),
+    ],
+)
+def test_a_caption_of_which_nothing_is_left_is_skipped(processor, texts, tmp_path):
+    """It would teach the model to say nothing."""
+    (tmp_path / "a.png").write_bytes(picture())
+    shard, listed = ShardSource([], noisy, processor), ImageTextSource([], noisy, processor)
+    for text in texts:
+        for decode, raw in (
+            (shard.decode, {"png": picture(), "json": caption(text)}),
+            (listed.decode, (tmp_path / "a.png", text)),
+            (listed.decode, (tmp_path / "a.png", ["a dog", text])),
+            (MixedSource(listed, 0.0).decode, (tmp_path / "a.png", text)),
+        ):
+            with pytest.raises(NoCaption, match="caption"):
+                decode(raw)
 
 
 @pytest.mark.parametrize(

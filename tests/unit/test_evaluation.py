@@ -1,6 +1,8 @@
 """`minigpt4 eval` from its command line: answers kept, shared and compared, by a chat that answers from a table."""
 
 import argparse
+import base64
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from made import picture
+from PIL import Image
 
 from minigpt4.common.errors import UserError
-from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.chat import Chat, read_image
 from minigpt4.evaluation import answering, run, scoring
 from minigpt4.evaluation.answering import rank_choices
-from minigpt4.evaluation.judge import Judge, JudgeError, yes_or_no
+from minigpt4.evaluation.judge import Judge, JudgeError, data_uri, yes_or_no
 from minigpt4.evaluation.statistics import mean, share, summarize
 from minigpt4.processors.image_processors import Blip2ImageEval
 
@@ -28,6 +31,8 @@ class FakeChat:
         self.model = SimpleNamespace(token_ids=lambda text: text.split())
 
     def answer_batch(self, images, questions, **options):
+        for image in images:
+            read_image(image)  # raises as the real one does
         self.asked.append([image.name for image in images])
         said = self.table.get(self.checkpoint, self.table)
         return [said[image.name] for image in images]
@@ -70,8 +75,9 @@ def evaluate(tmp_path, monkeypatch):
         argv = ["--cfg-path", str(tmp_path / "c.yaml"), "--suite", suite, "--out", str(tmp_path / "out"), "--data"]
         argv += [str(d) for d in data or [tmp_path / "photos.jsonl"]]
         assert run.run(parser.parse_args([*argv, *map(str, words)])) == 0
-        file = tmp_path / "out" / suite / "results.json"
-        return (json.loads(file.read_text()) if file.is_file() else None), chats
+        made = sorted((tmp_path / "out" / suite).glob("*/results.json"), key=lambda file: file.stat().st_mtime_ns)
+        call.reports = [file.with_name("report.html") for file in made]
+        return (json.loads(made[-1].read_text()) if made else None), chats
 
     call.folder = tmp_path
     return call
@@ -92,7 +98,7 @@ def test_coverage_counts_the_main_things(evaluate, capsys):
     assert got["covered_each"] == pytest.approx(4 / 3)
     shown = capsys.readouterr().out
     assert "main things named" in shown and "66.7%" in shown
-    page = (evaluate.folder / "out/coverage/report.html").read_text()
+    page = evaluate.reports[-1].read_text()
     assert page.count("<article") == 3 and '<mark class="wrong">horse</mark>' in page
     assert page.count("data:image/jpeg") == 3 and "http" not in page
 
@@ -157,7 +163,7 @@ def test_before_and_after(evaluate):
     assert values(results, "before")["main_named"] == pytest.approx(2 / 6)
     difference = results["difference"]["main_named"]
     assert difference["value"] == pytest.approx(2 / 6) and difference["low"] == 0
-    page = (evaluate.folder / "out/coverage/report.html").read_text()
+    page = evaluate.reports[-1].read_text()
     assert "A tree." in page.replace('<mark class="wrong">tree</mark>', "tree") and "difference" in page
 
 
@@ -203,6 +209,82 @@ def test_chair_counts_mentions(evaluate):
     synonyms.write_text("dog\nhorse, man\n")
     got = values(evaluate("chair", "--synonyms", synonyms, "--prompt", "What is it?")[0])
     assert got["short.chair_i"] == pytest.approx(1 / 4)  # a man is a horse here: only the last dog is wrong
+
+
+@pytest.mark.parametrize("suite, asked", [("abilities", 4), ("coverage", 1), ("failure", 2)])
+def test_a_picture_that_cannot_be_read_is_counted_and_the_rest_goes_on(suite, asked, evaluate, capsys):
+    photo = evaluate.folder / "photos/1.png"
+    photo.write_bytes(photo.read_bytes()[:-30])
+    results, _ = evaluate(suite, "--batch", 2)
+    assert results["answers"] == 2 * asked and {i["id"] for i in results["items"]} == {"0.png", "2.png"}
+    assert list(results["unreadable"]) == [str(photo)]
+    assert "1 of 3 pictures cannot be read and are left out: " in capsys.readouterr().out
+    _, chats = evaluate(suite, "--batch", 2)
+    assert chats == []  # what cannot be read is known too
+    for name in ("0.png", "2.png"):
+        (evaluate.folder / "photos" / name).write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"no picture can be read, e\.g\. .*png: (not an image|the image is damaged)"):
+        evaluate(suite)
+
+
+def test_a_broken_picture_has_no_ranked_choices(evaluate, monkeypatch):
+    (evaluate.folder / "photos/1.png").write_bytes(b"no picture")
+    names = {"0.png": "a photo of a dog", "1.png": "a photo of a pigeon", "2.png": "a photo of an emu"}
+    file = evaluate.folder / "labels.jsonl"
+    file.write_text("\n".join(json.dumps({"image": name, "caption": text}) for name, text in names.items()))
+
+    def rank(chat, image, question, choices):
+        read_image(image)
+        return {"scores": [-1, -3, -2], "tokens": [1, 1, 1]}
+
+    monkeypatch.setattr(answering, "rank_choices", rank)
+    results, _ = evaluate("labels", data=[file])
+    assert values(results)["top1"] == 0.5 and results["answers"] == 4
+
+
+def test_each_checkpoint_and_data_has_a_report_of_its_own(evaluate):
+    two = str(evaluate.folder / "two.pth")
+    evaluate("coverage")
+    evaluate("coverage", "--options", f"model.ckpt={two}")
+    evaluate("coverage", "--limit", 2)
+    evaluate("coverage")  # again: into the same
+    assert len(evaluate.reports) == 3
+    assert sorted(json.loads(f.with_name("results.json").read_text())["checkpoint"][-7:] for f in evaluate.reports) == [
+        "one.pth", "one.pth", "two.pth",
+    ]  # fmt: skip
+    assert {file.parent.name.rsplit("-", 1)[0] for file in evaluate.reports} == {"one-photos", "two-photos"}
+
+
+def test_captions_of_a_folder(evaluate, monkeypatch):
+    monkeypatch.setattr(scoring, "has_java", lambda: False)
+    photos = evaluate.folder / "photos"
+    (photos / "captions.jsonl").write_text((evaluate.folder / "photos.jsonl").read_text())
+    results, _ = evaluate("caption", data=[photos])
+    assert results["answers"] == 3
+    (photos / "captions.jsonl").unlink()
+    with pytest.raises(UserError) as error:
+        evaluate("caption", data=[photos])
+    assert '\n  {"image": "0.png", "captions": ["A dog on grass."]}\n  {"image": "1.png", "captions"' in str(
+        error.value
+    )
+
+
+def test_questions_of_ones_own(evaluate):
+    rows = [
+        {"image": "0.png", "question": "What animal?", "answer": "dog"},
+        {"image": "1.png", "question": "How many?", "answers": ["1", "one"]},
+        {"image": "2.png", "question": "What animal?", "answer": 2},
+    ]
+    file = evaluate.folder / "questions.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    said = {"0.png": "A dog.", "1.png": "one", "2.png": "a cat"}
+    results, _ = evaluate("vqa", data=[file], said=said)
+    assert values(results)["open"] == pytest.approx(2 / 3)
+    file.write_text(json.dumps({"image": "0.png", "question": "What?"}))
+    with pytest.raises(UserError, match=r'questions\.jsonl:1: needs image, question and answer .*; write \{"image"'):
+        evaluate("vqa", data=[file])
+    with pytest.raises(UserError, match=r'this is photos.*(?s:.*)\n  \{"image": "0.png", "question": "What animal'):
+        evaluate("vqa")
 
 
 def test_mistakes_are_said(evaluate):
@@ -266,10 +348,14 @@ def test_ranking_equals_reading_each_choice_whole(tiny_model):
 # ---------------------------------------------------------------------- judge
 
 
+class Requests(list):
+    reply = None  # what the server says instead of yes or no
+
+
 @pytest.fixture
 def server():
     """An OpenAI-compatible server that says yes to what mentions a dog; the requests it got."""
-    requests = []
+    requests = Requests()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -281,7 +367,7 @@ def server():
             message = {"role": "assistant", "content": said}
             reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
                      "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}  # fmt: skip
-            data = json.dumps(reply).encode()
+            data = json.dumps(reply if requests.reply is None else requests.reply).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -316,6 +402,28 @@ def test_a_judge_is_asked_once_and_recorded(evaluate, server):
     results, _ = evaluate("abilities", *words, "--limit", 1)
     assert len(requests) == 13 and requests[-1]["messages"][0]["content"][1]["type"] == "image_url"
     assert {f"judge.{v}" for v in results["questions"]} <= set(values(results))
+
+
+@pytest.mark.parametrize(
+    "kind, sent",
+    [("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif"), ("JPEG", "jpeg"), ("TIFF", "jpeg"), ("BMP", "jpeg")],
+)
+def test_a_judge_is_told_what_a_picture_is(kind, sent):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(buffer, kind)
+    head, body = data_uri(buffer.getvalue()).split(";base64,")
+    assert head == f"data:image/{sent}"
+    image = Image.open(io.BytesIO(base64.b64decode(body)))
+    assert image.format == sent.upper() and image.convert("RGB").getpixel((4, 4))[0] > 190
+
+
+@pytest.mark.parametrize("reply", [{"error": "no such model"}, {"choices": []}, {"choices": None}, "<html>", [1]])
+def test_a_reply_without_an_answer_is_told(reply, tmp_path, server):
+    pytest.importorskip("openai")
+    url, requests = server
+    requests.reply = reply
+    with pytest.raises(JudgeError, match=f"--judge {url}: (its reply has no choices|.*the same command goes on)"):
+        Judge(url, "m").ask([("q", None)], tmp_path / "judged.jsonl")
 
 
 def test_a_judge_that_is_not_there(tmp_path, monkeypatch):

@@ -132,7 +132,7 @@ def test_the_recipe_runs_its_commands_in_order_and_goes_on(photos, tmp_path, mon
             (curated / "filter_cap.json").write_text("{}")
         elif verb == "eval":
             folder = tmp_path / "out" / "eval" / command[command.index("--out") + 1].rsplit("/", 1)[-1]
-            suite = folder / command[command.index("--suite") + 1]
+            suite = folder / command[command.index("--suite") + 1] / "stage2-photos-1234"
             suite.mkdir(parents=True, exist_ok=True)
             score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
             results = {"measures": {"m": {"label": "words an answer"}}, "scores": {"after": {"m": score}}}

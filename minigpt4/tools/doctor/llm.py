@@ -116,7 +116,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         return {}, ""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
         return (data, "") if isinstance(data, dict) else ({}, "is no JSON object")
     except (OSError, ValueError):
         facts = identify(path)

@@ -65,7 +65,7 @@ def special_tokens(folder: Path) -> dict[str, str]:
     named: dict[str, Any] = {}
     if (folder / "special_tokens_map.json").is_file():
         try:
-            named = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8"))
+            named = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise CheckpointError(f"{folder}/special_tokens_map.json: not JSON: {error}") from None
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -27,15 +27,42 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it: turned upright by EXIF, transparency on white, 16-bit scaled to 8."""
+    """RGB as a person sees it: turned upright by EXIF, transparency on white, other ranges scaled to 0..255."""
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode == "I":
-        array = np.asarray(image.convert("I"))  # PIL's own way to 8 bit clips at 255
-        image = Image.fromarray((array >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode == "F" or image.mode.startswith("I"):
+        # PIL's own convert() clips at 0 and 255: 16-bit pictures become white, and pixels of 0..1 black.
+        image = Image.fromarray(_eight_bits(np.asarray(image), sixteen_bits))
+    if image.mode == "La":  # PIL converts it to LA only
+        image = image.convert("LA")
+    if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
+    """Grey values (H, W) of any range -> uint8. The range is the usual one that the values fill, 0..1 (of floats),
+    0..255 or 0..65535 (of integers); of other values it is their own, from 0 or the smallest to the largest.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    if sixteen_bits:
+        return (values // 256).astype(np.uint8)
+    floats = values.dtype.kind == "f"
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("its pixels hold NaN or infinity; write finite values, e.g. of 0..1")
+    least, most = min(values.min(), 0.0), values.max()
+    if not floats and least == 0 and 255 < most <= 65535:
+        return (values // 256).astype(np.uint8)
+    if least == 0 and most <= 1 and floats:
+        most = 1.0
+    elif least == 0 and (127 < most <= 255 or (most <= 255 and not floats)):  # floats up to 12, say, are another range
+        most = 255.0
+    return np.rint((values - least) * (255 / (most - least or 1))).astype(np.uint8)
 
 
 def flatten(images) -> list:
