@@ -1,12 +1,13 @@
 """Where files named in a config are looked for; their checksums; texts that are written whole."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 
 from braceexpand import braceexpand
+
+from .file_system import replace
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PROJECT = PACKAGE.parent  # the clone, when the package is installed with `pip install -e`
@@ -48,4 +49,4 @@ def write_whole(file: Path, text: str) -> None:
     """Write `file` whole or not at all: a killed process leaves what stood there before."""
     part = file.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
-    os.replace(part, file)
+    replace(part, file)
