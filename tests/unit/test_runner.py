@@ -7,68 +7,20 @@ import signal
 
 import pytest
 import torch
-from torch import nn
+from loops import GivenTask, Slope
 
 from minigpt4.common.checkpoint import find_latest
 from minigpt4.common.dist_utils import DeviceError, choose_device, mixed_precision, training_device
 from minigpt4.common.errors import UserError
 from minigpt4.common.logger import MetricLog, read_log
-from minigpt4.common.schema import BuildInfo, Config, DatasetConfig, RunConfig
+from minigpt4.common.schema import BuildInfo, DatasetConfig, RunConfig
 from minigpt4.runners import runner as runner_module
 from minigpt4.runners.averaging import WeightAverage
-from minigpt4.runners.runner import Runner, changes
+from minigpt4.runners.runner import changes
 from minigpt4.runners.step_guard import StepGuard
 from minigpt4.runners.validation import Validation
 
 CPU = torch.device("cpu")
-
-
-class Given:
-    """A loader of these batches, over and over."""
-
-    def __init__(self, batches, before=None):
-        self.batches, self.taken, self.before = batches, 0, before
-
-    def __iter__(self):
-        while True:
-            self.taken += 1
-            yield "given", {"bad": [], "hopeless": False, **self.batches[(self.taken - 1) % len(self.batches)]}
-
-    def state_dict(self):
-        return {"taken": self.taken, "drawn": self.taken, "places": {"given": {0: {"taken": self.taken}}}}
-
-    def load_state_dict(self, state):
-        self.taken = state["taken"]
-
-
-class GivenTask:
-    def __init__(self, batches, before_step=lambda step: None):
-        self.batches, self.before_step, self.steps = batches, before_step, 0
-
-    def build_loader(self, rank, world_size, seed, before=None):
-        return Given(self.batches, before)
-
-    def train_step(self, model, batch):
-        self.before_step(self.steps)
-        self.steps += 1
-        return model(batch)["loss"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """run(model, task, batch_size_train=2, ...) -> its Runner after training."""
-    monkeypatch.setattr(runner_module, "plot_log", lambda *_: None)
-
-    def run(model, task, folder="out", datasets=None, **keys):
-        keys = {"max_epoch": 1, "iters_per_epoch": 3, "log_freq": 1, "amp": False, "device": "cpu", **keys}
-        config = Config(
-            datasets=datasets or {}, run=RunConfig(output_dir=str(tmp_path / folder), num_workers=0, **keys)
-        )
-        runner = Runner(config, task, model, CPU)
-        runner.train()
-        return runner
-
-    return run
 
 
 def log_rows(tmp_path, folder="out"):
@@ -87,23 +39,6 @@ def test_two_batches_of_two_are_a_batch_of_four(run, make_model, golden, tmp_pat
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert losses[0][2] < losses[0][0]
     assert (one.llama_proj.weight - two.llama_proj.weight).abs().max() < 1e-5
-
-
-class Slope(nn.Module):
-    """loss = w * x: the gradient is x, whatever w is."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(()))
-
-    def forward(self, batch):
-        return {"loss": self.w * batch["x"]}
-
-    def trained_tensors(self):
-        return {"w": self.w}
-
-    def trained_state(self):
-        return {"w": self.w.detach()}
 
 
 def test_the_schedule_is_set_before_each_step(run, tmp_path):
@@ -363,7 +298,9 @@ def test_devices(monkeypatch):
     assert choose_device("cuda:1") == torch.device("cuda:1") == training_device("cuda:1")
     with pytest.raises(DeviceError, match="0 to 1"):
         choose_device("cuda:2")
-    monkeypatch.setenv("LOCAL_RANK", "1")  # torchrun's word counts more than the config's
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert training_device("cuda") == torch.device("cuda")  # left over in the shell
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")  # torchrun's word counts more than the config's
     assert training_device("cuda") == training_device("cuda:0") == torch.device("cuda:1")
     assert training_device("cpu") == CPU
     monkeypatch.setenv("LOCAL_RANK", "2")
