@@ -28,7 +28,7 @@ from ..common.checkpoint import (
     step_of,
 )
 from ..common.dist_utils import config_decides, mixed_precision
-from ..common.errors import CheckpointError, Stopped, UserError
+from ..common.errors import Stopped, UserError
 from ..common.logger import MetricLog, SideWork, hms, log, plot_log
 from ..common.optims import parameter_groups
 from ..common.paths import resolve_path
@@ -36,6 +36,7 @@ from ..common.registry import LR_SCHEDULES
 from ..common.schema import Config
 from .averaging import WeightAverage
 from .data_monitor import DataMonitor
+from .going_on import changes, load_optimizer, validated_on
 from .process import SAVE, STEP, StopSignals, lock_folder, make_folder, worker_fault
 from .sharding import shard_llm
 from .step_guard import StepGuard
@@ -90,6 +91,8 @@ class Runner:
         self._saved_step: int | None = 0
         self._last_checkpoint: Path | None = None
         self.signals = StopSignals()
+        # Several processes must end their step together; a single one need not wait for data or for a validation.
+        self._waiting = STEP if self.world_size > 1 else None
         self.side_work = SideWork()
 
     # -- the loop -------------------------------------------------------------------------------------------------
@@ -166,10 +169,10 @@ class Runner:
         self._saved_at = self._told_at = self._plotted_at = started
         first = self.step
         self._standing = self._own_state()
+        self.signals.phase = STEP
         if self._validation_missing():
             self._watch()
         while not self._finished():
-            self.signals.phase = STEP
             lr = self._set_lr()
             tick = time.monotonic()
             loss, taken = self._backward(batches)
@@ -203,7 +206,7 @@ class Runner:
         """The gradient of `accum_grad_iters` batches; the mean of their losses, and the batches."""
         losses, taken = [], []
         for _ in range(self.run.accum_grad_iters):
-            with self._between_steps():
+            with self._between_steps(), self.signals.in_phase(self._waiting):
                 dataset, batch = next(batches)
             self.monitor.see(dataset, batch)
             taken.append(batch)
@@ -250,15 +253,8 @@ class Runner:
             self._plot()
         if bar.disable and time.monotonic() - self._told_at > 10:
             self._told_at = time.monotonic()
-            log.info(
-                "step %d/%d  loss %.3f  lr %.1e  %.1f samples/s  %s left",
-                self.step,
-                self.total_steps,
-                loss,
-                lr,
-                rate,
-                hms(eta),
-            )
+            log.info("step %d/%d  loss %.3f  lr %.1e  %.1f samples/s  %s left",
+                     self.step, self.total_steps, loss, lr, rate, hms(eta))  # fmt: skip
 
     def _write(self, **values) -> None:
         """A row of log.jsonl for this step, and of every tracker."""
@@ -279,14 +275,15 @@ class Runner:
         return self.step % (every or self.run.iters_per_epoch) == 0
 
     def _watch(self) -> None:
-        """Plot, validation and samples where they are due, by the averaged weights where there are any. The checkpoint
-        of this step is written already, and knows nothing of a validation that comes after it."""
+        """Validation and samples where they are due, by the averaged weights where there are any. A checkpoint of this
+        step is written already, and learns of the validation that comes after it."""
         run = self.run
         validation_due = self.validation is not None and self._due(run.valid_every_steps)
         samples_due = bool(run.sample_images) and self._due(run.sample_every_steps)
         if not (validation_due or samples_due):
             return  # putting the averages in and out again copies every trained weight
-        with self._between_steps(), self.average.applied() if self.average else nullcontext():
+        averaged = self.average.applied() if self.average else nullcontext()
+        with self._between_steps(), averaged, self.signals.in_phase(self._waiting):
             if validation_due:
                 self._validate()
             if samples_due:
@@ -372,15 +369,12 @@ class Runner:
 
     @contextmanager
     def _between_steps(self) -> Iterator[None]:
-        """A signal breaks off this block; the checkpoint is then of the step before. Only in a single process: several
-        must end their step together, see StopSignals for one that does not end."""
-        if self.world_size > 1:
-            yield
-            return
+        """A signal that breaks off this block ends the run with a checkpoint of the last whole step."""
         try:
-            with self.signals.in_phase(None):
-                yield
+            yield
         except KeyboardInterrupt:
+            if self.world_size > 1:
+                raise  # a checkpoint needs all processes
             self._save_step()
             self._stop(self.signals.received)
 
@@ -442,7 +436,7 @@ class Runner:
         load_exact(self.bare_model.trained_tensors(), resume.get("own_weights") or weights, checkpoint)
         if self.average:
             self.average.load(weights)
-        self._load_optimizer(resume["optimizer"], checkpoint)
+        load_optimizer(self.optimizer, resume["optimizer"], checkpoint)
         if self.accelerator.scaler and resume["scaler"]:
             self.accelerator.scaler.load_state_dict(resume["scaler"])
         self.step = self._first_step = resume["step"]
@@ -477,33 +471,3 @@ class Runner:
                 log.warning("validation reads other samples than before: its best loss is counted from here")
         for line in changes(before, now):
             log.warning("the config has changed since: %s", line)
-
-    def _load_optimizer(self, state: dict, checkpoint: Path) -> None:
-        """Its moments are the checkpoint's; what the config decides (weight decay, ...) stays as this run has it."""
-        own = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-        try:
-            self.optimizer.load_state_dict(state)
-        except ValueError as error:
-            raise CheckpointError(f"{checkpoint}: its optimizer state is of another model: {error}") from None
-        for group, values in zip(self.optimizer.param_groups, own, strict=True):
-            group.update(values)
-
-
-def validated_on(config: dict) -> tuple:
-    """What says which samples validation reads, of a plain config."""
-    datasets = {name: dataset.get("valid_info") for name, dataset in config.get("datasets", {}).items()}
-    return {n: info for n, info in datasets.items() if info}, config.get("run", {}).get("valid_samples")
-
-
-def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
-    """`a.b: old -> new` for every key of two nested dictionaries that differs."""
-    lines = []
-    for key in [*before, *(k for k in now if k not in before)]:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += changes(old, new, f"{prefix}{key}.")
-        elif isinstance(old, dict) or isinstance(new, dict):
-            lines.append(f"{prefix}{key}: {'removed' if isinstance(old, dict) else 'added'}")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
-    return lines

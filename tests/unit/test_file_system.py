@@ -16,7 +16,7 @@ from minigpt4.common.errors import CheckpointError, UserError
 from minigpt4.common.file_system import lock
 from minigpt4.common.paths import write_whole
 from minigpt4.curation.folder import _place
-from minigpt4.runners.process import lock_folder, make_folder
+from minigpt4.runners.process import lock_folder
 from minigpt4.tools.vicuna.prepare import _alone_in
 
 
@@ -126,12 +126,6 @@ def test_a_photo_is_copied_where_there_are_no_links(tmp_path, monkeypatch, warni
     _place(tmp_path / "photo.jpg", tmp_path / "1.jpg", copy=False)
     assert (tmp_path / "1.jpg").read_bytes() == b"photo" and not (tmp_path / "1.jpg").is_symlink()
     assert "cannot link files, so pictures are copied (Operation not permitted)" in warnings.text
-
-
-def test_what_stands_in_the_way_of_a_folder_is_said(tmp_path):
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(UserError, match=r"^run\.output_dir: .*/out cannot be made: File exists$"):
-        make_folder(tmp_path / "out")
 
 
 def test_a_full_disk_is_told_from_a_forbidden_folder(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from minigpt4.common.logger import MetricLog, read_log
 from minigpt4.common.schema import BuildInfo, DatasetConfig, RunConfig
 from minigpt4.runners import runner as runner_module
 from minigpt4.runners.averaging import WeightAverage
-from minigpt4.runners.runner import changes
+from minigpt4.runners.going_on import changes
 from minigpt4.runners.step_guard import StepGuard
 from minigpt4.runners.validation import Validation
 
