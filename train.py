@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 1 after a message. Tests call this."""
+    """Exit code 0, 1 after a message, or 128 + the number of the signal that ended the run. Tests call this."""
     args = parse_args(argv)
     return main_guard(lambda: run(args))
 

@@ -57,3 +57,23 @@ def tiny_model(tmp_path_factory):
     from minigpt4.tools.golden import golden_model
 
     return golden_model(GOLDEN, tmp_path_factory.mktemp("published")).eval()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run(model, task, batch_size_train=2, ...) -> its Runner after training."""
+    from minigpt4.common.schema import Config, RunConfig
+    from minigpt4.runners import runner as runner_module
+
+    monkeypatch.setattr(runner_module, "plot_log", lambda *_: None)
+
+    def run(model, task, folder="out", datasets=None, **keys):
+        keys = {"max_epoch": 1, "iters_per_epoch": 3, "log_freq": 1, "amp": False, "device": "cpu", **keys}
+        config = Config(
+            datasets=datasets or {}, run=RunConfig(output_dir=str(tmp_path / folder), num_workers=0, **keys)
+        )
+        runner = runner_module.Runner(config, task, model, torch.device("cpu"))
+        runner.train()
+        return runner
+
+    return run

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .download import local_path
 from .errors import CheckpointError, some
+from .file_system import flush, replace, set_mode
 from .identify import DOWNLOAD_AGAIN, NO_WEIGHTS, WRAPPERS, identify
 
 # Buffers the original saved beside the trained weights; they hold nothing that is learned.
@@ -117,15 +118,10 @@ def atomic_save(data: Any, path: Path, save: Callable[[Any, str], None] = torch.
         temporary.touch()
         mode = temporary.stat().st_mode
         save(data, str(temporary))
-        temporary.chmod(mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        set_mode(temporary, mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
+        flush(temporary)
+        replace(temporary, path)
+        flush(path.parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise CheckpointError(f"{path}: cannot be written: {error}; earlier checkpoints are untouched") from error
     finally:
@@ -152,8 +148,13 @@ def save_checkpoint(checkpoint: Path, model: dict[str, Tensor], facts: dict, res
         resume: plain values and tensors for `read_resume`.
     """
     # The sidecar first: a checkpoint_N.pth that stands there always has its other half.
-    atomic_save({**resume, "step": facts["step"]}, resume_path(checkpoint))
+    save_resume(checkpoint, facts["step"], resume)
     save_model(checkpoint, model, facts)
+
+
+def save_resume(checkpoint: Path, step: int, resume: dict) -> None:
+    """Write what resuming from a checkpoint needs, or write it anew."""
+    atomic_save({**resume, "step": step}, resume_path(checkpoint))
 
 
 def save_model(checkpoint: Path, model: dict[str, Tensor], facts: dict) -> None:

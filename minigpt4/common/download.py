@@ -8,7 +8,7 @@ without asking the server. Processes that want the same file wait for the one th
 """
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import http.client
 import json
@@ -26,7 +26,10 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from .dist_utils import rank
 from .errors import UserError
+from .file_system import flush, replace
+from .file_system import lock as lock_file
 from .paths import resolve_path, sha256
 
 log = logging.getLogger("minigpt4")
@@ -86,8 +89,9 @@ def fetch(url: str) -> Path:
                 )
     except OSError as error:  # a full disk raises this in the middle; what has come stays for the next time
         raise DownloadError(
-            f"{address}: cannot be kept in {target.parent}: {error.strerror or error}; free space there, or set "
-            "MINIGPT4_CACHE to a folder on another disk: what has come is kept and goes on"
+            f"{address}: cannot be kept in {target.parent}: {error.strerror or error}; "
+            + "free space there, or " * (error.errno in (errno.ENOSPC, errno.EDQUOT))
+            + "set MINIGPT4_CACHE to a folder on another disk: what has come is kept and goes on"
         ) from error
     return target
 
@@ -126,9 +130,8 @@ def _download(url: str, target: Path, wanted: str | None) -> None:
     facts = {"url": url, "sha256": found, "bytes": part.stat().st_size}
     _facts_file(target).write_text(json.dumps(facts, indent=2) + "\n")
     _facts_file(part).unlink(missing_ok=True)
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, target)
+    flush(part)
+    replace(part, target)
     log.info("%s is in %s (SHA-256 %s)", url, target, found)
 
 
@@ -195,7 +198,7 @@ def _write(url: str, response, part: Path, start: int, bar: tqdm) -> None:
 
 def _bar(name: str) -> tqdm:
     """Shown on a terminal, by the first process of a run."""
-    quiet = True if os.environ.get("RANK", "0") != "0" else None  # None: only where there is a terminal
+    quiet = True if rank() else None  # None: only where there is a terminal
     return tqdm(desc=name, unit="B", unit_scale=True, disable=quiet)
 
 
@@ -203,11 +206,9 @@ def _bar(name: str) -> tqdm:
 def _alone(lock: Path, url: str) -> Iterator[None]:
     """One process at a time: the others wait, then find the file in its place."""
     with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_file(handle, lock):
             log.info("waiting for another process that fetches %s", url)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_file(handle, lock, wait=True)
         yield
 
 

@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import sys
 import time
 import traceback
@@ -12,6 +13,14 @@ from difflib import get_close_matches
 
 class UserError(Exception):
     """Something the user can put right. Its text says what is wrong, where, and what to write instead."""
+
+
+class Stopped(UserError):
+    """A signal ended a run in good order."""
+
+    def __init__(self, text: str, number: int):
+        super().__init__(text)
+        self.code = 128 + number  # as a shell counts a process that the signal killed
 
 
 class ConfigError(UserError):
@@ -39,7 +48,8 @@ def some(names: Iterable[str], most: int = 4) -> str:
 
 
 def main_guard(main: Callable[[], int | None]) -> int:
-    """Run a command's `main`; print a UserError's message alone and return 1. Other exceptions keep their traceback."""
+    """Run a command's `main` and return its exit code: 1 after the message of a UserError, 128 + the signal's number
+    when a signal ended it. Other exceptions keep their traceback."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names and answers that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
@@ -51,20 +61,20 @@ def main_guard(main: Callable[[], int | None]) -> int:
         if not _stdout_is_closed():
             raise
         return 141  # as if SIGPIPE had ended it: `minigpt4 describe *.jpg | head -1`
+    except Stopped as error:
+        return _leave(error, "" if _another_tells() else str(error), error.code)
     except UserError as error:
-        # Under torchrun every process finds the same fault in the config: one of them says so.
-        if not (isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"):
-            print(f"error: {error}", file=sys.stderr)
-        _leave_torchrun(error)
-        return 1
+        silent = isinstance(error, ConfigError) and _another_tells()
+        return _leave(error, "" if silent else f"error: {error}", 1)
+    except KeyboardInterrupt as error:  # its argument may be the signal's number
+        number = error.args[0] if error.args else signal.SIGINT
+        return _leave(error, f"stopped by {'the user' if number == signal.SIGINT else 'a signal'}", 128 + number)
     except Exception as error:
         if "TORCHELASTIC_ERROR_FILE" in os.environ:
             traceback.print_exc()
-        _leave_torchrun(error)
+            time.sleep(3)  # a lost connection is told after the reason for it: torchrun names the first, by the second
+        _leave(error, "", 1)
         raise
-    except KeyboardInterrupt:
-        print("stopped by the user", file=sys.stderr)
-        return 130
 
 
 def _stdout_is_closed() -> bool:
@@ -91,15 +101,23 @@ def valid_text(text: str) -> str:
     return text
 
 
-def _leave_torchrun(error: Exception) -> None:
-    """Under torchrun: leave the reason for the report it prints when it has ended the other processes, and go at once.
-    Python's own end would wait for the others, who wait for this one, until torchrun loses patience (30 s)."""
+def _another_tells() -> bool:
+    """Under torchrun every process finds the same fault in a config, and stops at the same step: rank 0 says so."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
+def _leave(error: BaseException, message: str, code: int) -> int:
+    """Print the message. Under torchrun, leave the reason for the report it prints when it has ended the other
+    processes, and go at once: Python's own end would wait for the others, who wait for this one, until torchrun loses
+    patience (30 s)."""
+    if message:
+        print(message, file=sys.stderr)
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-        if not isinstance(error, UserError):
-            time.sleep(3)  # a lost connection is told after the reason for it: torchrun names the first, by the second
-        get_error_handler().record_exception(error)
+        if isinstance(error, Exception):
+            get_error_handler().record_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(code)
+    return code

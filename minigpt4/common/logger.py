@@ -2,13 +2,16 @@
 
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
 
-from .errors import UserError
 from .paths import write_whole
 
 log = logging.getLogger("minigpt4")
+WORKER_DIED = "DataLoader worker (pid"  # so begins an error that PyTorch raises wherever the run is just then
 
 
 def setup_logging(rank: int = 0) -> None:
@@ -20,16 +23,36 @@ def setup_logging(rank: int = 0) -> None:
     log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
 
 
+class SideWork:
+    """`with side_work("loss.png"):` what a run can do without. A failure is a warning, the same one only once."""
+
+    def __init__(self):
+        self._warned: set[tuple] = set()
+
+    @contextmanager
+    def __call__(self, what: str | Path) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever fails there, it is no reason to lose a run
+            if str(error).startswith(WORKER_DIED):
+                raise
+            if (what, type(error)) not in self._warned:
+                log.warning("%s: %s: %s; training goes on without", what, type(error).__name__, error)
+                self._warned.add((what, type(error)))
+
+
 class MetricLog:
     """One JSON object a line in `log.jsonl`, and the same numbers in TensorBoard, on the main process only."""
 
     def __init__(self, output_dir: Path, from_step: int = 0):
-        from torch.utils.tensorboard import SummaryWriter
+        self.path, self._side_work, self._board = Path(output_dir) / "log.jsonl", SideWork(), None
+        with self._side_work(self.path):
+            self._drop_after(from_step)
+            self.path.touch()
+        with self._side_work("TensorBoard"):
+            from torch.utils.tensorboard import SummaryWriter
 
-        self.path = Path(output_dir) / "log.jsonl"
-        self._drop_after(from_step)
-        self._file = self.path.open("a", buffering=1)
-        self._board = SummaryWriter(str(output_dir), purge_step=from_step + 1)
+            self._board = SummaryWriter(str(output_dir), purge_step=from_step + 1)
 
     def _drop_after(self, step: int) -> None:
         """A resumed run repeats the steps after its checkpoint: forget their first telling, keep the rest."""
@@ -39,31 +62,36 @@ class MetricLog:
 
     def write(self, step: int, **values) -> None:
         """`step` counts optimizer steps from 1. Values are plain numbers or strings."""
-        try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written: {error.strerror}; the last checkpoint is whole") from None
+        self._append("log.jsonl", [{"step": step, **values}])
         for name, value in values.items():
             if isinstance(value, (int, float)):
-                self._board.add_scalar(name, value, step)
+                self._on_board("add_scalar", name, value, step)
 
     def write_samples(self, step: int, answers: list[dict]) -> None:
         """What the model said of each picture ({"image", "answer"}), in `samples.jsonl`."""
-        with self.path.with_name("samples.jsonl").open("a", encoding="utf-8") as file:
-            for row in answers:
-                file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
-                # TensorBoard reads Markdown, in which an answer could name an image of another host; code is text.
-                self._board.add_text(row["image"], indent(row["answer"], "    ", lambda line: True), step)
+        self._append("samples.jsonl", [{"step": step, **row} for row in answers])
+        for row in answers:
+            # TensorBoard reads Markdown, in which an answer could name an image of another host; code is text.
+            self._on_board("add_text", row["image"], indent(row["answer"], "    ", lambda line: True), step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        self._on_board("close")
+
+    def _append(self, name: str, rows: list[dict]) -> None:
+        file = self.path.with_name(name)
+        with self._side_work(file), file.open("a", encoding="utf-8", errors="backslashreplace") as out:
+            out.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def _on_board(self, method: str, *arguments) -> None:
+        if self._board is not None:
+            with self._side_work("TensorBoard"):
+                getattr(self._board, method)(*arguments)
 
 
 def read_log(path: Path) -> list[dict]:
     """The rows of a log.jsonl. A last line that a killed run wrote by half is left out."""
     rows = []
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -71,13 +99,21 @@ def read_log(path: Path) -> list[dict]:
     return rows
 
 
-def plot_log(path: Path, out: Path) -> None:
-    """Draw a log.jsonl into a PNG: loss (raw, smoothed, of validation) and learning rate; throughput below."""
+def pyplot():
+    """matplotlib.pyplot that draws into files. MPLBACKEND may name a backend that only a notebook has; matplotlib
+    refuses that when it is imported."""
+    os.environ["MPLBACKEND"] = "Agg"
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def plot_log(path: Path, out: Path) -> None:
+    """Draw a log.jsonl into a PNG: loss (raw, smoothed, of validation) and learning rate; throughput below."""
+    plt = pyplot()
     every = read_log(path)
     rows = [row for row in every if "loss" in row]
     if not rows:

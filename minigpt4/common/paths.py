@@ -10,6 +10,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from .errors import DataError
+from .file_system import replace
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PROJECT = PACKAGE.parent  # the clone, when the package is installed with `pip install -e`
@@ -94,4 +95,4 @@ def write_whole(file: Path, text: str) -> None:
     """Write `file` whole or not at all: a killed process leaves what stood there before."""
     part = file.with_suffix(".part")
     part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
-    os.replace(part, file)
+    replace(part, file)

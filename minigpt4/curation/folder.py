@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
 import json
 import os
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import DataError
+from ..common.file_system import if_supported
 from ..common.paths import write_whole
 from ..evaluation.data import Record
 from ..evaluation.page import write_json
@@ -86,8 +88,9 @@ def _place(photo: Path, target: Path, copy: bool) -> None:
         return  # `prepare` saw that it is this photo
     part = target.with_suffix(".part")
     part.unlink(missing_ok=True)
-    if copy:
+    if not copy:
+        with if_supported("link files, so pictures are copied", part, errno.EPERM):
+            part.symlink_to(photo.resolve())
+    if not part.is_symlink():
         shutil.copyfile(photo, part)
-    else:
-        part.symlink_to(photo.resolve())
     os.replace(part, target)

@@ -18,6 +18,7 @@ import weakref
 from pathlib import Path
 from typing import BinaryIO
 
+from ..common.file_system import flush
 from ..common.logger import log
 from ..common.paths import REMOTE
 from .faults import PipeFailed
@@ -71,8 +72,7 @@ def _cached(url: str, cache: Path) -> BinaryIO:
             cache.mkdir(parents=True, exist_ok=True)
             with _remote(url) as source, temporary.open("wb") as target:
                 shutil.copyfileobj(Watched(source, url), target, BUFFER)
-                target.flush()
-                os.fsync(target.fileno())
+            flush(temporary)
             check_head(temporary)  # a page that says "log in" must not stay
             temporary.replace(file)
         except OSError as error:

@@ -5,10 +5,7 @@ goes into the checkpoint; going on from it reads at most one shard and decodes n
 """
 
 import logging
-import os
 import random
-import signal
-import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
+
+from .workers import AHEAD, check_room, check_sent, set_up_worker
 
 log = logging.getLogger("minigpt4")
 HOPELESS = 500  # bad samples in a row after which a stream gives up
@@ -103,26 +102,6 @@ def collate(samples: Sequence[dict]) -> dict:
     return batch
 
 
-def _leave_signals_to_the_run(_worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach every process of the group: the run saves on them, so its loaders stay.
-
-    A SIGTERM of the run itself still ends them: ignoring that too would hang Python's exit, which waits for them.
-    """
-    if not hasattr(signal, "sigwaitinfo"):  # macOS: out of the group, at least
-        os.setpgid(0, 0)
-        return
-    run = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def heed_the_run() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
-            pass
-        os._exit(0)
-
-    threading.Thread(target=heed_the_run, daemon=True).start()
-
-
 def make_loader(
     stream: SampleStream, batch_size: int, num_workers: int, collate_fn: Callable[[Sequence[dict]], dict] = collate
 ) -> StatefulDataLoader:
@@ -137,7 +116,8 @@ def make_loader(
             persistent_workers=False,
             pin_memory=torch.cuda.is_available(),
             drop_last=True,
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=set_up_worker,
+            prefetch_factor=AHEAD if num_workers else None,
         )
 
 
@@ -155,6 +135,7 @@ class MixedLoader:
         self.drawn = drawn
         self.places: dict[str, dict[int, dict]] = {}  # of each stream that batches came from
         self._iterators: dict[str, Iterator] = {}
+        self._fitting: set[str] = set()  # datasets whose batches fit into shared memory
 
     def state_dict(self) -> dict:
         """Taken between two batches."""
@@ -163,8 +144,11 @@ class MixedLoader:
         return {"drawn": self.drawn, "loaders": loaders, "places": places}
 
     def load_state_dict(self, state: dict) -> None:
-        self.drawn, self.places = state["drawn"], state["places"]
+        self.drawn = state["drawn"]
+        self.places = {name: places for name, places in state["places"].items() if name in self.loaders}
         for name, place in state["loaders"].items():
+            if name not in self.loaders:
+                continue  # the config has it no longer
             self.loaders[name].load_state_dict(place)
             # Now, not when it is next drawn: a checkpoint before that must know of its place too.
             self._iterators[name] = iter(self.loaders[name])
@@ -177,6 +161,10 @@ class MixedLoader:
                 self._iterators[name] = iter(self.loaders[name])
             self.drawn += 1
             batch = {**next(self._iterators[name]), "dataset": name}
+            check_sent(batch)
+            if name not in self._fitting:
+                check_room(batch, len(self.loaders) * self.loaders[name].num_workers)
+                self._fitting.add(name)
             if "place" in batch:
                 stream, place = batch.pop("place")
                 self.places.setdefault(name, {})[stream] = place

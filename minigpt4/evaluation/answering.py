@@ -10,13 +10,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..common.dist_utils import choose_device, rank, training_device
+from ..common.dist_utils import choose_device, is_launched, rank, training_device, world_size
 from ..common.paths import resolve_path, sha256
 from ..common.schema import Config
 from .data import Record
@@ -80,7 +79,7 @@ def chat_for(config: Config, device: str):
     """
     from ..serve import build_chat
 
-    if "LOCAL_RANK" in os.environ:
+    if is_launched():
         return build_chat(config, training_device(device))
     return build_chat(config, choose_device(device, f"--device {device}"))
 
@@ -107,7 +106,7 @@ def answer_all(
         None in all processes but the first, unless `everywhere`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name, own, world = _sha(source)[:12], rank(), int(os.environ.get("WORLD_SIZE", 1))
+    name, own, world = _sha(source)[:12], rank(), world_size()
     keys = [item.key for item in items]
     known = _read(folder, name)
     todo = [i for i in range(own, len(items), world) if keys[i] not in known]

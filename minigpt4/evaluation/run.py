@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
 from ..common.config import load_config
-from ..common.dist_utils import rank
+from ..common.dist_utils import rank, world_size
 from ..common.errors import ConfigError, DataError, some, valid_text
 from ..common.paths import write_whole
 from ..common.schema import Config
@@ -135,7 +134,7 @@ def collect(
                       dict.fromkeys(item.variant for item in items)} if args.suite != "vqa" or args.prompt
                       else dict(SUITES["vqa"].questions),
         "judge": {"url": args.judge, "model": args.judge_model} if args.judge else None,
-        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "processes": world_size(),
         **compared({stage: s.measures for stage, s in scored.items()}, pictures),
         "notes": list(after.notes), "facts": {stage: s.facts for stage, s in scored.items()},
     }  # fmt: skip

@@ -36,8 +36,8 @@ class WeightAverage:
         """The model has the averages inside, its own weights again after."""
         live = self.tensors()
         own = {name: tensor.detach().clone() for name, tensor in live.items()}
-        self._fill(live, self.average)
         try:
+            self._fill(live, self.average)
             yield
         finally:
             self._fill(live, own)

@@ -1,11 +1,30 @@
 """A run and the process it lives in: one run to a folder, and an end in good order."""
 
-import fcntl
+import os
 import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from ..common.errors import UserError
+from ..common.file_system import lock
+from ..common.logger import WORKER_DIED
+
+STEP, SAVE = "step", "save"  # what a signal does not break off, see StopSignals
+LEAVE = 10.0  # seconds between breaking off a step and ending the process
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run's folder. Raises UserError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run.output_dir: {folder} cannot be made: {error.strerror}") from None
 
 
 def lock_folder(folder: Path, rank: int) -> TextIO:
@@ -16,33 +35,102 @@ def lock_folder(folder: Path, rank: int) -> TextIO:
     Raises:
         UserError: another process holds it, or the folder is read-only.
     """
+    path = folder / f".lock_{rank}"
     try:
-        lock = (folder / f".lock_{rank}").open("w")
+        file = path.open("w")
+        held = lock(file, path, posix=True)
     except OSError as error:
         raise UserError(f"run.output_dir: {folder} cannot be written to: {error.strerror}") from None
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise UserError(f"another run is writing into {folder}; write another run.output_dir") from None
-    return lock
+    if not held:
+        file.close()
+        raise UserError(f"another run is writing into {folder}; write another run.output_dir")
+    return file
+
+
+def worker_fault(error: Exception) -> UserError | None:
+    """What to do about a loader worker that has died, where that is what `error` says."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, (ConnectionError, EOFError)):
+        text = "a loader worker has died while it sent a batch"
+    elif not text.startswith(WORKER_DIED):
+        return None
+    advice = "main memory may be full: lower run.num_workers or run.batch_size_train"
+    if "Bus error" in text:
+        advice = "/dev/shm is too small: docker run --shm-size=8g, or lower run.num_workers or run.batch_size_train"
+    return UserError(f"{text.partition('. ')[0].rstrip('. ')}: {advice}; run.num_workers=0 loads in the run itself")
 
 
 class StopSignals:
-    """Within this context SIGTERM and the first Ctrl-C are only noted in `received`: the loop ends after its step."""
+    """What SIGTERM and Ctrl-C do within this context.
+
+    In a STEP or a SAVE the first signal is only noted in `received`: the run ends after the step. Everywhere else
+    (`phase` is None), and at a second signal, KeyboardInterrupt(number) is raised. It is raised too when a step has not
+    ended `patience` seconds after the signal: it waits for data, or for another process. Where Python cannot raise,
+    because the process waits in a library, the process is ended.
+    """
 
     def __init__(self):
         self.received = 0  # the signal's number
+        self.phase: str | None = None
+        self.patience = 60.0
 
     def __enter__(self) -> "StopSignals":
+        self._over = threading.Event()  # the run ends by itself
+        # A handler runs only between two Python instructions; the number of a signal is written to this socket at once.
+        self._bell, self._rope = socket.socketpair()
+        self._rope.setblocking(False)
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._fd_before = signal.set_wakeup_fd(self._rope.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def _note(self, number: int, _frame) -> None:
-        if self.received:
-            raise KeyboardInterrupt
-        self.received = number
-
     def __exit__(self, *_) -> None:
+        self._over.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._fd_before)
+        self._rope.close()
+
+    def _note(self, number: int, _frame) -> None:
+        again, self.received = self.received, number
+        if again or self.phase is None:
+            self._over.set()
+            raise KeyboardInterrupt(number)
+
+    @contextmanager
+    def in_phase(self, phase: str | None) -> Iterator[None]:
+        """For this block `phase` decides what a signal does."""
+        before, self.phase = self.phase, phase
+        try:
+            if phase is None and self.received:
+                raise KeyboardInterrupt(self.received)
+            yield
+        finally:
+            self.phase = before
+
+    def _watch(self) -> None:
+        """In a thread: from the first signal on, see to it that the process ends."""
+        with self._bell:
+            number = 0
+            while number not in self._before:  # other signals ring too
+                if not (rung := self._bell.recv(1)):
+                    return  # the context was left
+                number = rung[0]
+            end = time.monotonic() + self.patience
+            while (time.monotonic() < end or self.phase == SAVE) and not self._over.is_set():
+                if self._rings(0.1):
+                    break  # a second signal
+            if not self._over.is_set():
+                signal.pthread_kill(threading.main_thread().ident, number)
+            if not self._over.wait(LEAVE):
+                what = signal.Signals(number).name
+                print(f"ended by {what} in a step that does not end; the last checkpoint stands", file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(128 + number)
+
+    def _rings(self, seconds: float) -> bool:
+        self._bell.settimeout(seconds)
+        try:
+            return any(number in self._before for number in self._bell.recv(1))
+        except TimeoutError:
+            return False

@@ -3,10 +3,13 @@
 import dataclasses
 import math
 import os
+import signal
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -22,9 +25,12 @@ from ..common.checkpoint import (
     read_resume,
     save_checkpoint,
     save_model,
+    save_resume,
+    step_of,
 )
-from ..common.errors import CheckpointError, UserError
-from ..common.logger import MetricLog, hms, log, plot_log
+from ..common.dist_utils import config_decides
+from ..common.errors import Stopped, UserError
+from ..common.logger import MetricLog, SideWork, hms, log, plot_log
 from ..common.optims import create_optimizer
 from ..common.paths import resolve_path
 from ..common.precision import resolve_precision
@@ -32,7 +38,8 @@ from ..common.registry import LR_SCHEDULES
 from ..common.schema import Config
 from .averaging import WeightAverage
 from .data_monitor import DataMonitor
-from .process import StopSignals, lock_folder
+from .going_on import changes, load_optimizer, validated_on
+from .process import SAVE, STEP, StopSignals, lock_folder, make_folder, worker_fault
 from .sharding import shard_llm
 from .step_guard import StepGuard
 from .throughput import Throughput
@@ -52,8 +59,9 @@ class Runner:
 
     def __init__(self, config: Config, task, model: nn.Module, device: torch.device):
         run = self.run = config.run
+        config_decides()
         if run.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what else may stand there can be refused by torch
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         self.config, self.task = config, task
@@ -86,17 +94,19 @@ class Runner:
         self.average = WeightAverage(model.trained_tensors, run.ema_decay) if run.ema_decay else None
         # The counter sees neither inside compiled layers nor quantized products.
         self.throughput = Throughput(device, count_flops=not (run.compile or config.model.low_resource))
-        self.step = 0
+        self.step = self._first_step = 0
+        self._saved_step: int | None = 0
+        self._last_checkpoint: Path | None = None
         self.signals = StopSignals()
+        # Several processes must end their step together; a single one need not wait for data or for a validation.
+        self._waiting = STEP if self.world_size > 1 else None
+        self.side_work = SideWork()
 
     # -- the loop -------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Train to the end, from the newest checkpoint when `run.resume` is auto."""
-        try:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run.output_dir: {self.output_dir} cannot be made: {error.strerror}") from None
+        make_folder(self.output_dir)
         with lock_folder(self.output_dir, self.rank), self.signals:
             self._train()
 
@@ -112,14 +122,19 @@ class Runner:
             )
         self.loader = self.task.build_loader(self.rank, self.world_size, run.seed)
         self._resume()
-        if self._finished():
+        if self._finished() and not self._validation_missing():
+            more = "run.early_stop" if self.step < self.total_steps else "run.max_epoch"
             log.info(
-                "this run has finished: %s; write another run.output_dir, or run.resume=never",
-                self.output_dir,
-            )
+                "this run has finished after step %d: %s; raise %s to go on, or write another run.output_dir, or "
+                "run.resume=never", self.step, self.output_dir, more,
+            )  # fmt: skip
             return
+        if self._last_checkpoint:
+            log.info("going on from %s (step %d)", self._last_checkpoint, self.step)
+        self._try_samples()
         if run.report_to:
-            self.accelerator.init_trackers("minigpt4", self._plain_config())
+            with self.side_work("run.report_to"):
+                self.accelerator.init_trackers("minigpt4", self._plain_config())
         self.metrics = MetricLog(self.output_dir, self.step) if self.is_main else None
         count = sum(p.numel() for p in self.bare_model.parameters() if p.requires_grad)
         log.info(
@@ -130,11 +145,16 @@ class Runner:
         started = time.monotonic()
         try:
             self._loop(started)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            if fault := worker_fault(error):
+                raise fault from None
+            raise
         finally:
             if self.is_main:
                 self.metrics.close()
             if run.report_to:
-                self.accelerator.end_training()
+                with self.side_work("run.report_to"):
+                    self.accelerator.end_training()
         early = self.step < self.total_steps
         log.info(
             "%s in %s. Checkpoint: %s; loss curve: %s; %s%s%s",
@@ -155,6 +175,10 @@ class Runner:
         )  # fmt: skip
         self._saved_at = self._told_at = self._plotted_at = started
         first = self.step
+        self._standing = self._own_state()
+        self.signals.phase = STEP
+        if self._validation_missing():
+            self._watch()
         while not self._finished():
             lr = self._set_lr()
             tick = time.monotonic()
@@ -175,11 +199,14 @@ class Runner:
             self.throughput.seconds += seconds
             rate = run.batch_size_train * run.accum_grad_iters * self.world_size / seconds
             eta = (time.monotonic() - started) / (self.step - first) * (self.total_steps - self.step)
-            bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.1e} {rate:.1f} samples/s")
-            bar.update()
+            with self.side_work("progress bar"):  # a terminal that has gone
+                bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.1e} {rate:.1f} samples/s")
+                bar.update()
+            self.signals.patience = max(self.signals.patience, 3 * seconds)
+            self._standing = self._own_state()
             self._tell(loss, lr, norm if stepped else None, rate, eta, bar)
-            self._watch()
             self._save_if_due(stop, save_now)
+            self._watch()
         bar.close()
 
     def _finished(self) -> bool:
@@ -189,7 +216,7 @@ class Runner:
         """The gradient of `accum_grad_iters` batches; the mean of their losses, and the batches."""
         losses, taken = [], []
         for _ in range(self.run.accum_grad_iters):
-            with self.throughput.waiting():
+            with self._between_steps(), self.signals.in_phase(self._waiting), self.throughput.waiting():
                 dataset, samples = next(batches)
             self.monitor.see(dataset, samples)
             taken.append(samples)
@@ -234,25 +261,23 @@ class Runner:
             self._write(lr=lr, samples_per_second=round(rate, 2), **finite, **self.throughput.row())
         if self.is_main and time.monotonic() - self._plotted_at > PLOT_EVERY:
             self._plotted_at = time.monotonic()
-            plot_log(self.output_dir / "log.jsonl", self.output_dir / "loss.png")
+            self._plot()
         if bar.disable and time.monotonic() - self._told_at > 10:
             self._told_at = time.monotonic()
-            log.info(
-                "step %d/%d  loss %.3f  lr %.1e  %.1f samples/s  %s left",
-                self.step,
-                self.total_steps,
-                loss,
-                lr,
-                rate,
-                hms(eta),
-            )
+            log.info("step %d/%d  loss %.3f  lr %.1e  %.1f samples/s  %s left",
+                     self.step, self.total_steps, loss, lr, rate, hms(eta))  # fmt: skip
 
     def _write(self, **values) -> None:
         """A row of log.jsonl for this step, and of every tracker."""
         epoch = (self.step - 1) // self.run.iters_per_epoch
         self.metrics.write(self.step, epoch=epoch, **values)
         if self.run.report_to:
-            self.accelerator.log(values, step=self.step)
+            with self.side_work("run.report_to"):
+                self.accelerator.log(values, step=self.step)
+
+    def _plot(self) -> None:
+        with self.side_work("loss.png"):
+            plot_log(self.output_dir / "log.jsonl", self.output_dir / "loss.png")
 
     # -- watching -------------------------------------------------------------------------------------------------
 
@@ -261,23 +286,44 @@ class Runner:
         return self.step % (every or self.run.iters_per_epoch) == 0
 
     def _watch(self) -> None:
-        """Validation and samples where they are due, by the averaged weights where there are any."""
+        """Validation and samples where they are due, by the averaged weights where there are any. A checkpoint of this
+        step is written already, and learns of the validation that comes after it."""
         run = self.run
         validation_due = self.validation is not None and self._due(run.valid_every_steps)
         samples_due = bool(run.sample_images) and self._due(run.sample_every_steps)
         if not (validation_due or samples_due):
             return  # putting the averages in and out again copies every trained weight
-        with self.average.applied() if self.average else nullcontext():
+        averaged = self.average.applied() if self.average else nullcontext()
+        with self._between_steps(), averaged, self.signals.in_phase(self._waiting):
             if validation_due:
                 self._validate()
             if samples_due:
-                self._sample()
+                with self.side_work("run.sample_images"):
+                    self._sample()
+        if self._finished():
+            self._save_step()
+        if validation_due and self._saved_step == self.step:
+            resume = self._resume_state()
+            if self.is_main:
+                with self.side_work("validation"):
+                    save_resume(self._last_checkpoint, self.step, resume)
+
+    def _validation_missing(self) -> bool:
+        """Whether the run was stopped between a checkpoint and the validation that was due after it."""
+        due = self.validation is not None and self.step > 0 and self._due(self.run.valid_every_steps)
+        return due and self.validation.step < self.step
 
     def _validate(self) -> None:
         """The validation loss over all processes; the best one's weights become `checkpoint_best.pth`."""
-        totals = torch.tensor(self.validation.totals(self.model, self._loss_of), dtype=torch.float64)
+        total, count, failed = 0.0, 0, 1
+        with self.side_work("validation"):
+            total, count = self.validation.totals(self.model, self._loss_of)
+            failed = int(count == 0)
+        totals = torch.tensor([total, count, failed], dtype=torch.float64)
         if self.world_size > 1:
             totals = self.accelerator.reduce(totals.to(self.accelerator.device, torch.float32), "sum").double().cpu()
+        if totals[2]:
+            return
         loss = (totals[0] / totals[1]).item()
         best = self.validation.note(self.step, loss)
         log_validation(self.step, loss, best, self.validation)
@@ -289,6 +335,14 @@ class Runner:
 
     def _loss_of(self, model: nn.Module, samples: dict) -> torch.Tensor:
         return self.task.train_step(model, self.task.build_batch(self.bare_model, samples))
+
+    def _try_samples(self) -> None:
+        """A picture or a question that cannot be answered is refused before the first step."""
+        if self.run.sample_images:
+            try:
+                self.task.sample_answers(self.bare_model, max_new_tokens=1)
+            except Exception as error:
+                raise UserError(f"run.sample_images, run.sample_question: {error}") from error
 
     def _sample(self) -> None:
         """What the model says of run.sample_images, into `samples.jsonl`."""
@@ -303,40 +357,74 @@ class Runner:
     def _save_if_due(self, stop: int, save_now: bool) -> None:
         run = self.run
         if self.step % run.iters_per_epoch == 0:
-            self._save(self.output_dir / f"checkpoint_{self.step // run.iters_per_epoch - 1}.pth")
+            self._save(self._epoch_file())
             if self.is_main:
-                plot_log(self.output_dir / "log.jsonl", self.output_dir / "loss.png")
+                self._plot()
         elif stop or save_now or self._finished() or (run.save_every_steps and self.step % run.save_every_steps == 0):
-            self._save(self.output_dir / f"checkpoint_step_{self.step}.pth")
+            self._save_step()
         if stop and not self._finished():
-            raise UserError(f"stopped by a signal after step {self.step}; saved. The same command goes on from there")
+            self._stop(self.signals.received or signal.SIGTERM)
+
+    def _epoch_file(self) -> Path:
+        """`checkpoint_N.pth` of the epoch that ends, counted from 0. Where `run.iters_per_epoch` has changed, that may
+        be a checkpoint of the steps that this run went on from: it stays, and a higher N is taken."""
+        number = self.step // self.run.iters_per_epoch - 1
+        while step_of(file := self.output_dir / f"checkpoint_{number}.pth") <= self._first_step:
+            number += 1
+        return file
+
+    def _save_step(self) -> None:
+        if self._saved_step != self.step:
+            self._save(self.output_dir / f"checkpoint_step_{self.step}.pth")
+
+    def _stop(self, number: int) -> NoReturn:
+        where = f"after step {self.step}; saved" if self.step else "before the first step"
+        raise Stopped(f"stopped by a signal {where}. The same command goes on from there", number)
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """A signal that breaks off this block ends the run with a checkpoint of the last whole step."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if self.world_size > 1:
+                raise  # a checkpoint needs all processes
+            self._save_step()
+            self._stop(self.signals.received)
 
     def _save(self, checkpoint: Path) -> None:
-        mine = {
+        with self.signals.in_phase(SAVE):
+            resume = self._resume_state()
+            self._saved_at, self._saved_step, self._last_checkpoint = time.monotonic(), self.step, checkpoint
+            if self.is_main:
+                weights = self.average.average if self.average else self.bare_model.trained_state()
+                save_checkpoint(checkpoint, weights, self._facts(), resume)
+                with self.side_work("old checkpoints"):
+                    prune_checkpoints(self.output_dir, self.run.keep_last)
+                log.info("saved %s", checkpoint)
+
+    def _own_state(self) -> dict:
+        """What a checkpoint after the step that was just made says of this process."""
+        return {
             "loader": self.loader.state_dict(),
             "monitor": self.monitor.state_dict(),
             "guard": self.guard.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
-        everyone = gather_object([mine])
-        self._saved_at, self._last_checkpoint = time.monotonic(), checkpoint
-        if not self.is_main:
-            return
+
+    def _resume_state(self) -> dict:
+        """What going on needs beside the weights; called in all processes."""
         scaler = self.accelerator.scaler
-        resume = {
+        return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
-            "ranks": everyone,
+            "ranks": gather_object([self._standing]),
             "validation": self.validation.state_dict() if self.validation else None,
             "num_workers": self.run.num_workers,
             "config": self._plain_config(),
             "own_weights": self.bare_model.trained_state() if self.average else None,  # `model` holds the averages
         }
-        weights = self.average.average if self.average else self.bare_model.trained_state()
-        save_checkpoint(checkpoint, weights, self._facts(), resume)
-        prune_checkpoints(self.output_dir, self.run.keep_last)
-        log.info("saved %s", checkpoint)
 
     def _facts(self) -> dict:
         """What stands beside the weights in a checkpoint."""
@@ -362,34 +450,40 @@ class Runner:
         load_exact(self.bare_model.trained_tensors(), resume.get("own_weights") or weights, checkpoint)
         if self.average:
             self.average.load(weights)
-        try:
-            self.optimizer.load_state_dict(resume["optimizer"])
-        except ValueError as error:
-            raise CheckpointError(f"{checkpoint}: its optimizer state is of another model: {error}") from None
+        load_optimizer(self.optimizer, resume["optimizer"], checkpoint)
         if self.accelerator.scaler and resume["scaler"]:
             self.accelerator.scaler.load_state_dict(resume["scaler"])
-        self.step = resume["step"]
-        ranks = resume["ranks"]
+        self.step = self._first_step = resume["step"]
+        self._last_checkpoint = checkpoint
+        # A checkpoint of another folder is not this run's: stopped before its next one, the run writes one of its own.
+        self._saved_step = self.step if checkpoint.parent.resolve() == self.output_dir.resolve() else None
+        before, now, ranks = resume.get("config", {}), self._plain_config(), resume["ranks"]
         if len(ranks) == self.world_size and resume["num_workers"] == self.run.num_workers:
             mine = ranks[self.rank]
             self.loader.load_state_dict(mine["loader"])
-            self.monitor.load_state_dict(mine["monitor"])
+            here = self.config.datasets
+            self.monitor.load_state_dict(
+                {what: {n: c for n, c in counts.items() if n in here} for what, counts in mine["monitor"].items()}
+            )
             self.guard.load_state_dict(mine["guard"])
-            torch.set_rng_state(mine["rng"])
-            if mine["cuda_rng"] is not None and torch.cuda.is_available():
-                torch.cuda.set_rng_state(mine["cuda_rng"])
+            if before.get("run", {}).get("seed", self.run.seed) == self.run.seed:
+                torch.set_rng_state(mine["rng"])
+                if mine["cuda_rng"] is not None and torch.cuda.is_available():
+                    torch.cuda.set_rng_state(mine["cuda_rng"])
         else:
             log.warning(
                 "%s is of %d processes x %d workers, this run of %d x %d: lists of images go on with what is left of "
                 "their pass, shards are drawn anew, and the numbers will differ from those of the other run",
                 checkpoint, len(ranks), resume["num_workers"], self.world_size, self.run.num_workers,
             )  # fmt: skip
-            before = [mine["loader"] for mine in ranks], resume["num_workers"]
-            self.loader = self.task.build_loader(self.rank, self.world_size, self.run.seed, before)
+            states = [mine["loader"] for mine in ranks], resume["num_workers"]
+            self.loader = self.task.build_loader(self.rank, self.world_size, self.run.seed, states)
         if self.validation and resume["validation"]:
-            self.validation.load_state_dict(resume["validation"])
-        log.info("going on from %s (step %d)", checkpoint, self.step)
-        for line in changes(resume.get("config", {}), self._plain_config()):
+            if validated_on(before) == validated_on(now):
+                self.validation.load_state_dict({"step": self.step, **resume["validation"]})
+            else:
+                log.warning("validation reads other samples than before: its best loss is counted from here")
+        for line in changes(before, now):
             log.warning("the config has changed since: %s", line)
 
 
@@ -402,15 +496,3 @@ def frozen_names(model: nn.Module) -> list[str]:
         if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
             names += [f"{prefix}.{name}".lstrip(".") for name, _ in module.named_buffers(recurse=False)]
     return names
-
-
-def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
-    """`a.b: old -> new` for every key of two nested dictionaries that differs."""
-    lines = []
-    for key in [*before, *(k for k in now if k not in before)]:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += changes(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
-    return lines

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..common.logger import log
+from ..common.logger import SideWork, log
 
 MOST_KEPT = 10  # batches written for inspection, for each process
 SETTLED = 50  # steps before a loss can count as a spike
@@ -26,6 +26,7 @@ class StepGuard:
         self.folder, self.limit, self.rank = Path(output_dir) / "bad_batches", limit, rank
         self.skipped = self.in_a_row = self.kept = 0
         self.steps, self.mean, self.deviation = 0, 0.0, 0.0
+        self.side_work = SideWork()
 
     def state_dict(self) -> dict:
         return {k: getattr(self, k) for k in ("skipped", "in_a_row", "kept", "steps", "mean", "deviation")}
@@ -71,10 +72,12 @@ class StepGuard:
         if self.kept >= MOST_KEPT:
             return ""
         self.kept += 1
-        self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"step_{step}_rank_{self.rank}.pt"
-        torch.save([{k: v.cpu() if isinstance(v, Tensor) else v for k, v in b.items()} for b in batches], file)
-        return f", its batch is in {file}"
+        with self.side_work(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save([{k: v.cpu() if isinstance(v, Tensor) else v for k, v in b.items()} for b in batches], file)
+            return f", its batch is in {file}"
+        return ""
 
     def _watch(self, step: int, loss: float) -> None:
         """Say so when a loss is far above what the last hundred steps were like."""

@@ -21,9 +21,10 @@ class Validation:
     def __init__(self, batches: Callable[[], Iterable[dict]], patience: int | None):
         self.batches, self.patience = batches, patience
         self.best, self.best_step, self.since = math.inf, 0, 0
+        self.step = 0  # of the last validation
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "best_step": self.best_step, "since": self.since}
+        return {"best": self.best, "best_step": self.best_step, "since": self.since, "step": self.step}
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
@@ -50,6 +51,7 @@ class Validation:
 
     def note(self, step: int, loss: float) -> bool:
         """Remember the loss of `step`. Returns whether it is the best so far."""
+        self.step = step
         if loss < self.best:
             self.best, self.best_step, self.since = loss, step, 0
             return True

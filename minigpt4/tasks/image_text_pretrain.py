@@ -207,13 +207,15 @@ class ImageTextPretrain:
                     raise DataError(f"datasets.{name}.valid_info: no sample can be read, e.g. {where} ({why})")
                 yield {**batch, "dataset": name}
 
-    def sample_answers(self, model: nn.Module) -> list[dict]:
+    def sample_answers(self, model: nn.Module, max_new_tokens: int = 60) -> list[dict]:
         """What the model says now of run.sample_images: [{"image", "answer"}], greedily."""
         run = self.config.run
-        chat = chat_with(model, self.config)
         files = [resolve_path(image) for image in run.sample_images]
-        answers = chat.answer_batch(files, run.sample_question, do_sample=False, max_new_tokens=60)
-        model.train()
+        try:
+            chat = chat_with(model, self.config)
+            answers = chat.answer_batch(files, run.sample_question, do_sample=False, max_new_tokens=max_new_tokens)
+        finally:
+            model.train()
         return [{"image": i, "answer": a} for i, a in zip(run.sample_images, answers, strict=True)]
 
     def build_batch(self, model: nn.Module, samples: dict) -> dict:

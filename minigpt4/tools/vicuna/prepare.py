@@ -8,7 +8,6 @@ the same command goes on after a stop, keeping the files that are whole.
 
 import argparse
 import contextlib
-import fcntl
 import os
 import shutil
 import time
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...common.errors import CheckpointError, UserError
+from ...common.file_system import lock
 from ...common.identify import gigabytes
 from ...common.precision import DTYPES
 from .llama_meta import Llama, TransformersLlama, open_llama
@@ -259,12 +259,11 @@ def _alone_in(out: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--out {out}: must be a folder you can write to: {error}") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock(handle, out):
+            raise UserError(f"--out {out}: another prepare-vicuna is filling it")
         for stale in out.glob(".*.tmp"):
             stale.unlink()
         yield
-    except BlockingIOError:
-        raise UserError(f"--out {out}: another prepare-vicuna is filling it") from None
     finally:
         os.close(handle)
 

@@ -1,0 +1,93 @@
+"""Loader workers: whom they obey, and how their batches reach the run."""
+
+import os
+import shutil
+import signal
+import threading
+import traceback
+from multiprocessing.queues import Queue
+from typing import Any
+
+import torch
+
+from ..common.errors import DataError
+
+SHARED_MEMORY = "/dev/shm"  # where PyTorch passes tensors from process to process
+AHEAD = 2  # batches that each worker holds ready, PyTorch's default
+MORE_ROOM = (
+    "give it more (docker run --shm-size=8g, or --ipc=host), or lower run.num_workers or run.batch_size_train; "
+    "run.num_workers=0 needs none"
+)
+
+
+def set_up_worker(_worker: int) -> None:
+    """Called first in every worker."""
+    _leave_signals_to_the_run()
+    Queue._on_queue_feeder_error = _send_reason  # PyTorch has no hook for this; Python's would drop the batch
+
+
+def _leave_signals_to_the_run() -> None:
+    """Ctrl-C and a cluster's SIGTERM reach every process of the group: the run saves on them, so its loaders stay.
+
+    A SIGTERM of the run itself still ends them: ignoring that too would hang Python's exit, which waits for them.
+    """
+    signal.set_wakeup_fd(-1)  # it is the run's own, see StopSignals
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: out of the group, at least
+        os.setpgid(0, 0)
+        return
+    run = os.getppid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def heed_the_run() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=heed_the_run, daemon=True).start()
+
+
+def _send_reason(queue: Queue, error: Exception, item: Any) -> None:
+    """Send the reason in the place of a batch that cannot be sent: the run would wait for the batch without end."""
+    try:
+        number, (_, *state) = item
+    except (TypeError, ValueError):  # no batch: the run sees that this worker is gone
+        traceback.print_exception(error)
+        os._exit(1)
+    queue.put((number, ({"bad": [], "hopeless": False, "failed": str(error).partition("\n")[0]}, *state)))
+
+
+def check_sent(batch: dict) -> None:
+    """Raises DataError where the reason came instead of the batch."""
+    if reason := batch.get("failed"):
+        advice = "run.num_workers=0 loads in the run itself"
+        if "No space left" in reason or "Cannot allocate" in reason:
+            room = shutil.disk_usage(SHARED_MEMORY)
+            advice = f"{SHARED_MEMORY} has {_mib(room.free)} free of {_mib(room.total)}: {MORE_ROOM}"
+        elif "Too many open files" in reason:
+            advice = "raise the limit with `ulimit -n 65536`, or lower run.num_workers"
+        raise DataError(f"a loader worker cannot send a batch: {reason}\n  {advice}")
+
+
+def check_room(batch: dict, workers: int) -> None:
+    """Whether the batches that all workers of this machine hold ready fit into shared memory.
+
+    Args:
+        workers: of this process, 0 where it loads by itself.
+    Raises:
+        DataError: they do not. A worker would fail, or be killed, as soon as it is some batches ahead.
+    """
+    if not workers or not os.path.isdir(SHARED_MEMORY):
+        return
+    workers *= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    size = sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
+    total = shutil.disk_usage(SHARED_MEMORY).total
+    if size * AHEAD * workers > total:
+        raise DataError(
+            f"{SHARED_MEMORY} has {_mib(total)}, and {workers} workers that hold {AHEAD} batches of {_mib(size)} ready "
+            f"need {_mib(size * AHEAD * workers)}: {MORE_ROOM}"
+        )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,136 @@
+"""File systems that cannot lock, flush, rename, link or change modes; and faults that are not theirs."""
+
+import errno
+import fcntl
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minigpt4.common import download
+from minigpt4.common.checkpoint import atomic_save, save_weights
+from minigpt4.common.errors import CheckpointError, UserError
+from minigpt4.common.file_system import lock
+from minigpt4.common.paths import write_whole
+from minigpt4.curation.folder import _place
+from minigpt4.runners.process import lock_folder
+from minigpt4.tools.vicuna.prepare import _alone_in
+
+
+@pytest.fixture
+def warnings(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("minigpt4"), "propagate", True)
+    return caplog
+
+
+def failing(number: int, when=lambda *_: True, otherwise=None):
+    """A function that raises OSError(number), or calls `otherwise`."""
+
+    def call(*arguments, **keys):
+        if when(*arguments):
+            raise OSError(number, os.strerror(number))
+        return otherwise(*arguments, **keys)
+
+    return call
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_run_goes_on_where_there_are_no_locks(tmp_path, monkeypatch, warnings, number):
+    monkeypatch.setattr(fcntl, "lockf", failing(number))
+    with lock_folder(tmp_path, 0):
+        pass
+    assert (
+        f"cannot lock files: two commands that write there at once would not see each other ({os.strerror(number)}"
+        in (warnings.text)
+    )
+
+
+def test_a_lock_that_another_holds_is_told_from_one_that_fails(tmp_path, monkeypatch):
+    for number in (errno.EAGAIN, errno.EACCES):
+        monkeypatch.setattr(fcntl, "lockf", failing(number))
+        with pytest.raises(UserError, match="another run is writing into"):
+            lock_folder(tmp_path, 0)
+    monkeypatch.setattr(fcntl, "lockf", failing(errno.EIO))
+    with pytest.raises(UserError, match="cannot be written to: Input/output error"):
+        lock_folder(tmp_path, 0)
+
+
+def test_other_commands_go_on_without_locks(tmp_path, monkeypatch, warnings):
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+    with download._alone(tmp_path / "x.lock", "https://x"):
+        pass
+    monkeypatch.setattr(fcntl, "flock", failing(errno.EBADF))  # NFS: a folder cannot be opened for writing
+    with _alone_in(tmp_path / "other" / "vicuna"):
+        pass
+    assert warnings.text.count("cannot lock files") == 2
+
+
+def test_a_lock_is_held(tmp_path):
+    with (tmp_path / "x").open("w") as one, (tmp_path / "x").open("w") as two:
+        assert lock(one, tmp_path / "x")
+        assert not lock(two, tmp_path / "x")
+
+
+def is_folder(handle) -> bool:
+    return os.path.isdir(f"/proc/self/fd/{handle}")
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "fault", "cannot"),
+    [
+        (os, "fsync", failing(errno.EINVAL, is_folder, os.fsync), "flush a folder"),
+        (os, "fsync", failing(errno.ENOSYS), "flush files"),
+        (Path, "chmod", failing(errno.EPERM), "change modes"),
+        (os, "replace", failing(errno.ENOSYS), "rename"),
+    ],
+)
+def test_a_checkpoint_is_written_where_not_everything_can_be_done(
+    tmp_path, monkeypatch, warnings, where, name, fault, cannot
+):
+    monkeypatch.setattr(where, name, fault)
+    for number in (1, 2):
+        save_weights({"w": torch.full((2,), float(number))}, tmp_path / "w.safetensors")
+    assert torch.equal(load_file(tmp_path / "w.safetensors")["w"], torch.tensor([2.0, 2.0]))
+    assert warnings.text.count(f"this file system cannot {cannot}") == 1  # once for a folder
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "number", "said"),
+    [
+        (os, "fsync", errno.EIO, "Input/output error"),
+        (os, "replace", errno.EACCES, "Permission denied"),
+        (Path, "chmod", errno.EROFS, "Read-only file system"),
+    ],
+)
+def test_a_real_fault_ends_the_writing(tmp_path, monkeypatch, where, name, number, said):
+    monkeypatch.setattr(where, name, failing(number))
+    with pytest.raises(CheckpointError, match=f"cannot be written: .*{said}"):
+        atomic_save({"w": torch.ones(1)}, tmp_path / "w.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_text_is_replaced_without_renaming(tmp_path, monkeypatch, warnings):
+    monkeypatch.setattr(os, "replace", failing(errno.ENOSYS))
+    for text in ("one", "two"):
+        write_whole(tmp_path / "x.txt", text)
+    assert (tmp_path / "x.txt").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_photo_is_copied_where_there_are_no_links(tmp_path, monkeypatch, warnings):
+    monkeypatch.setattr(Path, "symlink_to", failing(errno.EPERM))
+    (tmp_path / "photo.jpg").write_bytes(b"photo")
+    _place(tmp_path / "photo.jpg", tmp_path / "1.jpg", copy=False)
+    assert (tmp_path / "1.jpg").read_bytes() == b"photo" and not (tmp_path / "1.jpg").is_symlink()
+    assert "cannot link files, so pictures are copied (Operation not permitted)" in warnings.text
+
+
+def test_a_full_disk_is_told_from_a_forbidden_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIGPT4_CACHE", str(tmp_path))
+    for number, advice in ((errno.ENOSPC, "free space there, or set"), (errno.EACCES, "denied; set")):
+        monkeypatch.setattr(Path, "mkdir", failing(number))
+        with pytest.raises(download.DownloadError, match=advice):
+            download.fetch("https://example.org/w.pth")
