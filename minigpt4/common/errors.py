@@ -1,6 +1,7 @@
 """User errors: one clear message, no traceback, a non-zero exit."""
 
 import os
+import select
 import sys
 import time
 import traceback
@@ -69,11 +70,15 @@ def main_guard(main: Callable[[], int | None]) -> int:
 def _stdout_is_closed() -> bool:
     """Whether nobody reads stdout any more. Python's own last flush of it then goes to /dev/null."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        stdout = sys.stdout.fileno()
+    except OSError:  # captured
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)  # without events it tells of errors and hang-ups
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True
 
 
 def valid_text(text: str) -> str:

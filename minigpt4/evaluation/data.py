@@ -73,7 +73,8 @@ def read_records(
         if kind not in kinds:
             wanted = "".join(f"\n  {k}: {WHERE[k]}" for k in kinds)
             raise DataError(
-                f"--data {name}: this is {kind}, which the suite does not read. It reads{wanted}"
+                f"--data {name}: this is {'a folder' if kind == 'folder' else kind}, which the suite does not read. "
+                f"It reads{wanted}"
                 f"{lines_to_write(kind, content, kinds)}"
             )
         if kind in found:

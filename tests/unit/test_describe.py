@@ -41,7 +41,7 @@ def run(tmp_path, monkeypatch):
 
     def run(*words, encoding="utf-8", to=None):
         raw = to or io.BytesIO()
-        out = io.TextIOWrapper(raw, encoding=encoding)
+        out = io.TextIOWrapper(raw, encoding=encoding, write_through=True)
         monkeypatch.setattr(sys, "stdout", out)
         code = cli.main(["describe", *words])
         return code, b"" if to else raw.getvalue()
@@ -64,11 +64,12 @@ def test_a_terminal_that_knows_ascii_alone(run):
     assert code == 0 and json.loads(out)["answer"] == "un café"
 
 
-def test_a_reader_that_stops_reading_is_no_error(run, capfd):
+@pytest.mark.parametrize("buffering", [-1, 0])  # 0: as with PYTHONUNBUFFERED
+def test_a_reader_that_stops_reading_is_no_error(buffering, run, capfd):
     """`minigpt4 describe *.png | head -1`"""
     reading, writing = os.pipe()
     os.close(reading)
-    code, _ = run("a.png", "b.jpg", to=os.fdopen(writing, "wb"))
+    code, _ = run("a.png", "b.jpg", to=os.fdopen(writing, "wb", buffering))
     assert code == 141 and capfd.readouterr().err == ""
 
 
