@@ -147,6 +147,7 @@ class Runner:
             self._loop(started)
         except (RuntimeError, ConnectionError, EOFError) as error:
             if fault := worker_fault(error):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise again as the other workers end
                 raise fault from None
             raise
         finally:

@@ -134,6 +134,7 @@ def test_a_killed_evaluation_goes_on(evaluate):
 
 
 def test_processes_share_the_answers(evaluate, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     nothing, chats = evaluate("coverage")
@@ -148,6 +149,7 @@ def test_the_first_process_waits_for_the_others(evaluate, monkeypatch):
     (file,) = (evaluate.folder / "out/answers").glob("*.0.jsonl")
     lines = file.read_text().splitlines()
     file.write_text(lines[0] + "\n" + lines[2])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(
         answering.time, "sleep", lambda s: file.with_name(file.name.replace(".0.", ".1.")).write_text(lines[1])
