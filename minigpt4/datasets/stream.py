@@ -15,10 +15,13 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+from ..processors.image_processors import BrokenImage
+from .faults import SampleFault
 from .workers import AHEAD, check_room, check_sent, set_up_worker
 
 log = logging.getLogger("minigpt4")
 HOPELESS = 500  # bad samples in a row after which a stream gives up
+BUGS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError, AssertionError)
 
 
 class Source(Protocol):
@@ -52,6 +55,7 @@ class SampleStream(IterableDataset):
         self.source, self.name, self.seed = source, name, seed
         self.rank, self.world_size = rank, world_size
         self.place: dict = {}
+        self.traced = False  # whether a traceback was logged
 
     def state_dict(self) -> dict:
         return {"place": self.place}
@@ -74,7 +78,13 @@ class SampleStream(IterableDataset):
                 with torch.random.fork_rng(devices=[]):
                     torch.default_generator.manual_seed(seed_of(self.seed, stream, sorted(place.items())))
                     sample = self.source.decode(raw)
-            except Exception as error:  # whatever a decoder raises, the sample is at fault, not the run
+            except BUGS:  # in a processor or dataset of one's own: the next sample would meet it too
+                raise
+            except Exception as error:  # whatever else is raised, the sample is at fault, not the run
+                if not isinstance(error, (SampleFault, BrokenImage)) and not self.traced:
+                    log.warning("datasets.%s: the first sample with an error of this kind: %s", self.name, where,
+                                exc_info=error)  # fmt: skip
+                    self.traced = True
                 bad.append((where, f"{type(error).__name__}: {error}"))
                 if len(bad) >= HOPELESS:
                     # Without end: a batch that is not full would be dropped, and nobody would hear of it.

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import tarfile
+import traceback
 from collections import Counter
 
 import pytest
@@ -10,6 +12,7 @@ from made import good, noisy, picture, take, write_shard
 
 from minigpt4.common.errors import DataError
 from minigpt4.datasets import shards
+from minigpt4.datasets import stream as stream_module
 from minigpt4.datasets.image_text import ImageTextSource, read_filter_cap, read_photos
 from minigpt4.datasets.shards import ShardSource
 from minigpt4.datasets.stream import MixedLoader, SampleStream, make_loader
@@ -220,3 +223,31 @@ def test_shards_as_other_tools_write_them(tmp_path, monkeypatch):
             tar.addfile(info, io.BytesIO(data))
     samples = take(SampleStream(ShardSource([str(tmp_path / "0.tar")], noisy, str), "laion"), 2)
     assert {s["text_input"]: s["image"][0].item() for s in samples} == {"Up": 4, "Low": 5}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_in_a_processor_ends_the_run_at_once(tmp_path, workers):
+    """With its file and line; the next sample would meet it too."""
+
+    def buggy(image):
+        return image.no_such_method()
+
+    shard = write_shard(tmp_path / "a.tar", [good(str(i)) for i in range(3)])
+    loader = make_loader(SampleStream(ShardSource([shard], buggy, str), "a"), 2, workers)
+    with pytest.raises(AttributeError, match="no_such_method") as caught:
+        next(iter(loader))
+    told = "".join(traceback.format_exception(caught.value))
+    assert re.search(r"test_datasets\.py\", line \d+, in buggy", told)
+
+
+def test_the_first_unknown_error_is_logged_with_its_traceback(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(stream_module.log, "propagate", True)
+
+    def picky(image):
+        raise KeyError("colour")
+
+    shard = write_shard(tmp_path / "a.tar", [good(str(i)) for i in range(3)])
+    samples = iter(SampleStream(ShardSource([shard], picky, str), "a"))
+    sample = next(samples)
+    assert {why for _, why in sample["bad"]} == {"KeyError: 'colour'"}
+    assert caplog.text.count("Traceback") == 1 and "in picky" in caplog.text and "datasets.a: the first" in caplog.text
