@@ -45,3 +45,11 @@ class Evil:
 
     def __reduce__(self):
         return (Path.touch, (self.trace,))
+
+
+def put(data: dict, dotted: str, value):
+    """Set `a.b.c` of nested dicts."""
+    *path, last = dotted.split(".")
+    for key in path:
+        data = data.setdefault(key, {})
+    data[last] = value

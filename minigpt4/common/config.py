@@ -4,9 +4,13 @@ Later wins: schema defaults < minigpt4/configs/ < the file that the YAML names a
 `--options a.b=c`.
 """
 
+import contextlib
+import io
+import math
 import os
+import re
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,11 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from .config_checks import check_meaning, suggest
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, file_like
 from .paths import PACKAGE, PROJECT, resolve_path
-from .schema import Config
+from .schema import Config, in_range
 from .user_modules import import_user_modules
 
+# A text such as ### that YAML reads as a comment, so that the key would be null.
+LOST_TEXT = re.compile(r"^\s*(end_sym|pad_token|prompt_template|sample_question|prompt):[ \t]+(#\S.*)$", re.M)
 INVALID = object()  # what `_convert` gives for a value that has a line in `problems`
 
 
@@ -29,7 +35,7 @@ def load_config(path: str, options: Sequence[str] = (), *, mode: Literal["train"
 
     Args:
         path: the YAML file.
-        options: `a.b=c` overrides, parsed as YAML.
+        options: `a.b=c` overrides; a text as it stands, all else as YAML.
         mode: `train` needs data and a run; `chat` only the model; `show` checks no paths.
     Raises:
         ConfigError: its text lists every problem by key.
@@ -48,16 +54,17 @@ def read_config(
     wrong type has its default; all others have what was written."""
     path = resolve_path(str(path))
     problems: list[str] = []
-    layers = [*_read_with_bases(path), ("--options", _read_options(options, problems))]
     user: dict = {}
-    for name, data in layers:
-        _merge(user, data, name, {})
-    layers = [*_default_layers(user), *layers]
-
+    said: dict[str, str] = {}
+    for name, data in [*_read_with_bases(path), ("--options", _read_options(options, problems))]:
+        _remove_datasets(user, data, said)
+        _merge(user, data, name, said)
     origin: dict[str, str] = {}
     merged: dict = {}
-    for name, data in layers:
+    for name, data in _default_layers(user):
         _merge(merged, data, name, origin)
+    _merge(merged, user, "", origin)
+    origin |= said
     config = replace(_fill(Config, merged, "", problems), path=path, origin=origin)
     wrong = tuple(p.split(":")[0] for p in problems)  # these keys have their default now: of them, enough is said
     import_user_modules(config.run.import_modules, Path(path).parent, problems)
@@ -87,24 +94,71 @@ def _read_yaml(path: str) -> dict:
         near = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) or sorted(
             map(str, Path().glob("*_configs/*.yaml"))
         )
-        raise ConfigError(f"{path}: no such config file{did_you_mean(path, near)}")
+        raise ConfigError(f"{path}: no such config file{file_like(path, near)}")
     try:
-        data = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        text = Path(path).read_text(encoding="utf-8-sig")
+        data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if lost := LOST_TEXT.search(text):
+        raise ConfigError(f"{path}: {lost[1]}: YAML takes {lost[2]} for a comment; write it in quotes, or write null")
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds a {type(data).__name__}, not the sections model, datasets, run")
     return data
 
 
 def _read_options(options: Sequence[str], problems: list[str]) -> dict:
-    good = [o for o in options if "=" in o and not o.startswith("=")]
-    problems += [f"--options {o!r}: write it as section.key=value" for o in options if o not in good]
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(good))
-    except (YAMLError, OmegaConfBaseException) as error:
-        problems.append(f"--options {' '.join(good)}: {error}")
-        return {}
+    """`a.b=c` each -> nested sections."""
+    data: dict = {}
+    for option in options:
+        dotted, sign, text = option.partition("=")
+        if not (sign and dotted):
+            problems.append(f"--options {option!r}: write it as section.key=value")
+            continue
+        try:
+            value = _option_value(_kind_of(dotted), text)
+        except (YAMLError, OmegaConfBaseException) as error:
+            problems.append(f"--options {option!r}: {' '.join(str(error).split())}")
+            continue
+        *sections, last = dotted.split(".")
+        here = data
+        for name in sections:
+            if not isinstance(here.get(name), dict):
+                here[name] = {}
+            here = here[name]
+        here[last] = value
+    return data
+
+
+def _option_value(kind: Any, text: str) -> Any:
+    """An option's text as YAML; but a text is taken as it stands, unless it is in quotes. `null` is no text where the
+    key may be null."""
+    kinds = _alternatives(kind)
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    is_list = list[str] in kinds and text.startswith("[")
+    is_null = text == "null" and (type(None) in kinds or list[str] in kinds)
+    if (str in kinds or list[str] in kinds) and not (quoted or is_list or is_null):
+        return text
+    value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    # YAML ends a text at ` #`, and makes nothing of one that begins with #.
+    cut = kind is Any and isinstance(value, str) and not quoted
+    return text if cut or (value is None and text.startswith("#")) else value
+
+
+def _alternatives(kind: Any) -> tuple:
+    """`str | None` -> (str, NoneType); `str` -> (str,)"""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _kind_of(dotted: str) -> Any:
+    """The type of a key, Any where the schema has none: an unknown key, or one of a free section."""
+    kind: Any = Config
+    for name in dotted.split("."):
+        inner = next((k for k in _alternatives(kind) if is_dataclass(k) or get_origin(k) is dict), None)
+        if inner is None:
+            return Any
+        kind = {f.name: f.type for f in fields(inner)}.get(name, Any) if is_dataclass(inner) else get_args(inner)[1]
+    return kind
 
 
 def _default_layers(user: dict) -> list[tuple[str, dict]]:
@@ -123,17 +177,38 @@ def _default_layers(user: dict) -> list[tuple[str, dict]]:
     return layers
 
 
+def _remove_datasets(user: dict, data: dict, origin: dict[str, str]) -> None:
+    """What `data` writes as null is not taken over from the files before it; `datasets` that is empty takes none."""
+    before, now = user.get("datasets"), data.get("datasets", {"": ""})
+    if not isinstance(before, dict) or not isinstance(now, dict | None):
+        return
+    for name in [name for name in before if not now or (name in now and now[name] is None)]:
+        del before[name]
+        (now or {}).pop(name, None)
+        _forget(origin, f"datasets.{name}")
+
+
+def _forget(origin: dict[str, str], section: str) -> None:
+    for old in [key for key in origin if key == section or key.startswith(f"{section}.")]:
+        del origin[old]
+
+
 def _merge(into: dict, data: Any, name: str, origin: dict[str, str], prefix: str = "") -> None:
     for k, value in data.items():
         dotted = f"{prefix}{k}"
         if isinstance(value, dict) and isinstance(into.get(k, {}), dict):
             into.setdefault(k, {})
             _merge(into[k], value, name, origin, f"{dotted}.")
-        elif value is None and isinstance(into.get(k), dict):
-            continue  # `laion:` with nothing below it means: the defaults
+        elif value is None and isinstance(into.get(k), dict) and _is_section(_kind_of(dotted)):
+            continue  # `run:` with nothing below it means: the defaults
         else:
             into[k] = value
+            _forget(origin, dotted)
             origin[dotted] = name
+
+
+def _is_section(kind: Any) -> bool:
+    return is_dataclass(kind) or get_origin(kind) is dict
 
 
 def _fill(cls: type, data: Any, prefix: str, problems: list[str]) -> Any:
@@ -147,18 +222,33 @@ def _fill(cls: type, data: Any, prefix: str, problems: list[str]) -> Any:
     for k, value in data.items():
         if k in known:
             values[k] = _convert(known[k].type, value, f"{prefix}{k}", problems)
+            if known[k].metadata.get("limits"):
+                values[k] = _limited(values[k], known[k].metadata, f"{prefix}{k}", problems)
         else:
             problems.append(f"{prefix}{k}: unknown key{suggest(k, known)}")
     return cls(**{k: v for k, v in values.items() if v is not INVALID})
+
+
+def _limited(value: Any, metadata: Mapping, name: str, problems: list[str]) -> Any:
+    """`value`, or INVALID and a line in `problems` for a number that is out of the key's range."""
+    numbers = value if isinstance(value, list) else [value]
+    wrong = [n for n in numbers if n is not INVALID and n is not None and not in_range(n, metadata)]
+    if not wrong:
+        return value
+    finite = "" if math.isfinite(wrong[0]) else "a finite number, "
+    off = ", or null" if type(None) in _alternatives(_kind_of(name)) else ""
+    problems.append(f"{name}: {wrong[0]} should be {finite}{metadata['range']}{off}")
+    return INVALID
 
 
 def _convert(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
     """`value` as type `kind`, or INVALID and a line in `problems`."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        if value is None:
+        if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, name, problems)
+        wanted = (a for a in args if isinstance(value, list) and get_origin(a) is list)
+        return _convert(next(wanted, args[0]), value, name, problems)
     if is_dataclass(kind):
         return _fill(kind, value, f"{name}.", problems)
     if origin is dict:
@@ -167,15 +257,23 @@ def _convert(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
         problems.append(f"{name}: {value!r} should be a section with keys of its own")
         return INVALID
     if origin is Literal:
-        if value in args:
+        if any(value == a and type(value) is type(a) for a in args):  # 1 == True
             return value
         problems.append(f"{name}: {value!r} should be one of {', '.join(map(str, args))}")
         return INVALID
-    if kind is float and type(value) is int:
-        return float(value)
+    if origin is list and (isinstance(value, list) or (value is not None and args[0] is str)):
+        values = value if isinstance(value, list) else [value]  # one text is a list of one
+        made = [_convert(args[0], v, name, problems) for v in values]
+        return INVALID if any(v is INVALID for v in made) else made
+    if value is None and (kind is dict or origin is list):
+        return (origin or kind)()
+    if kind is float and type(value) in (int, str):
+        with contextlib.suppress(ValueError):  # of a text: it is told below. YAML reads 3e-5 in quotes as a text
+            return float(value)
     if kind is Any or type(value) is kind:
         return value
-    problems.append(f"{name}: {value!r} is {_a(type(value))}; it should be {_a(kind)}")
+    quotes = ": write it in quotes" if kind is str and type(value) in (int, float, bool) else ""
+    problems.append(f"{name}: {value!r} is {_a(type(value))}; it should be {_a(origin or kind)}{quotes}")
     return INVALID
 
 
@@ -204,7 +302,8 @@ def describe_config(config: Config) -> list[tuple[str, Any, str, str]]:
                     (s for k, s in config.origin.items() if k == dotted or k.startswith(f"{dotted}.")),
                     "default",
                 )
-                rows.append((dotted, value, source, f.metadata["doc"]))
+                allowed = f" ({f.metadata['range']})" if f.metadata.get("range") else ""
+                rows.append((dotted, value, source, f.metadata["doc"] + allowed))
 
     walk(config, "")
     return rows

@@ -300,9 +300,9 @@ def test_contradictions_are_told(tmp_path):
         load_config(str(file), mode="show")
     assert [line.strip() for line in str(caught.value).splitlines()[1:]] == [
         "model.proj_layers: 0 should be at least 1",
-        "model.freeze_qformer: False, but model.has_qformer is False; leave freeze_qformer out",
         "model.lora.r: 0 should be at least 1",
         "model.lora.dropout: 1.0 should be at least 0 and below 1",
+        "model.freeze_qformer: False, but model.has_qformer is False; leave freeze_qformer out",
         "model.lora.target_modules: should be a list of layer names, e.g. [q_proj, v_proj]",
         "run.parallel: fsdp parts a frozen LLM of 16 or 32 bit; write ddp or no model.lora",
         "run.parallel: fsdp parts a frozen LLM of 16 or 32 bit; write ddp or no model.low_resource",
