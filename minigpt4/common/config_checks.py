@@ -9,6 +9,7 @@ from dataclasses import Field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from .download import WEB, DownloadError, cached_path
 from .errors import did_you_mean, some
@@ -209,7 +210,7 @@ def _check_url(value: str, f: Field, where: str, problems: list[str]) -> None:
         problems.append(f"{where}: {value!r} is a URL; download it and write its path")
     elif not value.startswith(WEB):
         problems.append(f"{where}: {value!r}: only http:// and https:// are fetched; download it and write its path")
-    elif f.name == "llama_model" and not cached_path(value).name.endswith(".gguf"):
+    elif f.name == "llama_model" and not urlsplit(value).path.endswith(".gguf"):
         problems.append(
             f"{where}: {value!r}: an LLM is a folder of files; of URLs only a .gguf file can be fetched. "
             "Download the folder (`hf download ORG/NAME --local-dir DIR`) and write its path"

@@ -17,7 +17,7 @@ def resolve_path(path: str) -> str:
     """A relative path is looked up from the working directory, then from the project's folder."""
     if path.startswith(REMOTE):
         return path
-    here = Path(path).expanduser()
+    here = Path(os.path.expanduser(path))  # a user without a home directory: as it stands
     return str(PROJECT / here) if not here.exists() and (PROJECT / here).exists() else str(here)
 
 
@@ -33,7 +33,7 @@ def expand_shards(storage: str | Sequence[str]) -> list[str]:
             if name.startswith(REMOTE) or not any(c in name for c in "*?["):
                 found.append(resolve_path(name))
             else:
-                here = str(Path(name).expanduser())
+                here = os.path.expanduser(name)
                 found += sorted(glob(here)) or sorted(glob(str(PROJECT / here)))
     return found
 

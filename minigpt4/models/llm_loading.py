@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import json
-import pickle
 import shutil
 import tempfile
 import weakref
@@ -11,22 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from ..common.checkpoint import HARMLESS
 from ..common.errors import CheckpointError, ConfigError
-from ..common.identify import DOWNLOAD_AGAIN, KINDS, NO_WEIGHTS, identify
 from ..common.memory import MappedFiles, give_back_freed
 from .llm import check_head, llm_source
+from .llm_checks import weight_files
 from .low_resource import Quantize, bits_of, check_bitsandbytes, quantizer
-
-# Weights in one file, and the index of those that are not; what transformers takes first comes first.
-WEIGHT_FILES = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
 
 
 def load_llm(
@@ -74,21 +66,8 @@ def _stored_dtype(folder: Path) -> torch.dtype:
     Raises:
         CheckpointError: a weight file is missing, or is none.
     """
-    first = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if first is None:
-        raise CheckpointError(f"model.llama_model: {folder} has no weights: none of {', '.join(WEIGHT_FILES)}")
-    names = [first]
-    if first.endswith(".json"):
-        try:
-            names = sorted(set(json.loads((folder / first).read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"model.llama_model: {folder / first} is damaged; download it again") from None
     found = None
-    for name in names:
-        facts = identify(folder / name)
-        if facts.kind in NO_WEIGHTS:
-            again = "the folder is not whole: fetch it" if facts.kind == "missing" else DOWNLOAD_AGAIN[facts.kind]
-            raise CheckpointError(f"model.llama_model: {folder / name} is {KINDS[facts.kind]}; {again}")
+    for facts in weight_files(folder):
         for tensor in facts.tensors.values():
             if tensor.is_floating_point():
                 found = tensor.dtype if found is None else torch.promote_types(found, tensor.dtype)
@@ -102,7 +81,7 @@ def _read(path: str, folder: str, **options) -> PreTrainedModel:
                 folder, local_files_only=True, weights_only=True, output_loading_info=True,
                 ignore_mismatched_sizes=True, **options,
             )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # transformers and what it is built on raise any kind
         raise CheckpointError(f"model.llama_model: {path} cannot be loaded: {error}") from error
     unexpected = [name for name in info["unexpected_keys"] if not HARMLESS.search(name)]
     for what, names in (
