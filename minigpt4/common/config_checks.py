@@ -16,6 +16,7 @@ from .errors import did_you_mean, some
 from .paths import REMOTE, expand_shards, resolve_path
 from .registry import CONVERSATIONS, DATASETS, LR_SCHEDULES, MODELS, PROCESSORS, TASKS
 from .schema import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
+from .training_form import training_form_problems
 
 # What the small configs read is made by commands: folders, as the configs name them, and the command that fills each.
 MADE_BY = {
@@ -160,6 +161,9 @@ def _check_run(config: Config, problems: list[str]) -> None:
             problems.append(f"run.report_to: {tracker!r} should be wandb or trackio (TensorBoard needs no key)")
         elif find_spec(tracker) is None:
             problems.append(f"run.report_to: {tracker} is not installed; `pip install {tracker}`, or leave it out")
+    if config.model.conv_template in CONVERSATIONS.names():
+        template = CONVERSATIONS.get(config.model.conv_template)
+        problems += [f"{key}: {'; '.join(said)}" for key, said in training_form_problems(config, template).items()]
     for name, dataset in config.datasets.items():
         if dataset.prompt_path and not config.model.prompt_path and config.model.end_sym is None:
             problems.append(

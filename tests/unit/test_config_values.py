@@ -1,6 +1,9 @@
 """What a written value becomes: texts of --options, ranges of numbers, lists, and what null takes away from a base."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass
 
 import pytest
@@ -253,6 +256,38 @@ def test_null_takes_away_what_may_be_left_out(over, key, value):
     assert config.origin[key] == "--options" and not [k for k in config.origin if k.startswith(f"{key}.")]
 
 
+# -- the form of training -------------------------------------------------------------------------------------------
+
+CHATML = {"prompt_template": "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "end_sym": "<|im_end|>"}
+VICUNA = {"prompt_template": "###Human: {} ###Assistant: ", "end_sym": "###"}
+
+
+@pytest.mark.parametrize(
+    ("template", "base", "written"),
+    [("vicuna_v0", CHATML, "model.prompt_path"), ("chatml", VICUNA, "model.prompt_path"),
+     ("vicuna_v0", CHATML, f"{LAION}.prompt_path"), ("chatml", VICUNA | {"prompt_template": None}, None),
+     ("vicuna_v0", CHATML | {"end_sym": None}, "model.prompt_path")],
+)  # fmt: skip
+def test_training_asks_and_ends_as_the_chat_does(over, good, tmp_path, template, base, written):
+    good["model"] |= base | {"conv_template": {"chatml": "vicuna_v0", "vicuna_v0": "chatml"}[template]}
+    if written:
+        put(good, written, "prompts/alignment.txt")
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(good))
+    assert over("")[1] == []
+    _, problems = over(f"model: {{conv_template: {template}}}\n")
+    keys = {key for key in base if base[key] and (written or key == "end_sym")}
+    assert {line.split(":")[0].removeprefix("model.") for line in problems} == keys
+    for line in problems:
+        assert f"chat ({template})" in line and ", or null" in line
+    own = {"conv_template": template, "prompt_template": None, "end_sym": {"vicuna_v0": "###"}.get(template)}
+    assert over(yaml.safe_dump({"model": own}))[1] == []
+
+
+def test_a_caption_without_a_prompt_ends_with_a_newline_in_every_template(load, good):
+    good["model"] |= {"conv_template": "chatml", "end_sym": "\n"}
+    assert load(good).model.end_sym == "\n"
+
+
 # -- messages -------------------------------------------------------------------------------------------------------
 
 
@@ -266,6 +301,30 @@ def test_a_file_like_the_one_that_is_not_there(tmp_path, monkeypatch, wrong, sai
     with pytest.raises(ConfigError) as caught:
         load_config(wrong)
     assert str(caught.value) == f"{wrong}: no such config file{said}"
+
+
+def blocks(kind: str, pages=("*.md", "docs/*.md", "dataset/*.md")) -> list[tuple[str, str]]:
+    """(page, text) of every block of this kind in the docs."""
+    files = [file for page in pages for file in sorted(PROJECT.glob(page))]
+    return [(file.name, text) for file in files for text in re.findall(rf"```{kind}\n(.*?)```", file.read_text(), re.S)]
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("yaml"))
+def test_every_config_of_the_docs_loads_as_printed(tmp_path, page, text):
+    """But for the paths that it leaves to the reader."""
+    (tmp_path / "my_parts.py").write_text("\n".join(code for of, code in blocks("python") if of == page))
+    (tmp_path / "train_configs").symlink_to(PROJECT / "train_configs")
+    (tmp_path / "c.yaml").write_text(text)
+    (tmp_path / "main.py").write_text("import sys\nfrom minigpt4.common.config import read_config\n"
+                                      "from minigpt4 import conversation, tasks, runners\n"
+                                      "print('\\n'.join(read_config(sys.argv[1], mode=sys.argv[2])[1]))")  # fmt: skip
+    mode = "train" if "run:" in text else "show"  # others are parts of one
+    said = subprocess.run(  # what it registers stays in a process of its own
+        [sys.executable, tmp_path / "main.py", tmp_path / "c.yaml", mode], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    ).stdout  # fmt: skip
+    paths = ("no such file or folder", "is a placeholder", "files are missing")
+    assert [line for line in said.split("\n") if line and not any(words in line for words in paths)] == []
 
 
 def test_a_list_of_what_is_known_is_short(problems, good):

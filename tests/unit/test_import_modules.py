@@ -105,8 +105,12 @@ def test_the_page_about_it_runs(golden_dir, tmp_path, capsys):
         Image.new("RGB", (60, 60), colour).save(tmp_path / f"{i}.png")
     (tmp_path / "pets.csv").write_text("image;caption\n0.png;a red dog! It sits.\n1.png;a blue cat! It sleeps.\n")
 
-    data = yaml.safe_load(config.replace("/path/to/pets", f"{tmp_path}/pets"))
-    data["model"] |= {k: v for k, v in files.items() if k not in ("qformer_kwargs", "ckpt")} | {"ckpt": None}
+    data = yaml.safe_load(config.replace("pets.csv", f"{tmp_path}/pets.csv"))
+    del data["base"], data["datasets"]["laion"], data["datasets"]["cc_sbu"]
+    data["model"] |= {k: v for k, v in files.items() if k not in ("qformer_kwargs", "ckpt")} | {
+        "ckpt": None,
+        "vit_model": "eva_clip_g",
+    }
     data["datasets"]["pets"]["vis_processor"]["train"]["image_size"] = 56
     data["run"] |= {"max_epoch": 1, "iters_per_epoch": 2, "batch_size_train": 2, "num_workers": 1, "device": "cpu",
                     "init_lr": 1e-2, "log_freq": 1, "output_dir": str(tmp_path / "run")}  # fmt: skip
