@@ -4,30 +4,27 @@ Later wins: schema defaults < minigpt4/configs/ < the file that the YAML names a
 `--options a.b=c`.
 """
 
-import contextlib
 import io
-import math
 import os
 import re
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from .config_checks import check_meaning, suggest
+from .config_checks import check_meaning
+from .config_values import fill, is_section, kind_of, option_value
 from .errors import ConfigError, file_like
 from .paths import PACKAGE, PROJECT, resolve_path
-from .schema import Config, in_range
+from .schema import Config
 from .user_modules import import_user_modules
 
 # A text such as ### that YAML reads as a comment, so that the key would be null.
 LOST_TEXT = re.compile(r"^\s*(end_sym|pad_token|prompt_template|sample_question|prompt):[ \t]+(#\S.*)$", re.M)
-INVALID = object()  # what `_convert` gives for a value that has a line in `problems`
 
 
 def load_config(path: str, options: Sequence[str] = (), *, mode: Literal["train", "chat", "show"] = "train") -> Config:
@@ -65,7 +62,7 @@ def read_config(
         _merge(merged, data, name, origin)
     _merge(merged, user, "", origin)
     origin |= said
-    config = replace(_fill(Config, merged, "", problems), path=path, origin=origin)
+    config = replace(fill(Config, merged, "", problems), path=path, origin=origin)
     wrong = tuple(p.split(":")[0] for p in problems)  # these keys have their default now: of them, enough is said
     import_user_modules(config.run.import_modules, Path(path).parent, problems)
     meaning: list[str] = []
@@ -116,7 +113,7 @@ def _read_options(options: Sequence[str], problems: list[str]) -> dict:
             problems.append(f"--options {option!r}: write it as section.key=value")
             continue
         try:
-            value = _option_value(_kind_of(dotted), text)
+            value = option_value(kind_of(dotted), text)
         except (YAMLError, OmegaConfBaseException) as error:
             problems.append(f"--options {option!r}: {' '.join(str(error).split())}")
             continue
@@ -128,37 +125,6 @@ def _read_options(options: Sequence[str], problems: list[str]) -> dict:
             here = here[name]
         here[last] = value
     return data
-
-
-def _option_value(kind: Any, text: str) -> Any:
-    """An option's text as YAML; but a text is taken as it stands, unless it is in quotes. `null` is no text where the
-    key may be null."""
-    kinds = _alternatives(kind)
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
-    is_list = list[str] in kinds and text.startswith("[")
-    is_null = text == "null" and (type(None) in kinds or list[str] in kinds)
-    if (str in kinds or list[str] in kinds) and not (quoted or is_list or is_null):
-        return text
-    value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    # YAML ends a text at ` #`, and makes nothing of one that begins with #.
-    cut = kind is Any and isinstance(value, str) and not quoted
-    return text if cut or (value is None and text.startswith("#")) else value
-
-
-def _alternatives(kind: Any) -> tuple:
-    """`str | None` -> (str, NoneType); `str` -> (str,)"""
-    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-
-
-def _kind_of(dotted: str) -> Any:
-    """The type of a key, Any where the schema has none: an unknown key, or one of a free section."""
-    kind: Any = Config
-    for name in dotted.split("."):
-        inner = next((k for k in _alternatives(kind) if is_dataclass(k) or get_origin(k) is dict), None)
-        if inner is None:
-            return Any
-        kind = {f.name: f.type for f in fields(inner)}.get(name, Any) if is_dataclass(inner) else get_args(inner)[1]
-    return kind
 
 
 def _default_layers(user: dict) -> list[tuple[str, dict]]:
@@ -199,88 +165,12 @@ def _merge(into: dict, data: Any, name: str, origin: dict[str, str], prefix: str
         if isinstance(value, dict) and isinstance(into.get(k, {}), dict):
             into.setdefault(k, {})
             _merge(into[k], value, name, origin, f"{dotted}.")
-        elif value is None and isinstance(into.get(k), dict) and _is_section(_kind_of(dotted)):
+        elif value is None and isinstance(into.get(k), dict) and is_section(kind_of(dotted)):
             continue  # `run:` with nothing below it means: the defaults
         else:
             into[k] = value
             _forget(origin, dotted)
             origin[dotted] = name
-
-
-def _is_section(kind: Any) -> bool:
-    return is_dataclass(kind) or get_origin(kind) is dict
-
-
-def _fill(cls: type, data: Any, prefix: str, problems: list[str]) -> Any:
-    """Build dataclass `cls` from a dict. Unknown keys and wrong types get a line in `problems`, and the default."""
-    if not isinstance(data, dict):
-        if data is not None:  # `run:` with nothing below it means: the defaults
-            problems.append(f"{prefix.rstrip('.')}: {data!r} should be a section with keys of its own")
-        return cls()
-    known = {f.name: f for f in fields(cls) if f.metadata}
-    values = {}
-    for k, value in data.items():
-        if k in known:
-            values[k] = _convert(known[k].type, value, f"{prefix}{k}", problems)
-            if known[k].metadata.get("limits"):
-                values[k] = _limited(values[k], known[k].metadata, f"{prefix}{k}", problems)
-        else:
-            problems.append(f"{prefix}{k}: unknown key{suggest(k, known)}")
-    return cls(**{k: v for k, v in values.items() if v is not INVALID})
-
-
-def _limited(value: Any, metadata: Mapping, name: str, problems: list[str]) -> Any:
-    """`value`, or INVALID and a line in `problems` for a number that is out of the key's range."""
-    numbers = value if isinstance(value, list) else [value]
-    wrong = [n for n in numbers if n is not INVALID and n is not None and not in_range(n, metadata)]
-    if not wrong:
-        return value
-    finite = "" if math.isfinite(wrong[0]) else "a finite number, "
-    off = ", or null" if type(None) in _alternatives(_kind_of(name)) else ""
-    problems.append(f"{name}: {wrong[0]} should be {finite}{metadata['range']}{off}")
-    return INVALID
-
-
-def _convert(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
-    """`value` as type `kind`, or INVALID and a line in `problems`."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        wanted = (a for a in args if isinstance(value, list) and get_origin(a) is list)
-        return _convert(next(wanted, args[0]), value, name, problems)
-    if is_dataclass(kind):
-        return _fill(kind, value, f"{name}.", problems)
-    if origin is dict:
-        if value is None or isinstance(value, dict):
-            return {str(k): _fill(args[1], v, f"{name}.{k}.", problems) for k, v in (value or {}).items()}
-        problems.append(f"{name}: {value!r} should be a section with keys of its own")
-        return INVALID
-    if origin is Literal:
-        if any(value == a and type(value) is type(a) for a in args):  # 1 == True
-            return value
-        problems.append(f"{name}: {value!r} should be one of {', '.join(map(str, args))}")
-        return INVALID
-    if origin is list and (isinstance(value, list) or (value is not None and args[0] is str)):
-        values = value if isinstance(value, list) else [value]  # one text is a list of one
-        made = [_convert(args[0], v, name, problems) for v in values]
-        return INVALID if any(v is INVALID for v in made) else made
-    if value is None and (kind is dict or origin is list):
-        return (origin or kind)()
-    if kind is float and type(value) in (int, str):
-        with contextlib.suppress(ValueError):  # of a text: it is told below. YAML reads 3e-5 in quotes as a text
-            return float(value)
-    if kind is Any or type(value) is kind:
-        return value
-    quotes = ": write it in quotes" if kind is str and type(value) in (int, float, bool) else ""
-    problems.append(f"{name}: {value!r} is {_a(type(value))}; it should be {_a(origin or kind)}{quotes}")
-    return INVALID
-
-
-def _a(kind: type) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", list: "a list",
-             dict: "a section with keys of its own", type(None): "nothing (null)"}  # fmt: skip
-    return words.get(kind, kind.__name__)
 
 
 def describe_config(config: Config) -> list[tuple[str, Any, str, str]]:

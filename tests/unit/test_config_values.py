@@ -45,6 +45,7 @@ def get(config, dotted: str):
         ("model.end_sym", "[INST]", "[INST]"),
         ("model.end_sym", "{end}", "{end}"),
         ("model.end_sym", '"it', '"it'),
+        ("model.end_sym", "'it's'", "'it's'"),
         ("model.end_sym", "  x ", "  x "),
         ("model.end_sym", "", ""),
         ("model.end_sym", "null", None),
