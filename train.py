@@ -2,7 +2,7 @@
 
 python train.py --cfg-path train_configs/tiny_stage1_pretrain.yaml
 torchrun --nproc-per-node 4 train.py --cfg-path train_configs/minigpt4_stage1_pretrain.yaml
-python train.py --cfg-path ... --options run.init_lr=3e-5 run.output_dir=output/try
+python train.py --cfg-path ... --options run.init_lr=1e-3 run.output_dir=output/try
 """
 
 import argparse

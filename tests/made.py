@@ -54,3 +54,11 @@ def damaged_avif() -> bytes:
     content = buffer.getvalue()
     start = content.index(b"mdat") + 4
     return content[:start] + b"\xff" * 40 + content[start + 40 :]
+
+
+def put(data: dict, dotted: str, value):
+    """Set `a.b.c` of nested dicts."""
+    *path, last = dotted.split(".")
+    for key in path:
+        data = data.setdefault(key, {})
+    data[last] = value

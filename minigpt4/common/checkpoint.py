@@ -4,6 +4,7 @@ A training checkpoint is two files: `checkpoint_N.pth`, the original's format wi
 MiniGPT-4 demo opens; and `checkpoint_N.resume.pt`, what going on needs (optimizer, RNG, loader positions).
 """
 
+import logging
 import os
 import re
 import zipfile
@@ -19,7 +20,18 @@ from torch import Tensor, nn
 from .download import local_path
 from .errors import CheckpointError, some
 from .file_system import flush, replace, set_mode
-from .identify import DOWNLOAD_AGAIN, NO_WEIGHTS, WRAPPERS, identify
+from .identify import (
+    DOWNLOAD_AGAIN,
+    NO_WEIGHTS,
+    WRAPPERS,
+    bare_names,
+    identify,
+    is_safetensors,
+    load_torch,
+    said_by_torch,
+)
+
+log = logging.getLogger("minigpt4")
 
 # Buffers the original saved beside the trained weights; they hold nothing that is learned.
 HARMLESS = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
@@ -38,22 +50,36 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if found.kind in NO_WEIGHTS:
         raise CheckpointError(f"{path} is {found.describe()}; {DOWNLOAD_AGAIN[found.kind]}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # Only zip files can be mapped; torch before 1.6 wrote plain pickles.
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        if is_safetensors(path):
+            return _unwrapped(load_file(path), path)
+        data = load_torch(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path}: damaged or not safetensors: {error}") from None
     except Exception as error:  # torch.load raises many kinds; each means that this file cannot be used
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: damaged, or holds more than weights: {first}") from None
+        raise CheckpointError(f"{path}: damaged, or holds more than weights: {said_by_torch(error)}") from None
     for wrapper in WRAPPERS:
         if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
             data = data[wrapper]
             break
     if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
         raise CheckpointError(f"{path}: holds no state dict (names and tensors)")
-    return data
+    return _unwrapped(data, path)
+
+
+def _unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    state, prefix = bare_names(state)
+    if prefix:
+        log.info("%s: names have %r, which is left out", path, prefix)
+    return state
+
+
+def finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether no number is NaN or infinite, or would be in `dtype`. Needs no memory."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = tensor.aminmax()  # NaN if one is
+    most = torch.finfo(dtype if dtype and dtype.is_floating_point else tensor.dtype).max
+    return bool(-most <= low) and bool(high <= most)
 
 
 def load_exact(
@@ -70,7 +96,8 @@ def load_exact(
         ignore: names of the file for which this is truthy may be left over.
         device: where targets on the meta device go.
     Raises:
-        CheckpointError: names what is missing, unexpected, or of another shape. Nothing has been copied then.
+        CheckpointError: names what is missing, unexpected, of another shape, NaN or infinite. Nothing has been copied
+            then.
     """
     missing = sorted((set(targets) if required is None else required) - set(state))
     unexpected = sorted(name for name in state if name not in targets and not ignore(name))
@@ -85,10 +112,23 @@ def load_exact(
         found = identify(local_path(str(path)))
         what = f"; it is {found.describe()}" if found.tensors else ""
         raise CheckpointError(f"{path} does not fit this model{what}\n" + "\n".join(lines))
+    if torch.device(device).type != "meta":
+        _check_finite(targets, state, path)
     with torch.no_grad():
         for name, tensor in state.items():
             if name in targets:
                 _fill(targets[name], tensor, device)
+
+
+def _check_finite(targets: dict[str, Tensor], state: dict[str, Tensor], path: str | Path) -> None:
+    """Raises CheckpointError for a tensor of the file that holds NaN or infinity, or would in its target's dtype."""
+    bad = []
+    for name, tensor in state.items():
+        if name in targets and not finite(tensor, targets[name].dtype):
+            larger = f"numbers beyond {targets[name].dtype}" if finite(tensor) else "NaN or infinity"
+            bad.append(f"{name} holds {larger}")
+    if bad:
+        raise CheckpointError(f"{path} cannot be used: {some(bad, 6)}; it is damaged, or its training had failed")
 
 
 def _fill(target: Tensor, tensor: Tensor, device: torch.device | str) -> None:
@@ -174,9 +214,9 @@ def read_resume(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
         _check_zip(file)
     try:
         resume = torch.load(sidecar, map_location="cpu", weights_only=True)
-        steps = resume["step"], torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["step"]
+        steps = resume["step"], load_torch(checkpoint)["step"]
     except Exception as error:
-        raise CheckpointError(f"{sidecar}: cannot be read: {error}") from None
+        raise CheckpointError(f"{sidecar}: cannot be read: {said_by_torch(error)}") from None
     if steps[0] != steps[1]:
         raise CheckpointError(f"{sidecar} is of step {steps[0]}, but {checkpoint.name} of step {steps[1]}")
     return read_state(checkpoint), resume
@@ -197,7 +237,7 @@ def step_of(path: Path) -> float:
     """The optimizer step of a checkpoint or its sidecar, from inside the file: times do not survive a copy. A file that
     cannot be read counts as the newest, so that it is looked at, and complained about, before an older one is used."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+        return load_torch(path)["step"]
     except Exception:  # torch.load raises many kinds
         return float("inf")
 

@@ -6,23 +6,25 @@ Later wins: schema defaults < minigpt4/configs/ < the file that the YAML names a
 
 import io
 import os
-import types
+import re
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from .config_checks import check_meaning, suggest
-from .errors import ConfigError, DataError, did_you_mean
+from .config_checks import check_meaning
+from .config_values import fill, is_section, kind_of, option_value
+from .errors import ConfigError, DataError, file_like
 from .paths import PACKAGE, PROJECT, read_text, resolve_path
 from .schema import Config
 from .user_modules import import_user_modules
 
-INVALID = object()  # what `_convert` gives for a value that has a line in `problems`
+# A text such as ### that YAML reads as a comment, so that the key would be null.
+LOST_TEXT = re.compile(r"^\s*(end_sym|pad_token|prompt_template|sample_question|prompt):[ \t]+(#\S.*)$", re.M)
 
 
 def load_config(path: str, options: Sequence[str] = (), *, mode: Literal["train", "chat", "show"] = "train") -> Config:
@@ -30,7 +32,7 @@ def load_config(path: str, options: Sequence[str] = (), *, mode: Literal["train"
 
     Args:
         path: the YAML file.
-        options: `a.b=c` overrides, parsed as YAML.
+        options: `a.b=c` overrides; a text as it stands, all else as YAML.
         mode: `train` needs data and a run; `chat` only the model; `show` checks no paths.
     Raises:
         ConfigError: its text lists every problem by key.
@@ -49,17 +51,18 @@ def read_config(
     wrong type has its default; all others have what was written."""
     path = resolve_path(str(path))
     problems: list[str] = []
-    layers = [*_read_with_bases(path), ("--options", _read_options(options, problems))]
     user: dict = {}
-    for name, data in layers:
-        _merge(user, data, name, {})
-    layers = [*_default_layers(user), *layers]
-
+    said: dict[str, str] = {}
+    for name, data in [*_read_with_bases(path), ("--options", _read_options(options, problems))]:
+        _remove_datasets(user, data, said)
+        _merge(user, data, name, said)
     origin: dict[str, str] = {}
     merged: dict = {}
-    for name, data in layers:
+    for name, data in _default_layers(user):
         _merge(merged, data, name, origin)
-    config = replace(_fill(Config, merged, "", problems), path=path, origin=origin)
+    _merge(merged, user, "", origin)
+    origin |= said
+    config = replace(fill(Config, merged, "", problems), path=path, origin=origin)
     wrong = tuple(p.split(":")[0] for p in problems)  # these keys have their default now: of them, enough is said
     import_user_modules(config.run.import_modules, Path(path).parent, problems)
     meaning: list[str] = []
@@ -88,24 +91,40 @@ def _read_yaml(path: str) -> dict:
         near = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) or sorted(
             map(str, Path().glob("*_configs/*.yaml"))
         )
-        raise ConfigError(f"{path}: no such config file{did_you_mean(path, near)}")
+        raise ConfigError(f"{path}: no such config file{file_like(path, near)}")
     try:
-        data = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(path))), resolve=True)
+        text = read_text(path)
+        data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
     except (YAMLError, OmegaConfBaseException, DataError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if lost := LOST_TEXT.search(text):
+        raise ConfigError(f"{path}: {lost[1]}: YAML takes {lost[2]} for a comment; write it in quotes, or write null")
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds a {type(data).__name__}, not the sections model, datasets, run")
     return data
 
 
 def _read_options(options: Sequence[str], problems: list[str]) -> dict:
-    good = [o for o in options if "=" in o and not o.startswith("=")]
-    problems += [f"--options {o!r}: write it as section.key=value" for o in options if o not in good]
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist(good))
-    except (YAMLError, OmegaConfBaseException) as error:
-        problems.append(f"--options {' '.join(good)}: {error}")
-        return {}
+    """`a.b=c` each -> nested sections."""
+    data: dict = {}
+    for option in options:
+        dotted, sign, text = option.partition("=")
+        if not (sign and dotted):
+            problems.append(f"--options {option!r}: write it as section.key=value")
+            continue
+        try:
+            value = option_value(kind_of(dotted), text)
+        except (YAMLError, OmegaConfBaseException) as error:
+            problems.append(f"--options {option!r}: {' '.join(str(error).split())}")
+            continue
+        *sections, last = dotted.split(".")
+        here = data
+        for name in sections:
+            if not isinstance(here.get(name), dict):
+                here[name] = {}
+            here = here[name]
+        here[last] = value
+    return data
 
 
 def _default_layers(user: dict) -> list[tuple[str, dict]]:
@@ -124,66 +143,34 @@ def _default_layers(user: dict) -> list[tuple[str, dict]]:
     return layers
 
 
+def _remove_datasets(user: dict, data: dict, origin: dict[str, str]) -> None:
+    """What `data` writes as null is not taken over from the files before it; `datasets` that is empty takes none."""
+    before, now = user.get("datasets"), data.get("datasets", {"": ""})
+    if not isinstance(before, dict) or not isinstance(now, dict | None):
+        return
+    for name in [name for name in before if not now or (name in now and now[name] is None)]:
+        del before[name]
+        (now or {}).pop(name, None)
+        _forget(origin, f"datasets.{name}")
+
+
+def _forget(origin: dict[str, str], section: str) -> None:
+    for old in [key for key in origin if key == section or key.startswith(f"{section}.")]:
+        del origin[old]
+
+
 def _merge(into: dict, data: Any, name: str, origin: dict[str, str], prefix: str = "") -> None:
     for k, value in data.items():
         dotted = f"{prefix}{k}"
         if isinstance(value, dict) and isinstance(into.get(k, {}), dict):
             into.setdefault(k, {})
             _merge(into[k], value, name, origin, f"{dotted}.")
-        elif value is None and isinstance(into.get(k), dict):
-            continue  # `laion:` with nothing below it means: the defaults
+        elif value is None and isinstance(into.get(k), dict) and is_section(kind_of(dotted)):
+            continue  # `run:` with nothing below it means: the defaults
         else:
             into[k] = value
+            _forget(origin, dotted)
             origin[dotted] = name
-
-
-def _fill(cls: type, data: Any, prefix: str, problems: list[str]) -> Any:
-    """Build dataclass `cls` from a dict. Unknown keys and wrong types get a line in `problems`, and the default."""
-    if not isinstance(data, dict):
-        if data is not None:  # `run:` with nothing below it means: the defaults
-            problems.append(f"{prefix.rstrip('.')}: {data!r} should be a section with keys of its own")
-        return cls()
-    known = {f.name: f for f in fields(cls) if f.metadata}
-    values = {}
-    for k, value in data.items():
-        if k in known:
-            values[k] = _convert(known[k].type, value, f"{prefix}{k}", problems)
-        else:
-            problems.append(f"{prefix}{k}: unknown key{suggest(k, known)}")
-    return cls(**{k: v for k, v in values.items() if v is not INVALID})
-
-
-def _convert(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
-    """`value` as type `kind`, or INVALID and a line in `problems`."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, name, problems)
-    if is_dataclass(kind):
-        return _fill(kind, value, f"{name}.", problems)
-    if origin is dict:
-        if value is None or isinstance(value, dict):
-            return {str(k): _fill(args[1], v, f"{name}.{k}.", problems) for k, v in (value or {}).items()}
-        problems.append(f"{name}: {value!r} should be a section with keys of its own")
-        return INVALID
-    if origin is Literal:
-        if value in args:
-            return value
-        problems.append(f"{name}: {value!r} should be one of {', '.join(map(str, args))}")
-        return INVALID
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is Any or type(value) is kind:
-        return value
-    problems.append(f"{name}: {value!r} is {_a(type(value))}; it should be {_a(kind)}")
-    return INVALID
-
-
-def _a(kind: type) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", list: "a list",
-             dict: "a section with keys of its own", type(None): "nothing (null)"}  # fmt: skip
-    return words.get(kind, kind.__name__)
 
 
 def describe_config(config: Config) -> list[tuple[str, Any, str, str]]:
@@ -205,7 +192,8 @@ def describe_config(config: Config) -> list[tuple[str, Any, str, str]]:
                     (s for k, s in config.origin.items() if k == dotted or k.startswith(f"{dotted}.")),
                     "default",
                 )
-                rows.append((dotted, value, source, f.metadata["doc"]))
+                allowed = f" ({f.metadata['range']})" if f.metadata.get("range") else ""
+                rows.append((dotted, value, source, f.metadata["doc"] + allowed))
 
     walk(config, "")
     return rows

@@ -9,23 +9,14 @@ from dataclasses import Field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from .download import WEB, DownloadError, cached_path
-from .errors import did_you_mean
+from .errors import did_you_mean, some
 from .paths import REMOTE, expand_shards, resolve_path
 from .registry import CONVERSATIONS, DATASETS, LR_SCHEDULES, MODELS, PROCESSORS, TASKS
 from .schema import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig
-
-AT_LEAST = {
-    "model": {"image_size": 1, "num_query_token": 1, "proj_layers": 1, "max_txt_len": 1},
-    "model.lora": {"r": 1, "alpha": 1},
-    "model.qformer_kwargs": {"hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1,
-                             "intermediate_size": 1, "cross_attention_frequency": 1},
-    "run": {"batch_size_train": 1, "iters_per_epoch": 1, "max_epoch": 1, "accum_grad_iters": 1, "num_workers": 0,
-            "log_freq": 1, "warmup_steps": 0, "keep_last": 1, "max_bad_steps": 0, "valid_samples": 1, "early_stop": 1,
-            "valid_every_steps": 1, "sample_every_steps": 1},
-}  # fmt: skip
-
+from .training_form import training_form_problems
 
 # What the small configs read is made by commands: folders, as the configs name them, and the command that fills each.
 MADE_BY = {
@@ -38,8 +29,8 @@ MADE_BY = {
 
 
 def suggest(word: str, known) -> str:
-    """`; did you mean 'x'?` when something looks like `word`, else everything that is known."""
-    return did_you_mean(word, known) or "; known: " + ", ".join(map(str, known))
+    """`; did you mean 'x'?` when something looks like `word`, else the first of what is known."""
+    return did_you_mean(word, known) or f"; known: {some(map(str, known), 8)}"
 
 
 def check_meaning(config: Config, mode: str, problems: list[str]) -> None:
@@ -49,8 +40,6 @@ def check_meaning(config: Config, mode: str, problems: list[str]) -> None:
     for name, dataset in config.datasets.items():
         _check_processors(name, dataset, config.model.image_size, problems)
         for part, info in dataset.infos():
-            if info.feature_crops < 1:
-                problems.append(f"datasets.{name}.{part}.feature_crops: {info.feature_crops} should be at least 1")
             if info.features and not info.features.endswith(".npy"):
                 problems.append(f"datasets.{name}.{part}.features: {info.features!r} should end in .npy")
     _check_model(config.model, mode, problems)
@@ -97,22 +86,17 @@ def _check_processors(name: str, dataset: DatasetConfig, image_size: int, proble
                 for k in processor.kwargs()
                 if k not in takes
             ]
+            if (processor.min_scale or 0) > (processor.max_scale or 1):
+                problems.append(f"{where}.min_scale: {processor.min_scale} is above max_scale {processor.max_scale}; "
+                                "write at most that")  # fmt: skip
             size = processor.image_size or (takes["image_size"].default if "image_size" in takes else image_size)
             if size != image_size:
                 problems.append(f"{where}.image_size: {size}, but model.image_size is {image_size}; write the same")
 
 
-def _check_at_least(section: Any, prefix: str, problems: list[str]) -> None:
-    for name, low in AT_LEAST[prefix].items():
-        if getattr(section, name) is not None and getattr(section, name) < low:
-            problems.append(f"{prefix}.{name}: {getattr(section, name)} should be at least {low}")
-
-
 def _check_model(model: ModelConfig, mode: str, problems: list[str]) -> None:
     q = model.qformer_kwargs
-    _check_at_least(model, "model", problems)
-    _check_at_least(q, "model.qformer_kwargs", problems)
-    if q.hidden_size % max(q.num_attention_heads, 1):
+    if q.hidden_size % q.num_attention_heads:
         problems.append(
             f"model.qformer_kwargs.num_attention_heads: {q.num_attention_heads} does not divide "
             f"hidden_size {q.hidden_size}"
@@ -124,20 +108,12 @@ def _check_model(model: ModelConfig, mode: str, problems: list[str]) -> None:
         )
     if model.max_memory and not model.device_map:
         problems.append("model.max_memory: set, but model.device_map is not; write device_map: auto")
-    if model.temperature <= 0:
-        problems.append(f"model.temperature: {model.temperature} should be above 0")
-    if model.repetition_penalty <= 0:
-        problems.append(f"model.repetition_penalty: {model.repetition_penalty} should be above 0, 1.0 for none")
     if model.prompt_template is not None and "{}" not in model.prompt_template:
         problems.append(f"model.prompt_template: {model.prompt_template!r} has no {{}} where the instruction goes")
     if not model.has_qformer and not model.freeze_qformer:
         problems.append("model.freeze_qformer: False, but model.has_qformer is False; leave freeze_qformer out")
-    if model.lora:
-        _check_at_least(model.lora, "model.lora", problems)
-        if not 0 <= model.lora.dropout < 1:
-            problems.append(f"model.lora.dropout: {model.lora.dropout} should be at least 0 and below 1")
-        if not model.lora.target_modules or not all(isinstance(m, str) for m in model.lora.target_modules):
-            problems.append("model.lora.target_modules: should be a list of layer names, e.g. [q_proj, v_proj]")
+    if model.lora and not model.lora.target_modules:
+        problems.append("model.lora.target_modules: should be a list of layer names, e.g. [q_proj, v_proj]")
     if mode == "show":
         return
     if mode == "chat" and model.ckpt is None:
@@ -158,45 +134,47 @@ def _check_run(config: Config, problems: list[str]) -> None:
     _check_name(LR_SCHEDULES, run.lr_sched, "run.lr_sched", problems)
     if not any(dataset.sample_ratio for dataset in config.datasets.values()):
         problems.append("datasets: nothing to train on; name at least one dataset, with a sample_ratio above 0")
-    _check_at_least(run, "run", problems)
+    elif run.early_stop and not any(dataset.valid_info for dataset in config.datasets.values()):
+        problems.append("run.early_stop: set, but no dataset has valid_info; write datasets.<name>.valid_info")
+    steps = run.max_epoch * run.iters_per_epoch
+    if run.warmup_steps > steps:
+        problems.append(
+            f"run.warmup_steps: {run.warmup_steps:,} are more than the run's {steps:,} steps (max_epoch x "
+            "iters_per_epoch); write fewer"
+        )
+    if run.lr_sched == "linear_warmup_cosine_lr" and run.min_lr > run.init_lr:
+        problems.append(f"run.min_lr: {run.min_lr} is above init_lr {run.init_lr}, but it is where the rate falls to; "
+                        f"write at most {run.init_lr}")  # fmt: skip
+    if run.warmup_steps and run.warmup_lr > run.init_lr:
+        problems.append(f"run.warmup_lr: {run.warmup_lr} is above init_lr {run.init_lr}, but the warm-up rises from "
+                        f"it; write at most {run.init_lr}")  # fmt: skip
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device):
         problems.append(f"run.device: {run.device!r} should be auto, cpu, cuda or cuda:N")
-    if run.ema_decay is not None and not 0 < run.ema_decay < 1:
-        problems.append(f"run.ema_decay: {run.ema_decay} should be above 0 and below 1, e.g. 0.99")
     if run.evaluate:
         problems.append("run.evaluate: True, but train.py only trains; leave it False")
-    if run.early_stop and not any(dataset.valid_info for dataset in config.datasets.values()):
-        problems.append("run.early_stop: set, but no dataset has valid_info; write datasets.<name>.valid_info")
     problems += [
         f"run.sample_images: {image!r}: no such picture"
         for image in run.sample_images
-        if not Path(resolve_path(str(image))).is_file()
+        if not Path(resolve_path(image)).is_file()
     ]
     for tracker in run.report_to:
         if tracker not in ("wandb", "trackio"):
             problems.append(f"run.report_to: {tracker!r} should be wandb or trackio (TensorBoard needs no key)")
         elif find_spec(tracker) is None:
             problems.append(f"run.report_to: {tracker} is not installed; `pip install {tracker}`, or leave it out")
+    if config.model.conv_template in CONVERSATIONS.names():
+        template = CONVERSATIONS.get(config.model.conv_template)
+        problems += [f"{key}: {'; '.join(said)}" for key, said in training_form_problems(config, template).items()]
     for name, dataset in config.datasets.items():
-        if dataset.sample_ratio < 0:
-            problems.append(f"datasets.{name}.sample_ratio: {dataset.sample_ratio} should be 0 (left out) or more")
         if dataset.prompt_path and not config.model.prompt_path and config.model.end_sym is None:
             problems.append(
                 f"model.end_sym: not set, but datasets.{name}.prompt_path asks for answers; write what ends one"
             )
         for part, info in dataset.infos():
             where = f"datasets.{name}.{part}"
-            if not 0 < info.share <= 1:
-                problems.append(f"{where}.share: {info.share} should be above 0 and at most 1, e.g. 0.1")
-            if not 0 <= info.mixed <= 1:
-                problems.append(f"{where}.mixed: {info.mixed} should be from 0 (none) to 1, e.g. 0.5")
-            if not 0 <= info.feature_dropout < 1:
-                problems.append(f"{where}.feature_dropout: {info.feature_dropout} should be at least 0 and below 1")
-            elif info.feature_dropout and not info.features:
+            if info.feature_dropout and not info.features:
                 problems.append(f"{where}.feature_dropout: {info.feature_dropout}, without features; leave it out")
-            if info.names < 1:
-                problems.append(f"{where}.names: {info.names} should be at least 1")
-            elif info.names > 1 and not info.classifier:
+            if info.names > 1 and not info.classifier:
                 problems.append(f"{where}.names: {info.names}, without a classifier that knows some; leave it out")
             if info.features and not config.model.freeze_vit:
                 problems.append(f"{where}.features: set, but model.freeze_vit is False; features of a ViT that is "
@@ -215,8 +193,8 @@ def _check_paths(section: Any, prefix: str, problems: list[str]) -> None:
             continue
         where = f"{prefix}.{f.name}"
         values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(v, str) for v in values):
-            problems.append(f"{where}: {value!r} should be a path, or a list of paths")
+        if not values or not all(values):
+            problems.append(f"{where}: {value!r} should be a path, or null")
         elif any("/path/to" in v for v in values):
             problems.append(f"{where}: {value!r} is a placeholder: set it to the path of: {f.metadata['doc']}")
         elif isinstance(section, BuildInfo) and f.name == "storage":
@@ -233,7 +211,7 @@ def _check_url(value: str, f: Field, where: str, problems: list[str]) -> None:
         problems.append(f"{where}: {value!r} is a URL; download it and write its path")
     elif not value.startswith(WEB):
         problems.append(f"{where}: {value!r}: only http:// and https:// are fetched; download it and write its path")
-    elif f.name == "llama_model" and not cached_path(value).name.endswith(".gguf"):
+    elif f.name == "llama_model" and not urlsplit(value).path.endswith(".gguf"):
         problems.append(
             f"{where}: {value!r}: an LLM is a folder of files; of URLs only a .gguf file can be fetched. "
             "Download the folder (`hf download ORG/NAME --local-dir DIR`) and write its path"

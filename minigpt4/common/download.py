@@ -65,8 +65,13 @@ def cached_path(url: str) -> Path:
 
 
 def cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MINIGPT4_CACHE") or Path(home) / "minigpt4").expanduser()
+    """Raises DownloadError for a user without a home directory, if no variable names a folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = os.path.expanduser(os.environ.get("MINIGPT4_CACHE") or os.path.join(cache, "minigpt4"))
+    if folder.startswith("~"):
+        raise DownloadError(f"{folder}: this user has no home directory to keep what is fetched from a URL; set "
+                            "MINIGPT4_CACHE to a folder, or download the file and write its path")  # fmt: skip
+    return Path(folder)
 
 
 def fetch(url: str) -> Path:

@@ -9,6 +9,7 @@ import traceback
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -39,6 +40,13 @@ def did_you_mean(word: str, known) -> str:
     """`; did you mean 'x'?`, or an empty string when nothing known looks like `word`."""
     close = get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def file_like(path: str, files: Iterable[str]) -> str:
+    """`; did you mean 'dir/x.yaml'?`: the file whose name, without folder and ending, looks like that of `path`."""
+    by_stem = {Path(file).stem: file for file in files}
+    close = get_close_matches(Path(path).stem, by_stem, n=1)
+    return f"; did you mean {by_stem[close[0]]!r}?" if close else ""
 
 
 def some(names: Iterable[str], most: int = 4) -> str:

@@ -4,6 +4,8 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
+from .errors import ConfigError
+
 # The one constant of the planner: what share of its published peaks, in arithmetic and in memory alike, a device
 # reaches on average. It was chosen once, on the two run times the paper gives (docs/plan.md), and serves everywhere.
 EFFICIENCY = 0.6
@@ -35,13 +37,18 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("3090", "RTX 3090 24 GB", 24, 71, 35.6, 936, 16, "NVIDIA Ampere GA102 white paper"),
-        Gpu("4090", "RTX 4090 24 GB", 24, 165.2, 82.6, 1008, 16, "NVIDIA Ada white paper"),
-        Gpu("v100", "V100 SXM2 32 GB", 32, 125, 15.7, 900, 150, "NVIDIA V100 data sheet", bf16=False),
+        Gpu("t4-16g", "T4 16 GB", 15, 65, 8.1, 320, 8, "NVIDIA T4 product brief", bf16=False),
+        Gpu("3090-24g", "RTX 3090 24 GB", 24, 71, 35.6, 936, 16, "NVIDIA Ampere GA102 white paper"),
+        Gpu("4090-24g", "RTX 4090 24 GB", 24, 165.2, 82.6, 1008, 16, "NVIDIA Ada white paper"),
+        Gpu("a10-24g", "A10 24 GB", 22.5, 125, 31.2, 600, 16, "NVIDIA A10 data sheet"),
+        Gpu("l4-24g", "L4 24 GB", 22.5, 121, 30.3, 300, 16, "NVIDIA L4 data sheet"),
+        Gpu("v100-32g", "V100 SXM2 32 GB", 32, 125, 15.7, 900, 150, "NVIDIA V100 data sheet", bf16=False),
         Gpu("a100-40g", "A100 SXM 40 GB", 40, 312, 19.5, 1555, 300, "NVIDIA A100 data sheet"),
-        Gpu("l40s", "L40S 48 GB", 45, 362, 91.6, 864, 16, "NVIDIA L40S data sheet"),
+        Gpu("a6000-48g", "RTX A6000 48 GB", 48, 154.8, 38.7, 768, 16, "NVIDIA Ampere GA102 white paper"),
+        Gpu("l40s-48g", "L40S 48 GB", 45, 362, 91.6, 864, 16, "NVIDIA L40S data sheet"),
         Gpu("a100-80g", "A100 SXM 80 GB", 80, 312, 19.5, 2039, 300, "NVIDIA A100 data sheet"),
-        Gpu("h100", "H100 SXM 80 GB", 79.6, 989, 66.9, 3350, 450, "NVIDIA H100 data sheet"),
+        Gpu("h100-80g", "H100 SXM 80 GB", 79.6, 989, 66.9, 3350, 450, "NVIDIA H100 data sheet"),
+        Gpu("h200-141g", "H200 SXM 141 GB", 140.4, 989, 66.9, 4800, 450, "NVIDIA H200 data sheet"),
         Gpu(
             "cpu", "CPU, 16 cores, 64 GB", 64, 1.54, 1.54, 76.8, 10,
             "16 cores x 3.0 GHz x 32 fp32 FLOP a cycle (AVX2 FMA); two channels of DDR5-4800", bf16=False, kind="cpu",
@@ -54,6 +61,19 @@ def peak_flops(name: str) -> float | None:
     """The 16-bit peak, FLOP/s, of the GPU that PyTorch calls `name`, e.g. `NVIDIA A100-SXM4-80GB`; None: not known."""
     words = re.findall(r"\w+", name.lower())
     return next((gpu.tflops16 * 1e12 for gpu in GPUS.values() if gpu.name.split("-")[0] in words), None)
+
+
+def find_gpu(name: str) -> Gpu:
+    """By its name, with the memory or without where there is one: `h100` is h100-80g, `a100` would be two.
+
+    Raises:
+        ConfigError: no such device, or several.
+    """
+    found = [GPUS[name]] if name in GPUS else [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] == name]
+    if len(found) == 1:
+        return found[0]
+    which = "there are several" if found else "not in the list (--memory, --tflops and --bandwidth change one of it)"
+    raise ConfigError(f"--gpu {name}: {which}: {', '.join(gpu.name for gpu in found or GPUS.values())}")
 
 
 def roofline(work: Work, gpu: Gpu) -> float:

@@ -19,6 +19,12 @@ SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.f
                       "BOOL": torch.bool}  # fmt: skip
 WRAPPERS = ("model", "state_dict", "module")  # what a checkpoint may keep its state dict under
 
+# What DDP, torch.compile, FSDP and Lightning put before a module's names, or into them.
+WRAPPED = re.compile(
+    r"^((module|model|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+|"
+    r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+UNWRAPPED = {"minigpt4", "qformer", "eva_vit", "vit"}  # kinds whose own names never begin so
 # What a file can be, in words that follow "is".
 KINDS = {
     "eva_vit": "an EVA ViT",
@@ -92,7 +98,9 @@ class FileFacts:
         # Not by safetensors: it maps the whole file, which fails where the file is larger than the memory.
         with self.path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            start, end = json.loads(file.read(length))[name]["data_offsets"]
+            header = json.loads(file.read(length))
+            entry = header.get(name) or next(e for n, e in header.items() if WRAPPED.sub("", n) == name)
+            start, end = entry["data_offsets"]
             file.seek(8 + length + start)
             data = bytearray(file.read(end - start))
         return torch.frombuffer(data, dtype=self.tensors[name].dtype).reshape(self.tensors[name].shape)
@@ -142,7 +150,7 @@ def identify(path: str | Path) -> FileFacts:
     kind, note = _sniff(head, size)
     if kind:
         return FileFacts(path, kind, size, note)
-    if _is_safetensors(head):
+    if _begins_safetensors(head):
         return _identify_safetensors(path, size)
     return _identify_torch(path, head, size)
 
@@ -162,7 +170,7 @@ def _sniff(head: bytes, size: int) -> tuple[str, str]:
         return "gguf", ""
     if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")) or head[257:262] == b"ustar":
         return "archive", ""
-    if _is_safetensors(head) or head.startswith((b"PK", b"\x80")):
+    if _begins_safetensors(head) or head.startswith((b"PK", b"\x80")):
         return "", ""
     try:
         text = head[: 4096 - 4].decode()  # 4 bytes less: the cut may fall into a character
@@ -171,7 +179,13 @@ def _sniff(head: bytes, size: int) -> tuple[str, str]:
     return ("text", f"it begins {text[:40].strip()!r}") if text.isprintable() or "\n" in text else ("", "")
 
 
-def _is_safetensors(head: bytes) -> bool:
+def is_safetensors(path: Path) -> bool:
+    """By its content, whatever it is called."""
+    with path.open("rb") as file:
+        return _begins_safetensors(file.read(16))
+
+
+def _begins_safetensors(head: bytes) -> bool:
     return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
@@ -197,11 +211,10 @@ def _identify_safetensors(path: Path, size: int) -> FileFacts:
 
 
 def _identify_torch(path: Path, head: bytes, size: int) -> FileFacts:
-    options = {"map_location": "cpu", "weights_only": True}
     try:
         with warnings.catch_warnings():  # of pickles that torch did not write
             warnings.simplefilter("ignore")
-            data = torch.load(path, mmap=head.startswith(b"PK"), **options)  # only zip files can be mapped
+            data = load_torch(path)
     except Exception as error:  # torch.load raises many kinds
         return FileFacts(path, *_why_not_torch(head, size, str(error)))
     if not isinstance(data, dict):
@@ -211,6 +224,22 @@ def _identify_torch(path: Path, head: bytes, size: int) -> FileFacts:
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
     facts = {str(k): v for k, v in data.items() if k != wrapper and not isinstance(v, Tensor)}
     return _classified(path, size, tensors, facts)
+
+
+def load_torch(path: Path) -> Any:
+    """What torch.save wrote, its tensors mapped where they can be. No code of the file runs. torch.load raises many
+    kinds of exceptions."""
+    with path.open("rb") as file:
+        if path.suffix == ".safetensors":  # by this name torch would take it for one
+            return torch.load(file, map_location="cpu", weights_only=True)
+        zipped = file.read(2) == b"PK"  # torch before 1.6 wrote plain pickles, which cannot be mapped
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+
+
+def said_by_torch(error: Exception) -> str:
+    """The first line of what torch.load raised; not its advice to run the file's code."""
+    first = str(error).split("\n")[0][:100] or type(error).__name__
+    return "it holds more than tensors and plain values" if first.startswith("Weights only load failed") else first
 
 
 def _why_not_torch(head: bytes, size: int, error: str) -> tuple[str, int, str]:
@@ -228,13 +257,27 @@ def _why_not_torch(head: bytes, size: int, error: str) -> tuple[str, int, str]:
 
 
 def _classified(path: Path, size: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> FileFacts:
+    tensors, wrapper = bare_names(tensors)
     kind, prefix = _kind(tensors, facts)
     bare = {name.removeprefix(prefix): t for name, t in tensors.items()} if prefix else tensors
     note = f"its names begin with {prefix!r}" if prefix else ""
+    if wrapper:
+        note = f"its names have {wrapper!r}, which is left out"
     if kind == "unknown":
         names = ", ".join(list(tensors)[:3])
         note = f"{names}, ..." if names else f"it holds {', '.join(list(facts)[:5])}"
     return FileFacts(path, kind, size, note, tensors, facts, _sizes(kind, bare))
+
+
+def bare_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors without what a wrapper put into their names, where that makes them names of UNWRAPPED; and what it
+    was. An LLM's own names begin with `model.`: they stay."""
+    bare = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
+    if list(bare) == list(tensors) or len(bare) < len(tensors) or _kind(tensors, {})[0] == "llm":
+        return tensors, ""
+    if _kind(bare, {})[0] not in UNWRAPPED:
+        return tensors, ""
+    return bare, next(match[0] for name in tensors if (match := WRAPPED.search(name)))
 
 
 def _kind(tensors: dict[str, Tensor], facts: dict[str, Any]) -> tuple[str, str]:

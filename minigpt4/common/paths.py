@@ -21,7 +21,7 @@ def resolve_path(path: str) -> str:
     """A relative path is looked up from the working directory, then from the project's folder."""
     if path.startswith(REMOTE):
         return path
-    here = Path(path).expanduser()
+    here = Path(os.path.expanduser(path))  # a user without a home directory: as it stands
     return str(PROJECT / here) if not here.exists() and (PROJECT / here).exists() else str(here)
 
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import did_you_mean
+from .errors import file_like
 from .paths import PACKAGE, resolve_path
 
 KEY = "run.import_modules"
@@ -24,9 +24,6 @@ def import_user_modules(names: Sequence[str], config_folder: Path, problems: lis
     # At the end of the path: a file of the user's that is called like an installed module hides nothing.
     sys.path += [f for f in (str(Path.cwd()), str(config_folder.resolve())) if f not in sys.path]
     for name in names:
-        if not isinstance(name, str):
-            problems.append(f"{KEY}: {name!r} should be the name of a module, or a .py file")
-            continue
         try:
             if name.endswith(".py"):
                 _import_file(name, config_folder)
@@ -42,7 +39,7 @@ def _import_file(name: str, config_folder: Path) -> None:
     file = (beside if beside.is_file() else Path(resolve_path(name))).resolve()
     if not file.is_file():
         near = [f.name for f in config_folder.glob("*.py")]
-        raise FileNotFoundError(f"no such file{did_you_mean(file.name, near)}")
+        raise FileNotFoundError(f"no such file{file_like(file.name, near)}")
     loaded = sys.modules.get(file.stem)
     if loaded is not None:
         where = getattr(loaded, "__file__", None)

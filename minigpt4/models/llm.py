@@ -18,6 +18,7 @@ from transformers import (
 
 from ..common.errors import CheckpointError, ConfigError
 from ..common.identify import KINDS, identify
+from .llm_checks import check_finite, check_not_quantized, check_tokenizer_files
 
 log = logging.getLogger("minigpt4")
 
@@ -65,6 +66,7 @@ def check_folder(path: str) -> None:
             if key in keys:
                 for number in value if isinstance(value, list) else [value]:
                     check_id(number, size, f"{Path(path) / name}: {key}", "write an id of the vocabulary, or null")
+    check_not_quantized(Path(path))
 
 
 def llm_source(path: str) -> tuple[str, dict[str, str]]:
@@ -96,7 +98,9 @@ def create_llm(config: PreTrainedConfig | str, dtype: torch.dtype) -> PreTrained
             config = AutoConfig.from_pretrained(folder, local_files_only=True, **source)
         with torch.device("meta"):
             llm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers raises any kind
         raise CheckpointError(f"model.llama_model: no causal LM can be built from its config.json: {error}") from error
     return llm.requires_grad_(False).eval()
 
@@ -113,11 +117,12 @@ def check_head(llm: PreTrainedModel, device: torch.device) -> None:
     Args:
         device: where inputs come from; an LLM spread over devices cannot tell.
     Raises:
-        CheckpointError: this LLM cannot be trained through its hidden states.
+        CheckpointError: this LLM cannot be trained through its hidden states, or its weights are damaged.
     """
     ids = torch.tensor([[1, 2]], device=device)
     ours = llm.get_output_embeddings()(head_input_hidden_states(llm, input_ids=ids))
     theirs = llm(input_ids=ids).logits
+    check_finite(llm, theirs)
     if not torch.allclose(ours.float().cpu(), theirs.float().cpu(), atol=1e-3, rtol=1e-2):
         raise CheckpointError(
             f"model.llama_model: {type(llm).__name__} changes its logits after lm_head; such an LLM is not supported"
@@ -133,11 +138,12 @@ def load_tokenizer(path: str, pad_token: str | None = None) -> PreTrainedTokeniz
     folder, source = llm_source(path)
     if any(Path(folder).glob("tokenizer.*")):
         source = {}  # the tokenizer's own files say more than what a GGUF file holds of it
+    check_tokenizer_files(Path(folder))
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, add_bos_token=True, padding_side="right", **source
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers and what it is built on raise any kind
         raise CheckpointError(f"model.llama_model: {path} has no tokenizer that can be read: {error}") from error
     # transformers builds a LlamaTokenizer anew; others (Mistral) do what their tokenizer.json says, where there is one.
     rebuilt = isinstance(tokenizer, LlamaTokenizer) or not (Path(folder) / "tokenizer.json").is_file()

@@ -3,9 +3,7 @@
 import contextlib
 import ctypes
 import io
-import json
 import logging
-import pickle
 import shutil
 import sys
 import tempfile
@@ -15,20 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.utils import logging as transformers_logging
 
 from ..common.checkpoint import HARMLESS
 from ..common.errors import CheckpointError, ConfigError
-from ..common.identify import DOWNLOAD_AGAIN, KINDS, NO_WEIGHTS, identify
 from .llm import check_head, llm_source
-
-# Weights in one file, and the index of those that are not; what transformers takes first comes first.
-WEIGHT_FILES = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
+from .llm_checks import weight_files
 
 
 def load_llm(
@@ -77,22 +69,8 @@ def stored_dtype(path: str) -> torch.dtype | None:
     folder, source = llm_source(path)
     if source:
         return None
-    folder = Path(folder)
-    first = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if first is None:
-        raise CheckpointError(f"model.llama_model: {folder} has no weights: none of {', '.join(WEIGHT_FILES)}")
-    names = [first]
-    if first.endswith(".json"):
-        try:
-            names = sorted(set(json.loads((folder / first).read_text(encoding="utf-8-sig"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"model.llama_model: {folder / first} is damaged; download it again") from None
     found = None
-    for name in names:
-        facts = identify(folder / name)
-        if facts.kind in NO_WEIGHTS:
-            again = "the folder is not whole: fetch it" if facts.kind == "missing" else DOWNLOAD_AGAIN[facts.kind]
-            raise CheckpointError(f"model.llama_model: {folder / name} is {KINDS[facts.kind]}; {again}")
+    for facts in weight_files(Path(folder)):
         for tensor in facts.tensors.values():
             if tensor.is_floating_point():
                 found = tensor.dtype if found is None else torch.promote_types(found, tensor.dtype)
@@ -162,7 +140,7 @@ def _read(path: str, folder: str, **options) -> PreTrainedModel:
     except ImportError as error:
         # transformers names the package that attn_implementation needs.
         raise ConfigError(f"model.attn_implementation: {options['attn_implementation']}: {error}") from error
-    except (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # transformers and what it is built on raise any kind
         raise CheckpointError(f"model.llama_model: {path} cannot be loaded: {error}") from error
     unexpected = [name for name in info["unexpected_keys"] if not HARMLESS.search(name)]
     for what, names in (

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checkpoint import load_exact, named_tensors, read_state
+from ..common.errors import CheckpointError
 from . import qformer as qf
 from .adapters import llm_name, lora_tensors
 from .eva_vit import published_vit_state
@@ -80,6 +81,13 @@ class PublishedWeights(nn.Module):
             state: what the file holds, when it has been read already.
         """
         state = read_state(path) if state is None else state
+        matrices = {name: t for name, t in state.items() if name.endswith(".lora_A.weight")}
+        if matrices and not self.config.lora:
+            layers = ", ".join(sorted({name.split(".")[-3] for name in matrices}))
+            raise CheckpointError(
+                f"{path} holds LoRA matrices, but model.lora is not set: write it as in training, e.g. lora: "
+                f"{{r: {len(next(iter(matrices.values())))}, target_modules: [{layers}]}} and its alpha"
+            )
         brought = {"llama_proj": None, "visual_encoder": self.config.vit_ckpt} | dict.fromkeys(
             ("ln_vision", "query_tokens", "Qformer"), self.config.q_former_model
         )

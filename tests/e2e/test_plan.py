@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minigpt4.common.gpus import EFFICIENCY, GPUS, Work, all_reduce, roofline
+from minigpt4.common.gpus import EFFICIENCY, GPUS, Work, all_reduce, find_gpu, roofline
 from minigpt4.tools.cli import main
+from minigpt4.tools.plan import BAR, span
 from minigpt4.tools.plan import count as plan_count
 from minigpt4.tools.plan import table as plan_table
 from minigpt4.tools.plan.allocator import MIB, CachingAllocator
@@ -48,7 +49,7 @@ def llm_folder(tmp_path_factory) -> str:
 
 
 def small(llm_folder: str, gpu: str = "a100-80g", *options: str) -> plan_table.Setup:
-    return plan_table.setup(plan_table.STAGE2, llm_folder, GPUS[gpu], 1, False, *SMALL, *options)
+    return plan_table.setup(plan_table.STAGE2, llm_folder, find_gpu(gpu), 1, False, *SMALL, *options)
 
 
 # -- one operation ----------------------------------------------------------------------------------------------------
@@ -266,7 +267,43 @@ def test_the_page_tells_what_to_change(llm_folder, capsys):
     assert main([*arguments, "--gpu", "3090", "--memory", "0.82"]) == 1
     text = capsys.readouterr().out
     assert "It does not fit" in text
+    assert not re.search(r"One step|It (would take|takes)|loading it", text)  # what does not fit takes no time
+    bars = {m[1]: len(m[2]) for m in re.finditer(r"^  (\w.*?)  +[\d.]+ GiB  (#+)$", text, re.M)}
+    assert bars["total"] == BAR > bars["the device has"] > 0.8 * BAR
     assert re.search(r"--options run\.batch_size_train=\d+ run\.accum_grad_iters=\d+", text)
+
+
+@pytest.mark.parametrize("name", ["t4", "a10", "a6000", "l4", "h200", "h100", "v100", "l40s"])
+def test_a_device_goes_by_its_name_and_memory_and_where_it_is_alone_by_its_name(name):
+    gpu = find_gpu(name)
+    assert re.fullmatch(rf"{name}-\d+g", gpu.name) and gpu == find_gpu(gpu.name)
+    assert f"{gpu.name.split('-')[1][:-1]} GB" in gpu.title and gpu.memory <= float(gpu.title.split()[-2])
+
+
+def test_a_device_that_is_not_in_the_list(capsys):
+    arguments = ["plan", "--cfg-path", plan_table.STAGE2, "--gpu"]
+    assert main([*arguments, "a100"]) == 1
+    assert "--gpu a100: there are several: a100-40g, a100-80g" in capsys.readouterr().err
+    assert main([*arguments, "b300"]) == 1
+    assert re.search(r"--gpu b300: not in the list .*: t4-16g, .*, cpu$", capsys.readouterr().err.strip())
+    assert main([*arguments, "t4", "--memory", "nan"]) == 1
+    assert "--memory: nan should be above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (7.87e-05, "under 1 ms"),
+        (0, "0 s"),
+        (0.0123, "12 ms"),
+        (0.5, "500 ms"),
+        (1.25, "1.2 s"),
+        (40, "40 s"),
+        (420, "7.0 min"),
+    ],
+)
+def test_a_time_is_said_in_its_unit(seconds, said):
+    assert span(seconds) == said
 
 
 def test_the_page_says_what_is_read_instead_of_images(llm_folder, capsys):

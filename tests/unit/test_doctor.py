@@ -314,6 +314,20 @@ def test_a_stage_1_checkpoint_in_the_chat(files, capsys):
     assert rows["model.ckpt"]["mark"] == OK  # stage 2 starts from it
 
 
+@pytest.mark.parametrize(
+    ("name", "mark", "said"),
+    [
+        ("stage2.safetensors", OK, "stage 2: its file name says so; the file holds no config of its training"),
+        ("stage1.safetensors", LOOK, "a stage-1 checkpoint: its file name says so; the file holds no config"),
+        ("mine.safetensors", OK, "stage 1 or 2 cannot be told: the file holds no config of its training"),
+    ],
+)
+def test_the_stage_of_a_file_without_a_config_inside(files, capsys, name, mark, said):
+    save_file(torch.load("checkpoint_0.pth")["model"], name)
+    row = look(capsys, f"model.ckpt={name}")[1]["model.ckpt"]
+    assert (row["mark"], said in row["text"]) == (mark, True), row
+
+
 def test_a_checkpoint_trained_for_another_template(files, capsys):
     config = stage2()
     config["model"]["prompt_template"] = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -486,7 +500,10 @@ def test_a_child_that_fails_is_told():
 @pytest.mark.parametrize(
     ("text", "hit_limit", "mark", "said"),
     [
-        ("The picture is red.", False, OK, "The picture is red."),
+        ("The picture is red.", False, OK, "it names the colour; no more was checked"),
+        ("A bouquet.", False, LOOK, "it does not say that the picture is red"),
+        ("It is blue, with a bored bird.", False, LOOK, "it does not say that the picture is red"),
+        ("这张图片是红色的。", False, OK, "it names the colour"),
         ("red red red red red red red red red red", True, LOOK, "it repeats itself"),
         ("a very long text that goes on", True, LOOK, "did not come to an end"),
         ("...", False, LOOK, "no words"),

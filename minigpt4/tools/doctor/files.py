@@ -208,11 +208,14 @@ def _instead(key: str, facts: FileFacts, files: Files) -> str:
 def _trained_for(facts: FileFacts, config: Config, mode: str) -> tuple[str, str, str]:
     """(mark, text, do): does the checkpoint's own training suit what it is wanted for?"""
     stage, why = stage_of(facts.facts)
+    by_name = _stage_in(facts.path.name) if stage is None else None
+    if by_name:
+        stage, why = by_name, f"its file name says so; {why}"
     at = ", ".join(f"{k} {facts.facts[k]}" for k in ("epoch", "step") if isinstance(facts.facts.get(k), int))
     at = f" ({at})" if at else ""
     if stage is None:
         return OK, f"stage 1 or 2 cannot be told{at}: {why}", ""
-    trained = facts.facts["config"].get("model")
+    trained = None if by_name else facts.facts["config"].get("model")
     asked = trained.get("prompt_template") if isinstance(trained, dict) else None
     name = config.model.conv_template
     if stage == 2 and mode == "chat" and asked and asked != "{}" and name in CONVERSATIONS.names():
@@ -221,8 +224,8 @@ def _trained_for(facts: FileFacts, config: Config, mode: str) -> tuple[str, str,
             return (WRONG, f"stage 2{at}, trained with prompts like {asked!r}; the chat ({name}) opens an answer with "
                     f"{opens!r}", "write the conv_template it was trained for")  # fmt: skip
     if stage == 1 and mode == "chat":
-        return (WRONG, f"a stage-1 checkpoint{at}: {why}. It continues captions; it does not hold a conversation",
-                "write a checkpoint of stage 2")  # fmt: skip
+        text = f"a stage-1 checkpoint{at}: {why}. It continues captions; it does not hold a conversation"
+        return LOOK if by_name else WRONG, text, "write a checkpoint of stage 2"
     return OK, f"stage {stage}{at}: {why}", ""
 
 
@@ -245,14 +248,18 @@ def stage_of(facts: dict[str, Any]) -> tuple[int | None, str]:
     if model or datasets:
         on = f" on {' and '.join(datasets)}" if datasets else ""
         return 1, f"trained{on} without instructions, end_sym {model.get('end_sym') or chr(10)!r}"
-    said = str(run.get("output_dir", "")).lower()
-    for stage, word in ((1, "stage1"), (1, "pretrain"), (2, "stage2"), (2, "finetune")):
-        if word in said:
-            return stage, f"its run wrote to {run['output_dir']}"
+    if stage := _stage_in(str(run.get("output_dir", ""))):
+        return stage, f"its run wrote to {run['output_dir']}"
     steps = [run.get("max_epoch"), run.get("iters_per_epoch")]
     if all(isinstance(n, int) for n in steps) and steps[0] * steps[1] >= MANY_STEPS:
         return 1, f"a run of {steps[0] * steps[1]:,} steps"
     return None, "the config inside it names neither data nor instructions"
+
+
+def _stage_in(name: str) -> int | None:
+    """The stage that the name of a folder or file says."""
+    words = ((1, "stage1"), (1, "pretrain"), (2, "stage2"), (2, "finetune"))
+    return next((stage for stage, word in words if word in name.lower()), None)
 
 
 # -- data -----------------------------------------------------------------------------------------------------------

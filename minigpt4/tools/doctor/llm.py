@@ -3,7 +3,6 @@
 Of each shard only the header is read, and a few norms. The tokenizer and the way of talking: talk.py.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,9 @@ from transformers import AutoConfig
 
 from ...common.checkpoint import HARMLESS
 from ...common.errors import CheckpointError, some
-from ...common.identify import DOWNLOAD_AGAIN, KINDS, NO_WEIGHTS, FileFacts, amount, gigabytes, identify
+from ...common.identify import DOWNLOAD_AGAIN, NO_WEIGHTS, FileFacts, amount, gigabytes, identify
 from ...models.llm import create_llm
-from ...models.llm_loading import WEIGHT_FILES
+from ...models.llm_checks import WEIGHT_FILES, no_weights, quantized_by, read_json
 from ..vicuna.llama_meta import MODEL_SIZES
 from ..vicuna.prepare import DELTA_NORM
 from .page import LOOK, OK, WRONG, Row
@@ -91,6 +90,10 @@ def look_at_llm(path: Path) -> LlmFolder:
         folder.say(WRONG, f"{path / 'config.json'} {problem}", "fetch it again")
         return folder
     folder.config = config
+    if how := quantized_by(path):
+        do = "write the folder of the same LLM in 16 or 32 bit, with model.low_resource: 8bit or 4bit"
+        folder.say(WRONG, f"{path}\nits weights are quantized by {how}, which is not supported", do)
+        return folder
     if _find_weights(folder):
         _compare_with_config(folder)
         _look_for_delta(folder)
@@ -109,18 +112,6 @@ def _look_at_gguf(folder: LlmFolder, facts: FileFacts) -> None:
     c = folder.config
     sizes = f"{c.get('num_hidden_layers')} layers, width {c.get('hidden_size')}, vocabulary {c.get('vocab_size')}"
     folder.say(OK, f"{path}\n{facts.describe()}: {c.get('model_type')}: {sizes}")
-
-
-def read_json(path: Path) -> tuple[dict[str, Any], str]:
-    """({}, why) when it cannot be read; ({}, "") when it is not there."""
-    if not path.is_file():
-        return {}, ""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-        return (data, "") if isinstance(data, dict) else ({}, "is no JSON object")
-    except (OSError, ValueError):
-        facts = identify(path)
-        return {}, f"is {KINDS[facts.kind]}" if facts.kind in ("lfs", "html", "empty") else "is not JSON"
 
 
 def _describe(folder: LlmFolder) -> str:
@@ -162,9 +153,7 @@ def _find_weights(folder: LlmFolder) -> bool:
     path = folder.path
     found = next((name for name in WEIGHT_FILES if (path / name).is_file()), None)
     if found is None:
-        shards = sorted([*path.glob("*-of-*.safetensors"), *path.glob("*-of-*.bin")])
-        what = f"{len(shards)} shards, but no index ({WEIGHT_FILES[1]})" if shards else "no weights"
-        folder.say(WRONG, f"{path}\nhas {what}", "fetch the whole folder again")
+        folder.say(WRONG, f"{path}\n{no_weights(path)}", "fetch the whole folder again")
         return False
     if not found.endswith("index.json"):
         return _read_shards(folder, [found])

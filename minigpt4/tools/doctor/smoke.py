@@ -7,6 +7,7 @@ is only one more thing to tell. `python -m minigpt4.tools.doctor.smoke REQUEST` 
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from .page import LOOK, OK, WRONG, Row
 SECTION = "Smoke generation"
 QUESTION = "What colour is this picture? Answer in one sentence."
 COLOUR = (200, 30, 30)
+RED = re.compile(r"\b(red|reddish|crimson|scarlet|maroon|rot|rouge|rojo|roja)\b|红|紅", re.I)
 NEW_TOKENS = 40
 STARTING = 90  # seconds for Python and its imports, which are not the model's; a cold disk takes long
 
@@ -114,7 +116,10 @@ def _judge_answer(answer: dict, row) -> Row:
         more = "it repeats itself" if repeats else "it did not come to an end"
         like = "so do a model after stage 1 alone, a raw LLaMA, and an LLM asked in another's chat template"
         return row(LOOK, f"{said}\n{more} in {NEW_TOKENS} tokens; {like}", f"is it about the picture? If not: {other}")
-    return row(OK, said)
+    if not RED.search(text):
+        return row(LOOK, f"{said}\nit does not say that the picture is red: it runs, but whether it sees is not known",
+                   f"ask it about pictures of your own; if it is wrong there too: {other}")  # fmt: skip
+    return row(OK, f"{said}\nit names the colour; no more was checked")
 
 
 # -- the process that answers -----------------------------------------------------------------------------------------

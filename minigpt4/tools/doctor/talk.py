@@ -4,8 +4,8 @@ import re
 from dataclasses import replace
 
 from ...common.errors import UserError, some
-from ...common.registry import CONVERSATIONS
 from ...common.schema import Config, ModelConfig
+from ...common.training_form import training_form_problems
 from ...conversation.chat_template import conversation_of, with_training_form
 from ...conversation.prompts import VICUNA_V0, Conversation
 from ...models.llm import pad_apart_from
@@ -32,7 +32,9 @@ def look_at_talk(config: Config, folder: LlmFolder) -> list[Row]:
     model = with_training_form(model, tokenizer)
     if model.pad_token is None:
         pad_apart_from(tokenizer, tokenizer(model.end_sym, add_special_tokens=False)["input_ids"])
-    return [*rows, _end_symbol(model, tokenizer, template), *_prompts(replace(config, model=model), template)]
+    config = replace(config, model=model)
+    unlike = {key: _row(WRONG, key, *said) for key, said in training_form_problems(config, template).items()}
+    return [*rows, _end_symbol(model, tokenizer, template, unlike), *_prompts(config, unlike)]
 
 
 def _row(mark: str, name: str, text: str, do: str = "") -> Row:
@@ -63,23 +65,20 @@ def _template(folder: LlmFolder, tokenizer, template: Conversation, named: str) 
     return _row(WRONG, TEMPLATE, text, f"write {own}" if which in ("chatml", "other") else VICUNA)
 
 
-def _end_symbol(model: ModelConfig, tokenizer, template: Conversation) -> Row:
+def _end_symbol(model: ModelConfig, tokenizer, template: Conversation, unlike: dict[str, Row]) -> Row:
     name, end = "model.end_sym", model.end_sym
     if tokenizer.pad_token_id in tokenizer(end, add_special_tokens=False)["input_ids"]:
         text = f"{end!r} holds the padding token, which is never trained on: answers would not learn to end"
         return _row(WRONG, name, text, "write another special token of the vocabulary as model.pad_token")
     ends = any(stop in end for stop in template.stop)
-    if not ends and (model.prompt_path or end.strip()):
-        text = f"{end!r} would end answers in training, but the chat ({template.name}) stops at "
-        return _row(WRONG, name, text + some(map(repr, template.stop)), f"write {template.end_sym!r}, or leave it out")
-    return _row(OK, name, f"{end!r}" + ("" if ends else ", for captions without a prompt"))
+    return unlike.get(name) or _row(OK, name, f"{end!r}" + ("" if ends else ", for captions without a prompt"))
 
 
-def _prompts(config: Config, template: Conversation) -> list[Row]:
+def _prompts(config: Config, unlike: dict[str, Row]) -> list[Row]:
     """The instructions, as training writes them, against how the chat asks."""
     named = {"model.prompt_path": config.model.prompt_path}
     named |= {f"datasets.{name}.prompt_path": dataset.prompt_path for name, dataset in config.datasets.items()}
-    rows, opens = [], template.assistant.strip()
+    rows = [unlike["model.prompt_template"]] if "model.prompt_template" in unlike else []
     for key, path in named.items():
         if not path:
             continue
@@ -88,16 +87,6 @@ def _prompts(config: Config, template: Conversation) -> list[Row]:
         except UserError as error:
             rows.append(_row(WRONG, key, str(error).removeprefix(f"{key}: "), "write prompts/alignment.txt"))
             continue
-        unlike = next((prompt for prompt in prompts if opens not in prompt), None)
-        if unlike is None:
+        if "model.prompt_template" not in unlike:
             rows.append(_row(OK, key, f"{path}: {len(prompts)} instructions, asked as the chat asks"))
-            continue
-        text = f"training asks {_cut(unlike)!r}, but the chat ({template.name}) opens an answer with {opens!r}"
-        like = [n for n in CONVERSATIONS.names() if all(CONVERSATIONS.get(n).assistant.strip() in p for p in prompts)]
-        do = f"write {template.prompt_template!r}, or leave it out" + (f"; or {TEMPLATE}: {like[0]}" if like else "")
-        rows.append(_row(WRONG, "model.prompt_template", text, do))
     return rows
-
-
-def _cut(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"

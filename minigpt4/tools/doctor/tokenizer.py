@@ -6,14 +6,13 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from ...common.errors import UserError, some
-from ...common.identify import KINDS, identify
 from ...models.llm import load_tokenizer
+from ...models.llm_checks import read_json, tokenizer_faults
 from ..vicuna.tokenizer import PAD
 from ..vicuna.verify import read_record
-from .llm import VICUNA, LlmFolder, read_json
+from .llm import VICUNA, LlmFolder
 from .page import OK, WRONG, Row
 
-JSON_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
 FETCH = "fetch the tokenizer's files from where the weights came"
 
 # What `family` tells apart, in words that follow "this looks like".
@@ -75,21 +74,9 @@ def look_at_tokenizer(folder: LlmFolder, pad_token: str | None) -> tuple[list[Ro
 
 def _check_files(path: Path, wrong) -> dict[str, Any]:
     """The settings that the tokenizer's files name."""
-    model = path / "tokenizer.model"
-    if model.is_file() and (facts := identify(model)).kind in ("lfs", "html", "empty"):
-        wrong(f"{model} is {KINDS[facts.kind]}", FETCH)
-    read = {name: read_json(path / name) for name in JSON_FILES}
-    for name, (_, problem) in read.items():
-        if problem:
-            wrong(f"{path / name} {problem}", FETCH)
-    settings = read["special_tokens_map.json"][0] | read["tokenizer_config.json"][0]
-    named = {key: settings.get(key) for key in ("bos_token", "eos_token", "unk_token")}
-    blank = [key for key, t in named.items() if (t.get("content") if isinstance(t, dict) else t) == ""]
-    if blank:
-        wrong(
-            f"{', '.join(blank)} empty in its json files, as in early conversions of LLaMA: there would be no BOS",
-            'write "<s>", "</s>" and "<unk>" there',
-        )
+    for text, do in tokenizer_faults(path):
+        wrong(text, do)
+    settings = read_json(path / "special_tokens_map.json")[0] | read_json(path / "tokenizer_config.json")[0]
     return settings
 
 

@@ -5,11 +5,12 @@ Counted from the real modules on the meta device; no weights, data or GPU are ne
 
 import argparse
 import json
+import math
 from dataclasses import asdict, replace
 
 from ...common.config import load_config
 from ...common.errors import ConfigError, UserError
-from ...common.gpus import CUDA_CONTEXT, EFFICIENCY, GPUS, IMAGES_PER_SECOND, NETWORK, Gpu, roofline
+from ...common.gpus import CUDA_CONTEXT, EFFICIENCY, GPUS, IMAGES_PER_SECOND, NETWORK, Gpu, find_gpu, roofline
 from .count import FIRST_CONTEXT, count_chat, count_step, find_llm
 from .predict import (
     GIB,
@@ -27,12 +28,12 @@ PART_NAMES = {
     "visual_encoder": "ViT", "ln_vision": "norm", "query_tokens": "queries", "Qformer": "Q-Former",
     "llama_proj": "projection", "llama_model": "LLM",
 }  # fmt: skip
-BAR = 32  # characters for the memory of the whole device
+BAR = 32  # characters for the memory of the whole device, or for what is needed where that is more
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg-path", help="the YAML config; its weights and data need not be there")
-    parser.add_argument("--gpu", choices=GPUS, default="a100-80g", help="the device (default: %(default)s)")
+    parser.add_argument("--gpu", default="a100-80g", help=f"{', '.join(GPUS)} (default: %(default)s)")
     parser.add_argument("--nproc", type=int, default=1, help="devices of a node (default: %(default)s)")
     parser.add_argument("--nodes", type=int, default=1, help="nodes (default: %(default)s)")
     parser.add_argument("--llm", metavar="NAME", help="vicuna-13b, vicuna-7b, or the folder of another LLM")
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.cfg_path:
         raise UserError("--cfg-path: name a config, or ask for --table")
     for name in ("nproc", "nodes", "tokens", "memory", "tflops", "bandwidth"):
-        if (value := getattr(args, name)) is not None and value <= 0:
+        if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
             raise UserError(f"--{name}: {value} should be above 0")
     config = load_config(args.cfg_path, args.options, mode="show")
     if config.model.arch != "mini_gpt4":
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _gpu(args: argparse.Namespace) -> Gpu:
     """The device of the table, with what was said otherwise."""
     changes = {"memory": args.memory, "bandwidth": args.bandwidth, "tflops16": args.tflops, "tflops32": args.tflops}
-    return replace(GPUS[args.gpu], **{k: v for k, v in changes.items() if v is not None})
+    return replace(find_gpu(args.gpu), **{k: v for k, v in changes.items() if v is not None})
 
 
 # -- plans ----------------------------------------------------------------------------------------------------------
@@ -184,10 +185,13 @@ def page(plan: dict) -> str:
         trained = f"{part['trained']:,}" if part["trained"] else "-"
         lines.append(f"  {name:27}{part['parameters']:>14,}{trained:>14}{part['weights'] / GIB:>8.2f}")
     lines += ["", f"Memory of each device, of {gpu['memory']:g} GiB"]
+    widest = max(memory["total"] / GIB, gpu["memory"])
     for name, size in memory.items():
-        bar = "#" * min(BAR, round(BAR * size / GIB / gpu["memory"]))
+        bar = "#" * round(BAR * size / GIB / widest)
         lines.append(f"  {name:32}{size / GIB:>7.1f} GiB  {bar}".rstrip())
-    if plan["mode"] == "train":
+    if plan["verdict"] == "does not fit":
+        lines.append(f"  {'the device has':32}{gpu['memory']:>7.1f} GiB  {'#' * round(BAR * gpu['memory'] / widest)}")
+    elif plan["mode"] == "train":
         lines += ["", *_time_lines(plan)]
     if plan["ways"]:
         lines += ["", "What fits, the least change first"]
@@ -209,13 +213,13 @@ def _headline(plan: dict) -> list[str]:
         more = ", or model.device_map=auto" if plan["mode"] == "chat" else ""
         lines.append("Smaller batches, use_grad_checkpoint and low_resource do not help: take a smaller LLM, or a")
         lines.append(f"larger device{more}.")
+    fits = plan["verdict"] != "does not fit"
     if plan["mode"] == "chat":
-        lines.append(
-            f"At best {plan['tokens_per_second']:.3g} tokens a second; the first after {plan['first_token']:.2g} s."
-        )
-        return lines
-    takes = "It would take" if plan["verdict"] == "does not fit" else "It takes"
-    lines.append(f"{takes} {span(plan['time']['total'])} for {plan['time']['steps']:,} steps.")
+        first = span(plan["first_token"])
+        more = f"At best {plan['tokens_per_second']:.3g} tokens a second; the first after {first}."
+        return [*lines, more] if fits else lines
+    if fits:
+        lines.append(f"It takes {span(plan['time']['total'])} for {plan['time']['steps']:,} steps.")
     lines.append(f"The largest batch_size_train that fits: {plan['largest_batch'] or 'none'}.")
     return lines
 
@@ -224,21 +228,23 @@ def _time_lines(plan: dict) -> list[str]:
     time = plan["time"]
     bound = "" if time["compute"] >= time["loading"] else "  <- slower than the device: more run.num_workers"
     slow_link = "" if time["compute"] >= time["gathering"] else "  <- slower than the device"
-    gathering = [f"  gathering layers     {time['gathering']:8.3g} s{slow_link}"] if time["gathering"] else []
+    gathering = [f"  gathering layers     {span(time['gathering']):>8}{slow_link}"] if time["gathering"] else []
     return [
-        f"One step, {plan['samples']} samples: {time['step']:.3g} s",
-        f"  {time['batches']} x batch of {plan['batch']:<6} {time['compute']:8.3g} s   "
+        f"One step, {plan['samples']} samples: {span(time['step'])}",
+        f"  {time['batches']} x batch of {plan['batch']:<6} {span(time['compute']):>8}   "
         f"{plan['flops'] / 1e12:.4g} TFLOP, {plan['bytes'] / 1e9:.4g} GB moved",
-        f"  loading it beside    {time['loading']:8.3g} s{bound}",
+        f"  loading it beside    {span(time['loading']):>8}{bound}",
         *gathering,
-        f"  summing gradients    {time['all_reduce']:8.3g} s",
-        f"  AdamW                {time['optimizer']:8.3g} s",
+        f"  summing gradients    {span(time['all_reduce']):>8}",
+        f"  AdamW                {span(time['optimizer']):>8}",
     ]
 
 
 def span(seconds: float) -> str:
-    """36,000 -> "10.0 h"; 420 -> "7.0 min"; 40 -> "40 s"."""
+    """36,000 -> "10.0 h"; 420 -> "7.0 min"; 40 -> "40 s"; 0.0123 -> "12 ms"."""
     for unit, size in (("days", 48 * 3600), ("h", 5400), ("min", 90)):
         if seconds >= size:
             return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.1f} {unit}"
-    return f"{seconds:.0f} s"
+    if seconds >= 1:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 1e-3 else "under 1 ms" if seconds else "0 s"

@@ -11,7 +11,7 @@ STAGE1 = "train_configs/minigpt4_stage1_pretrain.yaml"
 STAGE2 = "train_configs/minigpt4_stage2_finetune.yaml"
 DEMO = "eval_configs/minigpt4_eval.yaml"
 STEPS_IN_PAPER = 400  # of stage 2
-DEVICES = ("3090", "4090", "a100-40g", "l40s", "a100-80g", "h100", "cpu")
+DEVICES = ("3090-24g", "4090-24g", "a100-40g", "l40s-48g", "a100-80g", "h100-80g", "cpu")
 CHANGES = {"use_grad_checkpoint": "checkpointing", "low_resource": "8 bit"}
 
 

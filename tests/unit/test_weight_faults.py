@@ -1,0 +1,296 @@
+"""Weight files and LLM folders as people have them: each cause is named, and what is safe to read is read."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minigpt4.common.checkpoint import load_exact, read_resume, read_state, resume_path, save_checkpoint
+from minigpt4.common.config import read_config
+from minigpt4.common.download import DownloadError, cached_path
+from minigpt4.common.errors import CheckpointError
+from minigpt4.common.identify import identify
+from minigpt4.models.llm import create_llm, load_tokenizer
+from minigpt4.models.llm_loading import load_llm
+from minigpt4.tools.golden import write_published_files
+
+CPU = torch.device("cpu")
+ADVICE = "weights_only"
+
+
+@pytest.fixture
+def folder(golden_dir, tmp_path) -> Path:
+    """The folder of the golden set's LLM."""
+    return Path(write_published_files(golden_dir, tmp_path / "published")["llama_model"])
+
+
+def refused(path, words: str, load=lambda folder: load_llm(str(folder), torch.float32, CPU)) -> str:
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load(path)
+    assert ADVICE not in str(caught.value)
+    return str(caught.value)
+
+
+def change(file: Path, **changes) -> None:
+    data = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(data | changes))
+
+
+def poison(file: Path, name: str, value: float, place=(0, 0)) -> None:
+    state = load_file(file)
+    state[name][place] = value
+    save_file(state, file, metadata={"format": "pt"})
+
+
+# -- NaN ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "place"),
+    [
+        ("model.layers.1.mlp.down_proj.weight", float("nan"), (3, 5)),
+        ("model.layers.0.self_attn.q_proj.weight", float("-inf"), (0, 0)),
+        ("model.embed_tokens.weight", float("nan"), (200, 3)),  # of a token that the check itself does not say
+        ("lm_head.weight", float("nan"), (383, 63)),
+        ("model.norm.weight", float("inf"), (7,)),
+    ],
+)
+def test_nan_in_the_llm_is_named_with_tensor_and_file(folder, name, value, place):
+    file = folder / "model.safetensors"
+    poison(file, name, value, place)
+    said = refused(folder, "is damaged: NaN or infinity in ")
+    assert said.startswith(f"model.llama_model: {file} is") and name in said
+    assert "not supported" not in said
+
+
+def test_nan_in_one_of_the_shards(folder):
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    state["lm_head.weight"][0, 0] = float("nan")
+    names = sorted(state)
+    halves = {f"pytorch_model-0000{i + 1}-of-00002.bin": names[i::2] for i in range(2)}
+    for file, part in halves.items():
+        torch.save({n: state[n] for n in part}, folder / file)
+    where = {n: file for file, part in halves.items() for n in part}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    refused(folder, rf"{where['lm_head.weight']} is damaged: NaN or infinity in lm_head\.weight; download it again")
+
+
+def test_finite_weights_that_are_too_much_for_the_dtype(folder):
+    file = folder / "model.safetensors"
+    poison(file, "model.norm.weight", 3e38, (0,))
+    said = refused(folder, "computes NaN or infinity in float32, though its weights are finite")
+    assert "another model.llama_precision" in said
+
+
+@pytest.mark.parametrize("key", ["ckpt", "q_former_model", "vit_ckpt"])
+def test_nan_in_a_file_of_the_vision_side_or_the_projection(make_model, tmp_path, key):
+    model = make_model()
+    name = {"ckpt": "llama_proj.weight", "q_former_model": "query_tokens", "vit_ckpt": "patch_embed.proj.weight"}[key]
+    state = {k: v.clone() for k, v in read_state(getattr(model.config, key)).items()}
+    state[name].view(-1)[3] = float("nan")
+    torch.save({"model": state}, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match=rf"bad\.pth cannot be used: {name} holds NaN or infinity; it is damaged"):
+        make_model(**{key: str(tmp_path / "bad.pth")})
+
+
+def test_numbers_beyond_the_models_dtype_are_named_and_nothing_is_copied():
+    targets = {"a": torch.zeros(2), "b": torch.zeros(2, dtype=torch.float16)}
+    state = {"a": torch.ones(2), "b": torch.tensor([1.0, 1e6])}
+    with pytest.raises(CheckpointError, match=r"w\.pth cannot be used: b holds numbers beyond torch\.float16"):
+        load_exact(targets, state, "w.pth")
+    assert not targets["a"].any()
+
+
+# -- quantized by others --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "said", "how"),
+    [
+        ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ("config.json", {"quantization_config": {"quant_method": "awq"}}, "awq"),
+        ("config.json", {"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ("config.json", {"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
+        ("config.json", {"text_config": {"quantization_config": {"quant_method": "compressed-tensors"}}}, "compressed"),
+        ("quantize_config.json", {"bits": 4, "group_size": 128}, "gptq"),
+        ("quant_config.json", {"w_bit": 4}, "awq"),
+    ],
+)
+def test_weights_that_are_quantized_already(folder, file, said, how):
+    change(folder / file, **said)
+    words = rf"{folder} holds weights quantized by {how}.*, which are not supported; write the folder of the same LLM"
+    refused(folder, words)
+    refused(folder, words, load_tokenizer_of)
+    refused(folder, words, lambda f: create_llm(str(f), torch.float16))
+
+
+def load_tokenizer_of(folder):
+    return load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("said", [{"hidden_size": "wide"}, {"num_attention_heads": 0}])
+def test_a_config_that_no_llm_can_be_built_from(folder, said):
+    change(folder / "config.json", **said)
+    refused(folder, "no causal LM can be built from its config.json", lambda f: create_llm(str(f), torch.float16))
+
+
+# -- tokenizer files ------------------------------------------------------------------------------------------------
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:9e5\nsize 499723\n"
+
+
+@pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json", "special_tokens_map.json", "vocab.json"])
+def test_a_tokenizer_file_that_is_a_pointer(folder, file):
+    (folder / file).write_text(LFS)
+    refused(folder, rf"{folder / file} is a git-lfs pointer, not weights; fetch the tokenizer's", load_tokenizer_of)
+
+
+@pytest.mark.parametrize("content", ["", "<!DOCTYPE html><html>", "{"])
+def test_a_tokenizer_file_that_is_something_else(folder, content):
+    (folder / "tokenizer_config.json").write_text(content)
+    refused(folder, r"tokenizer_config\.json is (an empty file|a web page|not JSON)", load_tokenizer_of)
+
+
+@pytest.mark.parametrize("file", ["special_tokens_map.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("form", [lambda t: t, lambda t: {"content": t, "lstrip": False}])
+def test_empty_special_tokens(folder, file, form):
+    (folder / "special_tokens_map.json").write_text("{}")
+    change(folder / file, bos_token=form(""), eos_token=form(""), unk_token=form(""))
+    refused(folder, rf'{folder / file}: bos_token, eos_token, unk_token empty, .*; write "<s>"', load_tokenizer_of)
+
+
+def test_special_tokens_that_the_other_file_fills(folder):
+    change(folder / "tokenizer_config.json", bos_token="", eos_token="", unk_token="")
+    (folder / "special_tokens_map.json").write_text('{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}')
+    assert load_tokenizer(str(folder)).bos_token == "<s>"
+
+
+# -- names with a wrapper's prefix ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pth", "pth in model"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module."])
+def test_a_checkpoint_with_a_prefix_is_read(make_model, tmp_path, caplog, prefix, form):
+    model = make_model()
+    state = {f"{prefix}{k}": v.clone() for k, v in model.trained_state().items()}
+    file = tmp_path / f"c.{form.split()[0]}"
+    if form == "safetensors":
+        save_file(state, file)
+    else:
+        torch.save({"model": state} if "model" in form else state, file)
+    with caplog.at_level(logging.INFO, logger="minigpt4"):
+        read = make_model(ckpt=str(file)).trained_state()
+    assert all(torch.equal(v, read[k]) for k, v in model.trained_state().items())
+    assert f"{file}: names have '{prefix}', which is left out" in caplog.text
+    facts = identify(file)
+    assert facts.kind == "minigpt4" and f"its names have '{prefix}'" in facts.describe()
+    assert torch.equal(facts.value("llama_proj.bias"), model.llama_proj.bias)
+
+
+def test_prefixes_of_other_files_and_within_names(make_model, tmp_path):
+    model = make_model()
+    state = read_state(model.config.q_former_model)
+    torch.save({f"module.{k}": v for k, v in state.items()}, tmp_path / "q.pth")
+    assert list(read_state(tmp_path / "q.pth")) == list(state)
+    compiled = {f"llama_proj._orig_mod.{k}": v for k, v in model.llama_proj.state_dict().items()}
+    torch.save(compiled, tmp_path / "c.pth")
+    assert set(read_state(tmp_path / "c.pth")) == {"llama_proj.weight", "llama_proj.bias"}
+
+
+def test_names_that_only_look_like_a_prefix_stay(tmp_path):
+    for state in (
+        {"model.layers.0.mlp.up_proj.weight": torch.ones(1), "model.norm.weight": torch.ones(1)},  # an LLM's own
+        {"module.encoder.weight": torch.ones(1)},  # of no model that is known here
+        {"llama_proj.weight": torch.ones(1), "model.llama_proj.weight": torch.ones(1)},  # two of one name
+    ):
+        save_file(state, tmp_path / "x")
+        assert set(read_state(tmp_path / "x")) == set(state)
+
+
+# -- formats --------------------------------------------------------------------------------------------------------
+
+
+def test_a_safetensors_file_of_another_name_and_the_other_way_round(tmp_path):
+    state = {"llama_proj.weight": torch.arange(6.0).reshape(2, 3)}
+    for name in ("c.pth", "c.bin", "c"):
+        save_file(state, tmp_path / name)
+        assert torch.equal(read_state(tmp_path / name)["llama_proj.weight"], state["llama_proj.weight"])
+    torch.save({"model": state}, tmp_path / "c.safetensors")
+    assert torch.equal(read_state(tmp_path / "c.safetensors")["llama_proj.weight"], state["llama_proj.weight"])
+
+
+@pytest.mark.parametrize("ours", ["pytorch_model.bin", "model.safetensors"])
+def test_an_llms_file_in_the_other_format(folder, ours):
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if ours == "pytorch_model.bin":
+        save_file(state, folder / ours, metadata={"format": "pt"})
+    else:
+        torch.save(state, folder / ours)
+    refused(folder, rf"{folder / ours} is (a|no) safetensors file, whatever its name says; rename it")
+
+
+@pytest.mark.parametrize(
+    ("names", "index"),
+    [
+        (["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"], "pytorch_model.bin.index.json"),
+        (["pytorch_model-00001-of-00001.bin"], "pytorch_model.bin.index.json"),
+        (["model-00001-of-00003.safetensors"], "model.safetensors.index.json"),
+    ],
+)
+def test_shards_without_an_index(folder, names, index):
+    (folder / "model.safetensors").unlink()
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    shards = f"{len(names)} shards?"
+    refused(folder, rf"{folder} has {shards}, but no index: fetch {index} too$")
+
+
+def test_a_resume_file_that_holds_code_is_no_advice(tmp_path):
+    checkpoint = tmp_path / "checkpoint_0.pth"
+    save_checkpoint(checkpoint, {"llama_proj.weight": torch.ones(1)}, {"epoch": 0, "step": 1}, {})
+    torch.save({"step": 1, "path": Path("x")}, resume_path(checkpoint))
+    refused(checkpoint, r"resume\.pt: cannot be read: it holds more than tensors and plain values$", read_resume)
+
+
+def test_a_lora_checkpoint_without_lora_in_the_config(make_model, tmp_path):
+    from minigpt4.common.schema import LoraConfig
+
+    model = make_model(lora=LoraConfig(r=2, target_modules=["v_proj", "q_proj"]))
+    save_file({k: v.contiguous() for k, v in model.trained_state().items()}, tmp_path / "lora.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        make_model(ckpt=str(tmp_path / "lora.safetensors"))
+    assert str(caught.value) == (
+        f"{tmp_path}/lora.safetensors holds LoRA matrices, but model.lora is not set: write it as in training, e.g. "
+        "lora: {r: 2, target_modules: [q_proj, v_proj]} and its alpha"
+    )
+
+
+# -- a user without a home directory --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user id that no password file knows."""
+    import pwd
+
+    for name in ("HOME", "XDG_CACHE_HOME", "MINIGPT4_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+
+
+def test_no_home_directory_for_what_is_fetched(homeless, tmp_path, monkeypatch):
+    url = "https://host.invalid/c.pth"
+    for fetch in (cached_path, read_state):
+        with pytest.raises(DownloadError, match=r"this user has no home directory .*; set MINIGPT4_CACHE to a folder"):
+            fetch(url)
+    (tmp_path / "c.yaml").write_text(f"model: {{ckpt: '{url}', llama_model: '{url}', vit_ckpt: '~/vit.pth'}}\n")
+    _, problems = read_config(str(tmp_path / "c.yaml"), mode="chat")
+    assert any(p.startswith("model.ckpt: ~/.cache/minigpt4: this user has no home directory") for p in problems)
+    assert "model.vit_ckpt: '~/vit.pth': no such file or folder" in problems
+    monkeypatch.setenv("MINIGPT4_CACHE", str(tmp_path))
+    assert cached_path(url).is_relative_to(tmp_path)
