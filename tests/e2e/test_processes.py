@@ -41,6 +41,10 @@ ImageTextPretrain.build_loader = lambda self, rank, world, seed, before=None: Ha
 if os.environ.get("AS_ON_GPUS"):
     # accelerate takes gloo's processes for GPUs: it then refuses a model that holds sharded parameters.
     Accelerator.multi_device = property(lambda self: self.use_distributed)
+    wrap = torch.nn.parallel.DistributedDataParallel.__init__
+    torch.nn.parallel.DistributedDataParallel.__init__ = (
+        lambda self, module, device_ids, output_device, **keys: wrap(self, module, **keys)
+    )
 sys.exit(train.main(sys.argv[1:]))
 """
 
@@ -59,8 +63,8 @@ def trained(write_config, data, tmp_path):
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
             environment = {**os.environ, **ONE_THREAD, **(place if world > 1 else {})}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            if parallel == "fsdp":  # DDP without device_ids, as on CPU
-                environment |= {"AS_ON_GPUS": "1", "ACCELERATE_BYPASS_DEVICE_MAP": "true"}
+            if parallel == "fsdp":
+                environment |= {"AS_ON_GPUS": "1"}
             command = [sys.executable, str(tmp_path / "given.py"), "--cfg-path", config]
             runs.append(subprocess.Popen(command, env=environment, cwd=PROJECT, stderr=subprocess.PIPE, text=True))
         said = [run.communicate(timeout=120)[1] for run in runs]
