@@ -67,8 +67,15 @@ def read_config(
     import_user_modules(config.run.import_modules, Path(path).parent, problems)
     meaning: list[str] = []
     check_meaning(config, mode, meaning)
-    problems += [p for p in meaning if not any(p.startswith((f"{key}:", f"{key}.")) for key in wrong)]
+    problems += [p for p in meaning if not any(_is_about(p, key) for key in wrong)]
     return config, problems
+
+
+def _is_about(problem: str, key: str) -> bool:
+    """Whether a problem is of `key`, or of a key of its section and says how the two go together."""
+    section, _, name = key.rpartition(".")
+    together = problem.startswith(f"{section}.") and re.search(rf"\b{re.escape(name)}\b", problem)
+    return problem.startswith((f"{key}:", f"{key}.")) or bool(section and together)
 
 
 def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, dict]]:

@@ -276,11 +276,11 @@ from minigpt4.runners.runner import Runner
 from minigpt4.tasks import ImageTextPretrain
 
 texts = []
-step, end = ImageTextPretrain.train_step, Runner._train
+build, end = ImageTextPretrain.build_batch, Runner._train
 
-def train_step(self, model, batch):
-    texts.extend(batch["text_input"])
-    return step(self, model, batch)
+def build_batch(self, model, samples):
+    texts.extend(samples["text_input"])
+    return build(self, model, samples)
 
 def _train(self):
     try:
@@ -295,7 +295,7 @@ def _train(self):
         with open(sys.argv[3] + f".{self.rank}", "w") as file:
             json.dump(facts, file)
 
-ImageTextPretrain.train_step, Runner._train = train_step, _train
+ImageTextPretrain.build_batch, Runner._train = build_batch, _train
 sys.exit(train.main(sys.argv[1:3]))
 '''
 
