@@ -102,7 +102,9 @@ class StandInTokenizer:
 
     bos_token_id, eos_token_id, pad_token_id, pad_token = 1, 2, 2, "</s>"
 
-    def __call__(self, text: str, add_special_tokens: bool = False) -> dict[str, list[int]]:
+    def __call__(self, text: str | list[str], add_special_tokens: bool = False) -> dict[str, list]:
+        if isinstance(text, list):
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
         return {"input_ids": [3] * len(re.findall(r"\n|\w+|[^\w\s]+", text))}
 
 
