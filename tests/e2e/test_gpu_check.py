@@ -16,10 +16,11 @@ from tests.gpu.wheels import keep_cuda
 PROJECT = Path(__file__).parents[2]
 
 
+@pytest.mark.timeout(900)  # half a minute of it is imports, and other tests may run beside it
 def test_every_part_runs_on_a_cpu(tmp_path):
     out = tmp_path / "gpu.json"
     command = [sys.executable, "-m", "tests.gpu", "--device", "cpu", "--small", "--out", str(out)]
-    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=290)
+    run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=880)
     assert run.returncode == 0, run.stdout + run.stderr
     results = json.loads(out.read_text())
     assert list(results["parts"]) == list(LIMITS)
@@ -28,7 +29,7 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     assert rows["a, fp32"]["values"]["arrays"] >= 56
     assert rows["stage 1, training"]["values"]["planned_samples_per_second"] > 0
     assert 0 < rows["8 bit"]["values"]["logits_error"] < rows["4 bit"]["values"]["logits_error"]
-    assert rows["torchrun, killed and resumed"]["values"]["steps"] == 20
+    assert rows["torchrun, killed and resumed"]["values"]["steps"] == 8
     assert rows["torch.compile"]["values"]["loss_difference"] < 1e-3
     assert "| stage 2, training | ok | 2 |" in page(results)
     assert list(tmp_path.iterdir()) == [out]

@@ -23,7 +23,7 @@ from .setting import GOLDEN, NotRun, Setting, relative_error
 sys.path.append(str(Path(__file__).parents[1]))  # for tests/training.py
 
 PROJECT = Path(__file__).parents[2]
-STEPS, KILL_AT = 40, 12
+STEPS, KILL_AT = 40, 12  # small: 8, 4
 NEAR = 5e-2  # relative difference of the losses of two runs of the same batches; GPU kernels add up in any order
 
 
@@ -48,7 +48,7 @@ class Bench:
         from training import lay_config
 
         folder = self.setting.folder
-        steps = KILL_AT + 8 if self.setting.small else STEPS
+        steps = 8 if self.setting.small else STEPS
         run = {
             "device": self.setting.device.type,
             "max_epoch": 1,
@@ -84,7 +84,7 @@ class Bench:
                 self.start("ddp", self.world)
             if self.setting.cuda:
                 self.start("fp16", amp_dtype="fp16")
-        while len(self.rows("killed")) < KILL_AT:
+        while len(self.rows("killed")) < (4 if small else KILL_AT):
             if self.runs["killed"].poll() is not None:
                 raise RuntimeError(f"the run ended by itself: {self.said('killed')}")
             time.sleep(0.01)
