@@ -42,7 +42,6 @@ GPUS = {
         Gpu("l40s", "L40S 48 GB", 45, 362, 91.6, 864, 16, "NVIDIA L40S data sheet"),
         Gpu("a100-80g", "A100 SXM 80 GB", 80, 312, 19.5, 2039, 300, "NVIDIA A100 data sheet"),
         Gpu("h100", "H100 SXM 80 GB", 79.6, 989, 66.9, 3350, 450, "NVIDIA H100 data sheet"),
-        Gpu("h200", "H200 SXM 141 GB", 140.4, 989, 66.9, 4800, 450, "NVIDIA H200 data sheet"),
         Gpu(
             "cpu", "CPU, 16 cores, 64 GB", 64, 1.54, 1.54, 76.8, 10,
             "16 cores x 3.0 GHz x 32 fp32 FLOP a cycle (AVX2 FMA); two channels of DDR5-4800", bf16=False, kind="cpu",
@@ -51,21 +50,10 @@ GPUS = {
 }  # fmt: skip
 
 
-def find_gpu(name: str, memory: float = 0) -> Gpu | None:
-    """The GPU that PyTorch calls `name`, e.g. `NVIDIA A100-SXM4-80GB`; None: not known.
-
-    Args:
-        memory: GiB, to tell apart cards of one name.
-    """
-    words = re.findall(r"\w+", name.lower())
-    known = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in words]
-    return min(known, key=lambda gpu: abs(gpu.memory - memory), default=None)
-
-
 def peak_flops(name: str) -> float | None:
-    """Its 16-bit peak, FLOP/s; None: not known."""
-    gpu = find_gpu(name)
-    return gpu and gpu.tflops16 * 1e12
+    """The 16-bit peak, FLOP/s, of the GPU that PyTorch calls `name`, e.g. `NVIDIA A100-SXM4-80GB`; None: not known."""
+    words = re.findall(r"\w+", name.lower())
+    return next((gpu.tflops16 * 1e12 for gpu in GPUS.values() if gpu.name.split("-")[0] in words), None)
 
 
 def roofline(work: Work, gpu: Gpu) -> float:
@@ -87,3 +75,14 @@ def all_gather(size: int, gpu: Gpu, nproc: int, nodes: int) -> float:
     """Seconds in which all processes get the `size` bytes that are parted among them: each receives (n - 1) / n."""
     n = nproc * nodes
     return (n - 1) / n * size / ((NETWORK if nodes > 1 else gpu.link) * 1e9)
+
+
+def card_called(name: str, memory: float = 0) -> Gpu | None:
+    """The GPU that PyTorch calls `name`, e.g. `NVIDIA A100-SXM4-80GB`; None: not known.
+
+    Args:
+        memory: GiB, to tell apart cards of one name.
+    """
+    words = re.findall(r"\w+", name.lower())
+    known = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in words]
+    return min(known, key=lambda gpu: abs(gpu.memory - memory), default=None)

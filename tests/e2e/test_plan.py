@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from minigpt4.tools.plan.gpus import EFFICIENCY, GPUS, Work, all_reduce, roofline
 from torch import nn
 
-from minigpt4.common.gpus import EFFICIENCY, GPUS, Work, all_reduce, roofline
 from minigpt4.tools.cli import main
 from minigpt4.tools.plan import count as plan_count
 from minigpt4.tools.plan import table as plan_table

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 from minigpt4 import conversation, tasks  # noqa: F401  (fill the registries)
 from minigpt4.common.config import load_config
-from minigpt4.common.gpus import GPUS, Gpu, find_gpu
+from minigpt4.common.gpus import GPUS, Gpu, card_called
 from minigpt4.common.logger import read_log
 from minigpt4.common.precision import resolve_precision
 from minigpt4.common.schema import Config
@@ -178,7 +178,7 @@ def card_of(setting: Setting) -> Gpu | None:
     if not setting.cuda:
         return GPUS["cpu"]
     card = torch.cuda.get_device_properties(setting.device)
-    return find_gpu(card.name, card.total_memory / GIB)
+    return card_called(card.name, card.total_memory / GIB)
 
 
 def free_memory(device: torch.device) -> None:
