@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: help quickstart tiny test test-fast demo lint format clean
+.PHONY: help quickstart tiny test test-fast gpu-check demo lint format clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -40,6 +40,9 @@ test: $(VENV)/installed-dev  ## run all tests (unit, golden, end to end)
 
 test-fast: $(VENV)/installed-dev  ## run the unit and golden tests only
 	$(BIN)/python -m pytest tests/unit tests/golden
+
+gpu-check: $(VENV)/installed-dev  ## on a GPU of 80 GB, 8 minutes: the numbers, speed and memory (docs/gpu.md)
+	$(BIN)/python -m tests.gpu
 
 lint: $(VENV)/installed-dev  ## check the style
 	$(BIN)/ruff check .

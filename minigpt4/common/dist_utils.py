@@ -73,6 +73,7 @@ def choose_device(name: str | None = None, said: str = "", instead: str = "--dev
             raise DeviceError(f"{said}: PyTorch finds no CUDA GPU on this machine; write {instead}")
         if (device.index or 0) >= count:
             raise DeviceError(f"{said}: the GPUs here are 0 to {count - 1}; write one of these, or {instead}")
+        return torch.device("cuda", device.index or 0)  # torch.cuda.set_device takes no device without a number
     return device
 
 

@@ -95,3 +95,14 @@ def all_gather(size: int, gpu: Gpu, nproc: int, nodes: int) -> float:
     """Seconds in which all processes get the `size` bytes that are parted among them: each receives (n - 1) / n."""
     n = nproc * nodes
     return (n - 1) / n * size / ((NETWORK if nodes > 1 else gpu.link) * 1e9)
+
+
+def card_called(name: str, memory: float = 0) -> Gpu | None:
+    """The GPU that PyTorch calls `name`, e.g. `NVIDIA A100-SXM4-80GB`; None: not known.
+
+    Args:
+        memory: GiB, to tell apart cards of one name.
+    """
+    words = re.findall(r"\w+", name.lower())
+    known = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in words]
+    return min(known, key=lambda gpu: abs(gpu.memory - memory), default=None)

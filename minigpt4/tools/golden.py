@@ -107,6 +107,6 @@ def write_published_files(golden: Path, out: Path) -> dict:
     )
 
 
-def golden_model(golden: Path, out: Path, **changes) -> MiniGPT4:
+def golden_model(golden: Path, out: Path, device: torch.device | str = "cpu", **changes) -> MiniGPT4:
     """The golden set's model, built through the real loaders. `changes` override ModelConfig keys."""
-    return MiniGPT4(ModelConfig(**{**write_published_files(golden, out), **changes}))
+    return MiniGPT4(ModelConfig(**{**write_published_files(golden, out), **changes}), device)

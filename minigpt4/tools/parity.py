@@ -39,8 +39,8 @@ class Row:
         return self.error <= (0 if self.exact else tolerance)
 
 
-def compare(golden: Path) -> Iterator[Row]:
-    """Every array of a golden set against ours.
+def compare(golden: Path, device: torch.device | str = "cpu") -> Iterator[Row]:
+    """Every array of a golden set against ours, which `device` computes in fp32.
 
     Raises:
         CheckpointError: DIR is no golden set, or its weights do not fit the dimensions it states.
@@ -51,15 +51,15 @@ def compare(golden: Path) -> Iterator[Row]:
 
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder)
-        model = golden_model(golden, files).eval()
+        model = golden_model(golden, files, device).eval()
         present = {file.stem for file in golden.glob("*.npz")}
         if "forward" in present:
             yield from _vision(golden, model)
         for case in ("stage1", "stage1_eos_in_text", "stage2"):
             if case in present:
-                yield from _loss(golden, files, case, meta[f"{case}.npz"])
+                yield from _loss(golden, files, case, meta[f"{case}.npz"], device)
         if "train_run" in present:
-            yield from _training(golden, files, meta["train_run"])
+            yield from _training(golden, files, meta["train_run"], device)
         if "image" in present:
             yield from _images(golden, meta["config"]["vit"]["img_size"])
         for name in ("chat", "chat_unk"):
@@ -69,7 +69,9 @@ def compare(golden: Path) -> Iterator[Row]:
 
 
 def _row(file: str, array: str, ours, theirs: np.ndarray) -> Row:
-    ours = ours.detach().float().numpy() if torch.is_tensor(ours) and ours.is_floating_point() else np.asarray(ours)
+    if torch.is_tensor(ours):
+        ours = (ours.float() if ours.is_floating_point() else ours).detach().cpu().numpy()
+    ours = np.asarray(ours)
     exact = theirs.dtype.kind in "iu"
     if ours.shape != theirs.shape:
         return Row(file, array, float("inf"), exact)
@@ -82,7 +84,7 @@ def _vision(golden: Path, model) -> Iterator[Row]:
     from ..models.eva_vit import encode_tokens
 
     g = read_arrays(golden, "forward")
-    image = torch.from_numpy(g["image"])
+    image = torch.from_numpy(g["image"]).to(model.device)
     patches = encode_tokens(model.visual_encoder, image)
     normed = model.ln_vision(patches)
     queries = model.Qformer(
@@ -96,15 +98,15 @@ def _vision(golden: Path, model) -> Iterator[Row]:
     yield _row("forward", "atts_img", torch.ones(projected.shape[:2], dtype=torch.long), g["atts_img"])
 
 
-def _loss(golden: Path, files: Path, case: str, facts: dict) -> Iterator[Row]:
-    from ..models.batch import full_labels
+def _loss(golden: Path, files: Path, case: str, facts: dict, device: torch.device | str) -> Iterator[Row]:
+    from ..models.batch import full_labels, to_device
 
     g, image = read_arrays(golden, case), torch.from_numpy(read_arrays(golden, "forward")["image"])
-    model = golden_model(golden, files, max_txt_len=facts["max_txt_len"], end_sym=facts["end_sym"])
+    model = golden_model(golden, files, device, max_txt_len=facts["max_txt_len"], end_sym=facts["end_sym"])
     model.prompt_list = [facts["prompt"]] if facts["prompt"] else []
     samples = {"image": image, "text_input": facts["captions"]}
 
-    batch = model.build_batch(samples)
+    batch = to_device(model.build_batch(samples), model.device)
     start = g["attention_mask"].shape[1] - g["input_ids"].shape[1]  # of the text
     yield _row(case, "input_ids", batch["input_ids"][:, start:], g["input_ids"])
     yield _row(case, "text_attention_mask", batch["attention_mask"][:, start:], g["text_attention_mask"])
@@ -134,10 +136,10 @@ def _loss(golden: Path, files: Path, case: str, facts: dict) -> Iterator[Row]:
     yield _row(case, "grad_llama_proj_bias", model.llama_proj.bias.grad, g["grad_llama_proj_bias"])
 
 
-def _training(golden: Path, files: Path, facts: dict) -> Iterator[Row]:
+def _training(golden: Path, files: Path, facts: dict, device: torch.device | str) -> Iterator[Row]:
     """The steps of meta's `batch_rule`."""
     g, run, captions = read_arrays(golden, "train_run"), facts["run_cfg"], facts["captions"]
-    model = golden_model(golden, files)
+    model = golden_model(golden, files, device)
     optimizer = torch.optim.AdamW(parameter_groups(model, run["weight_decay"]), lr=run["init_lr"])
     losses, rates = [], []
     for step in range(len(g["loss"])):

@@ -37,7 +37,7 @@ def facts(model, meta: dict, chat_image: Tensor | None, context: Tensor | None) 
         yield "post_processing", (ids, chat._text(ids)), (case["returned_ids"], case["answer"].removesuffix("</s>"))
     if "conversation" in meta:
         conv = chat.new_conversation()
-        conv.pending = [torch.zeros(1, model.llama_proj.out_features)]
+        conv.pending = [torch.zeros(1, model.llama_proj.out_features, device=model.device)]
         for name, question in (("turn1", "q1"), ("turn2", "q2")):
             chat.ask(question, conv)
             yield f"conversation.{name}", conv.prompt(), meta["conversation"][name]
@@ -48,8 +48,8 @@ def facts(model, meta: dict, chat_image: Tensor | None, context: Tensor | None) 
         for case in meta.get("chat_trim", []):
             # The original cut off the head, BOS and image too; ours drops whole turns instead. What it made of the
             # rest is compared.
-            rest = context[:, -case["context_len_fed"] :]
-            mask = torch.ones(rest.shape[:2], dtype=torch.long)
+            rest = context[:, -case["context_len_fed"] :].to(model.device)
+            mask = torch.ones(rest.shape[:2], dtype=torch.long, device=model.device)
             greedy = Decoding(do_sample=False, max_new_tokens=case["max_new_tokens"])
             (ids,) = chat._generate(rest, mask, greedy, case["max_new_tokens"], None)
             yield "chat_trim", (ids, chat._text(ids)), (case["ids"], case["text"])

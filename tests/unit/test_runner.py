@@ -446,7 +446,8 @@ def test_devices(monkeypatch):
             choose_device(wrong)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert training_device("auto") == torch.device("cuda")
+    assert training_device("auto") == training_device("cuda") == torch.device("cuda:0")
+    assert choose_device("cuda") == torch.device("cuda:0")  # torch.cuda.set_device refuses `cuda` without a number
     assert choose_device("cuda:1") == torch.device("cuda:1") == training_device("cuda:1")
     with pytest.raises(DeviceError, match="0 to 1"):
         choose_device("cuda:2")
