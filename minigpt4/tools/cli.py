@@ -12,7 +12,7 @@ VERBS = {
     "features": ("features", "compute what the frozen ViT makes of a config's pictures, once for all its epochs"),
     "describe": ("describe", "say what is in pictures, without a browser"),
     "eval": (".evaluation.run", "score a model on pictures: captions, things named, broken answers, questions"),
-    "curate": (".curation.run", "make stage 2's pairs: a model describes photos, human captions repair what it says"),
+    "curate": (".curation.run", "make stage-2 data: a model describes photos, bad sentences are dropped"),
     "doctor": ("doctor", "say what is wrong with a config's files and this machine, and what to do"),
     "parity": ("parity", "compare this model with the original on a golden set"),
     "export": ("export", "write the weights of a checkpoint alone, as safetensors"),
