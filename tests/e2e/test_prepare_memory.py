@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minigpt4.tools.vicuna.llama_meta import LlamaSizes
-from minigpt4.tools.vicuna.sharded import plan_shards
+from minigpt4.convert.vicuna.llama_meta import LlamaSizes
+from minigpt4.convert.vicuna.sharded import plan_shards
 
 # 150M parameters, 299 MB in fp16; the largest tensor is 11 MB.
 SIZES = LlamaSizes(1024, 2816, 12, 16, 16, 384, 1e-6, 10000.0, 2048)
@@ -18,7 +18,7 @@ MEASURE = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from minigpt4.tools.vicuna.prepare import open_job, prepare
+from minigpt4.convert.vicuna.prepare import open_job, prepare
 torch.set_num_threads(1)
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

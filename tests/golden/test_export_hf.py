@@ -20,13 +20,13 @@ from minigpt4.common.config import load_config
 from minigpt4.common.registry import CONVERSATIONS, PROCESSORS
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.prompts import ChatState, Turn
+from minigpt4.convert.hf import export_hf
+from minigpt4.convert.hf import text as hf_text
+from minigpt4.convert.hf import wide as hf_wide
+from minigpt4.convert.hf.layout import published_name, to_hf
 from minigpt4.tasks import build_model
 from minigpt4.tools import cli
 from minigpt4.tools.golden import read_meta, write_published_files
-from minigpt4.tools.hf import export_hf
-from minigpt4.tools.hf import text as hf_text
-from minigpt4.tools.hf import wide as hf_wide
-from minigpt4.tools.hf.layout import published_name, to_hf
 
 SETS = ["a", "c"]  # in `c` the ViT's output varies so little that the norm's epsilon decides
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))

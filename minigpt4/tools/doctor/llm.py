@@ -16,10 +16,10 @@ from transformers import AutoConfig
 from ...common.checkpoint import HARMLESS
 from ...common.errors import CheckpointError, some
 from ...common.identify import DOWNLOAD_AGAIN, KINDS, NO_WEIGHTS, FileFacts, amount, gigabytes, identify
+from ...convert.vicuna.llama_meta import MODEL_SIZES
+from ...convert.vicuna.prepare import DELTA_NORM
 from ...models.llm import create_llm
 from ...models.llm_loading import WEIGHT_FILES
-from ..vicuna.llama_meta import MODEL_SIZES
-from ..vicuna.prepare import DELTA_NORM
 from .page import LOOK, OK, WRONG, Row
 
 KEY = "model.llama_model"

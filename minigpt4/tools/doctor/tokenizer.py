@@ -7,9 +7,9 @@ from transformers.utils import logging as transformers_logging
 
 from ...common.errors import UserError, some
 from ...common.identify import KINDS, identify
+from ...convert.vicuna.tokenizer import PAD
+from ...convert.vicuna.verify import read_record
 from ...models.llm import load_tokenizer
-from ..vicuna.tokenizer import PAD
-from ..vicuna.verify import read_record
 from .llm import VICUNA, LlmFolder, read_json
 from .page import OK, WRONG, Row
 

@@ -1,8 +1,6 @@
 """Is a folder that prepare-vicuna made whole, and does it speak?"""
 
-import contextlib
 import hashlib
-import io
 import json
 import math
 import tempfile
@@ -11,9 +9,9 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from ...common.errors import CheckpointError, some
+from ...common.logger import quiet_transformers
 from ...models.llm import load_tokenizer
 from .llama_meta import TransformersLlama
 from .sharded import damaged_tensors
@@ -108,17 +106,12 @@ def speak(folder: Path, prompt: str) -> tuple[float, str]:
         mean loss on a plain English sentence, in nats a token, and a greedy continuation of `prompt`.
     """
     tokenizer = load_tokenizer(str(folder))
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stderr(io.StringIO()):  # progress bars
-            llm = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", device_map={"": "disk"}, offload_folder=unused, local_files_only=True
-            )
-            ids = torch.tensor([tokenizer(ENGLISH).input_ids])
-            loss = llm(input_ids=ids, labels=ids).loss.item()
-            ids = torch.tensor([tokenizer(prompt).input_ids])
-            new = llm.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    with tempfile.TemporaryDirectory() as unused, quiet_transformers():
+        llm = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", device_map={"": "disk"}, offload_folder=unused, local_files_only=True
+        )
+        ids = torch.tensor([tokenizer(ENGLISH).input_ids])
+        loss = llm(input_ids=ids, labels=ids).loss.item()
+        ids = torch.tensor([tokenizer(prompt).input_ids])
+        new = llm.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
     return loss, tokenizer.decode(new[0, ids.shape[1] :])

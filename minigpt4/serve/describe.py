@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Describe every image; 1 when one of them could not be read (the others are answered all the same)."""
-    from ..serve import build_chat
+    from . import build_chat
 
     args.images = [picture for path in args.images for picture in pictures_of(path)]
     device = choose_device(args.device, f"--device {args.device}")
