@@ -14,13 +14,14 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 
-from ...common.checkpoint import atomic_save, save_weights
+from ...common.checkpoint import save_weights
 from ...common.config import load_config
 from ...common.errors import ConfigError
 from ...common.paths import resolve_path
 from ...common.precision import DTYPES
 from ...common.schema import Config, ModelConfig
 from ...tasks import build_model
+from ..sharded import check_shapes, write_json
 from . import wide as hf_wide
 from .check import compare, our_answer
 from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, OWN_SETTINGS, to_hf
@@ -153,7 +154,12 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
         dtype=dtype or llm.dtype,
         minigpt4=settings,
     )
-    check_shapes(config, state)
+    with torch.device("meta"):
+        theirs = Blip2ForConditionalGeneration(config).state_dict()
+    wanted = {k: tuple(v.shape) for k, v in theirs.items()}
+    if config.tie_word_embeddings:
+        wanted = {k: v for k, v in wanted.items() if k in state or not k.endswith("lm_head.weight")}
+    check_shapes({k: tuple(v.shape) for k, v in state.items()}, wanted, "export-hf: a BLIP-2 of these sizes")
     config.save_pretrained(folder)
     save_shards(state, folder)
     dtypes = sorted({str(v.dtype).removeprefix("torch.") for v in state.values()})
@@ -234,26 +240,10 @@ def smallest_variance(model: nn.Module) -> float:
     )
 
 
-def check_shapes(config: Blip2Config, state: dict[str, Tensor]) -> None:
-    """Raises ConfigError unless transformers' model has exactly these tensors."""
-    with torch.device("meta"):
-        theirs = Blip2ForConditionalGeneration(config).state_dict()
-    wanted = {k: tuple(v.shape) for k, v in theirs.items()}
-    if config.tie_word_embeddings:
-        wanted = {k: v for k, v in wanted.items() if k in state or not k.endswith("lm_head.weight")}
-    ours = {k: tuple(v.shape) for k, v in state.items()}
-    if ours != wanted:
-        some = sorted(k for k in ours.keys() | wanted.keys() if ours.get(k) != wanted.get(k))
-        raise ConfigError(
-            f"export-hf: transformers' BLIP-2 of these sizes has other weights: {', '.join(some[:5])} ({len(some)})"
-        )
-
-
 def save_shards(state: dict[str, Tensor], folder: Path) -> None:
     """model.safetensors, or numbered shards with their index; one shard's tensors are made contiguous at a time."""
     split = split_torch_state_dict_into_shards(state, max_shard_size=SHARD)
     for file, names in split.filename_to_tensors.items():
         save_weights({name: state[name] for name in names}, folder / file)
     if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        atomic_save(index, folder / INDEX_FILE, lambda data, path: Path(path).write_text(json.dumps(data, indent=2)))
+        write_json({"metadata": split.metadata, "weight_map": split.tensor_to_filename}, folder / INDEX_FILE)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...common.errors import CheckpointError
 
 IMAGE_TOKEN = "<ImageHere>"
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # transformers' names
+INDEX_FILE = "model.safetensors.index.json"  # transformers' name
 NORMS_FILE = "vision_norms.safetensors"  # ours: the original norms of a widened tower, see wide.py
 # Keys of the model's config that transformers' has no place for; import-hf needs them.
 OWN_SETTINGS = (

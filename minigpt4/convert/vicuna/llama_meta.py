@@ -7,7 +7,6 @@ Source: facebookresearch/llama's model.py (ColumnParallelLinear splits rows, Row
 columns), and transformers' convert_llama_weights_to_hf.py.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common.checkpoint import HARMLESS
 from ...common.errors import CheckpointError, some
-from .sharded import WeightFile
+from ..sharded import WeightFile, check_shapes, read_json, weight_paths
 
 # Meta's name -> (transformers' name, the axis along which the files split it; None: every file has all of it).
 IN_LAYER = {
@@ -99,7 +97,7 @@ class MetaLlama:
     """
 
     def __init__(self, folder: Path):
-        params = _read_json(folder / "params.json")
+        params = read_json(folder / "params.json")
         paths = sorted(folder.glob("consolidated.*.pth"))
         if not (folder / "consolidated.00.pth").is_file():
             raise CheckpointError(f"{folder}: has params.json, but no consolidated.00.pth; copy it here")
@@ -165,7 +163,7 @@ class TransformersLlama:
     """
 
     def __init__(self, folder: Path):
-        config = _read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         if config.get("model_type") != "llama":
             raise CheckpointError(f"{folder}: config.json says model_type {config.get('model_type')!r}, not 'llama'")
         self.folder, self.config = folder, config
@@ -181,7 +179,7 @@ class TransformersLlama:
             )  # fmt: skip
         except KeyError as error:
             raise CheckpointError(f"{folder}: config.json has no {error}") from None
-        self.files = [WeightFile(path) for path in _weight_paths(folder)]
+        self.files = [WeightFile(path) for path in weight_paths(folder)]
         self._place = {name: file for file in self.files for name in file.shapes}
         shapes = {name: file.shapes[name] for name, file in self._place.items()}
         check_shapes(shapes, self.sizes.shapes(), f"{folder} (by its config.json)")
@@ -212,49 +210,7 @@ def open_llama(folder: Path) -> Llama:
     raise CheckpointError(f"{folder}: has neither config.json (transformers) nor params.json (Meta){hint}")
 
 
-def check_shapes(found: dict[str, tuple], expected: dict[str, tuple], where: str) -> None:
-    """Raises CheckpointError that names what is missing, unexpected or of another shape."""
-    problems = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected and not HARMLESS.search(name)],
-        "of another shape": [
-            f"{name} {found[name]}, not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape
-        ],
-    }
-    lines = [f"  {what}: {some(names)}" for what, names in problems.items() if names]
-    if lines:
-        raise CheckpointError("\n".join([f"{where} does not hold the weights it should", *lines]))
-
-
 def _permute_rotary(weight: Tensor, heads: int) -> Tensor:
     """(heads * D, width): rows 0, 1, 2, 3, ... of each head become 0, 2, 4, ..., 1, 3, 5, ..."""
     rows, width = weight.shape
     return weight.view(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
-
-
-def _weight_paths(folder: Path) -> list[Path]:
-    for kind in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / f"{kind}.index.json").is_file():
-            index = _read_json(folder / f"{kind}.index.json")
-            names = sorted(set(index.get("weight_map", {}).values()))
-            if missing := [name for name in names if not (folder / name).is_file()]:
-                raise CheckpointError(f"{folder}: {some(missing)} of {len(names)} files is missing; fetch it again")
-            return [folder / name for name in names]
-        if (folder / kind).is_file():
-            return [folder / kind]
-    raise CheckpointError(
-        f"{folder}: no weights: neither pytorch_model.bin(.index.json) nor model.safetensors(.index.json) is there"
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-        if isinstance(data, dict):
-            return data
-        reason = "not an object"
-    except OSError as error:
-        reason = error.strerror
-    except ValueError as error:
-        reason = f"not JSON: {error}"
-    raise CheckpointError(f"{path}: cannot be read: {reason}")

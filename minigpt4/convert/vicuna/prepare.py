@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from ...common.errors import CheckpointError, UserError
 from ...common.file_system import lock
 from ...common.identify import gigabytes
 from ...common.precision import DTYPES
+from ..sharded import DiskFullError, damaged_tensors, parse_size, write_json, write_shard
 from .llama_meta import Llama, TransformersLlama, open_llama
-from .sharded import DiskFullError, damaged_tensors, parse_size, plan_shards, write_json, write_shard
 from .tokenizer import find_tokenizer, piece_count, special_ids, special_tokens, write_tokenizer
 from .verify import INDEX, RECORD, read_record, verify
 
@@ -52,8 +53,9 @@ class Job:
     @property
     def plan(self) -> dict[str, list[str]]:
         """File -> names of its tensors."""
-        count = {name: torch.Size(shape).numel() for name, shape in self.sizes.shapes().items()}
-        return plan_shards({name: n * self.dtype.itemsize for name, n in count.items()}, self.max_shard)
+        shapes = self.sizes.shapes().items()
+        tensors = {name: torch.empty(shape, dtype=self.dtype, device="meta") for name, shape in shapes}
+        return split_torch_state_dict_into_shards(tensors, max_shard_size=self.max_shard).filename_to_tensors
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of the result."""

@@ -9,7 +9,7 @@ import sentencepiece
 from ...common.checkpoint import atomic_save
 from ...common.errors import CheckpointError
 from ...models.llm import load_tokenizer
-from .sharded import write_json
+from ..sharded import write_json
 
 PAD = "[PAD]"  # Vicuna v0's one token more
 LLAMA_PIECES = 32000

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from ...common.errors import CheckpointError, some
 from ...common.logger import quiet_transformers
 from ...models.llm import load_tokenizer
+from ..sharded import damaged_tensors
 from .llama_meta import TransformersLlama
-from .sharded import damaged_tensors
 from .tokenizer import check_tokenizer
 
 INDEX = "model.safetensors.index.json"

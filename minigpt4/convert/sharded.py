@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common.checkpoint import atomic_save
-from ...common.errors import CheckpointError, UserError
-from ...common.identify import DOWNLOAD_AGAIN, identify
+from ..common.checkpoint import HARMLESS, atomic_save
+from ..common.errors import CheckpointError, UserError, some
+from ..common.identify import DOWNLOAD_AGAIN, identify
 
 SAFETENSORS_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 SUM_CHUNK = 1 << 16  # values turned into float64 at a time
@@ -44,21 +44,46 @@ class WeightFile:
         return self._facts.value(name)
 
 
-def plan_shards(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
-    """Deal tensors (name -> bytes) into files of at most `max_bytes` (more only for a tensor larger than that).
+def weight_paths(folder: Path) -> list[Path]:
+    for kind in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / f"{kind}.index.json").is_file():
+            index = read_json(folder / f"{kind}.index.json")
+            names = sorted(set(index.get("weight_map", {}).values()))
+            if missing := [name for name in names if not (folder / name).is_file()]:
+                raise CheckpointError(f"{folder}: {some(missing)} of {len(names)} files is missing; fetch it again")
+            return [folder / name for name in names]
+        if (folder / kind).is_file():
+            return [folder / kind]
+    raise CheckpointError(
+        f"{folder}: no weights: neither pytorch_model.bin(.index.json) nor model.safetensors(.index.json) is there"
+    )
 
-    Returns:
-        `model-00001-of-0000N.safetensors` -> names, in the order given.
-    """
-    groups: list[list[str]] = []
-    room = 0
-    for name, size in sizes.items():
-        if not groups or size > room:
-            groups.append([])
-            room = max_bytes
-        groups[-1].append(name)
-        room -= size
-    return {f"model-{i:05}-of-{len(groups):05}.safetensors": names for i, names in enumerate(groups, start=1)}
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if isinstance(data, dict):
+            return data
+        reason = "not an object"
+    except OSError as error:
+        reason = error.strerror
+    except ValueError as error:
+        reason = f"not JSON: {error}"
+    raise CheckpointError(f"{path}: cannot be read: {reason}")
+
+
+def check_shapes(found: dict[str, tuple], expected: dict[str, tuple], where: str) -> None:
+    """Raises CheckpointError that names what is missing, unexpected or of another shape."""
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected and not HARMLESS.search(name)],
+        "of another shape": [
+            f"{name} {found[name]}, not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape
+        ],
+    }
+    lines = [f"  {what}: {some(names)}" for what, names in problems.items() if names]
+    if lines:
+        raise CheckpointError("\n".join([f"{where} does not hold the weights it should", *lines]))
 
 
 def checksum(tensor: Tensor) -> dict[str, Any]:
