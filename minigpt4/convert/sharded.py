@@ -1,4 +1,4 @@
-"""Weight files larger than memory: read tensor by tensor, written tensor by tensor, and their checksums."""
+"""Read and write weight files larger than memory, one tensor at a time; checksums of tensors."""
 
 import errno
 import json
@@ -25,11 +25,10 @@ class DiskFullError(UserError):
 
 
 class WeightFile:
-    """One .bin, .pth or .safetensors file. Opening reads names and shapes; `read` maps one tensor from the disk, so
-    that it takes no memory of its own until it is copied.
+    """One .bin, .pth or .safetensors file. Opening it reads names and shapes; `read` memory-maps one tensor.
 
     Raises:
-        CheckpointError: the file holds no weights: a git-lfs pointer, a web page, cut off, ...
+        CheckpointError: the file holds no weights: a git-lfs pointer, a web page, truncated, ...
     """
 
     def __init__(self, path: Path):
@@ -40,11 +39,12 @@ class WeightFile:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._facts.tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        """The tensor, not to be written to."""
+        """The tensor by its name. Do not write to it."""
         return self._facts.value(name)
 
 
 def weight_paths(folder: Path) -> list[Path]:
+    """The weight files of a folder in transformers format. Raises CheckpointError when one is missing."""
     for kind in ("model.safetensors", "pytorch_model.bin"):
         if (folder / f"{kind}.index.json").is_file():
             index = read_json(folder / f"{kind}.index.json")
@@ -60,6 +60,7 @@ def weight_paths(folder: Path) -> list[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError when it cannot be read or is something else."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(data, dict):
@@ -73,7 +74,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def check_shapes(found: dict[str, tuple], expected: dict[str, tuple], where: str) -> None:
-    """Raises CheckpointError that names what is missing, unexpected or of another shape."""
+    """Raises CheckpointError when tensors are missing, unexpected or of another shape; it names them.
+
+    Args:
+        found, expected: name -> shape.
+        where: the file or folder, for the message.
+    """
     problems = {
         "missing": [name for name in expected if name not in found],
         "unexpected": [name for name in found if name not in expected and not HARMLESS.search(name)],
@@ -87,9 +93,9 @@ def check_shapes(found: dict[str, tuple], expected: dict[str, tuple], where: str
 
 
 def checksum(tensor: Tensor) -> dict[str, Any]:
-    """Shape, sum of the values, and CRC-32 of the bytes: small enough to keep for every tensor.
+    """Shape, sum of the values and CRC-32 of the bytes.
 
-    The sum is taken in float64, where adding up fp16 values is exact: it is the same on every machine.
+    The sum is taken in float64, where adding fp16 values is exact, so it is the same on every machine.
     """
     flat = tensor.contiguous().flatten()
     total = sum(float(chunk.double().sum()) for chunk in flat.split(SUM_CHUNK))
@@ -99,28 +105,28 @@ def checksum(tensor: Tensor) -> dict[str, Any]:
 def write_shard(
     path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tensor_of: Callable[[str], Tensor]
 ) -> dict[str, dict]:
-    """Write one safetensors file whole or not at all, holding one tensor in memory at a time.
+    """Write one safetensors file with one tensor in memory at a time; a failed write leaves no file.
 
-    safetensors' own `save_file` wants all tensors of the file at once.
+    safetensors' own `save_file` needs all tensors at once.
 
     Args:
         shapes: name -> shape, in the order they are written.
-        tensor_of: gives each in turn, of this shape and `dtype`.
+        tensor_of: returns the tensor of a name, in its shape and `dtype`.
     Returns:
         name -> checksum.
     Raises:
         CheckpointError: a tensor holds NaN or infinity; the file cannot be written.
-        DiskFullError: what it says.
+        DiskFullError: the disk is full.
     """
     sums: dict[str, dict] = {}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants to be told the framework
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers needs the framework
     offset = 0
     for name, shape in shapes.items():
         end = offset + torch.Size(shape).numel() * dtype.itemsize
         header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # data start at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8 bytes
 
     def save(_, temporary: str) -> None:
         with open(temporary, "wb") as file:
@@ -138,12 +144,12 @@ def write_shard(
 
 
 def write_json(data: Any, path: Path) -> None:
-    """Raises DiskFullError, CheckpointError."""
+    """Write a JSON file; a failed write leaves the old one. Raises DiskFullError, CheckpointError."""
     _save(data, path, lambda d, p: Path(p).write_text(json.dumps(d, indent=2, ensure_ascii=False) + "\n", "utf-8"))
 
 
 def damaged_tensors(path: Path, sums: Mapping[str, dict]) -> list[str]:
-    """Names of `sums` whose tensor in the safetensors file `path` is another now; all if it cannot be read."""
+    """The names whose tensor in the file `path` no longer has its checksum; all names if it cannot be read."""
     try:
         file = WeightFile(path)
     except CheckpointError:
@@ -155,7 +161,7 @@ def parse_size(text: str) -> int:
     """'5GB', '300MB', '1000000' -> bytes.
 
     Raises:
-        UserError: not a size, or nothing.
+        UserError: not a size, or zero.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
     size = float(match[1]) * 1000 ** "_KMGT".index(match[2].upper() or "_") if match else 0

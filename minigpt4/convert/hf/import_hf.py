@@ -1,7 +1,7 @@
-"""`minigpt4 import-hf FOLDER --out DIR`: an exported folder back into the files that the original reads.
+"""`minigpt4 import-hf FOLDER --out DIR`: convert an exported folder back into the files that the original reads.
 
 DIR gets `eva_vit_g.pth`, `blip2_qformer.pth`, `checkpoint_0.pth`, the folder `llama`, and `minigpt4.yaml`, which names
-them. Every weight is bit for bit as the folder has it.
+them. Every weight is bit for bit the folder's.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         atomic_save({"model": split["llama_proj."]}, partial / "checkpoint_0.pth")
         write_tokenizer(folder, config, partial / "llama")
         write_yaml(folder, config, out.absolute(), partial)
-    print(f"{out}: the published files; talk with `python demo.py --cfg-path {out / 'minigpt4.yaml'}`")
+    print(f"{out}: the published files; chat with `python demo.py --cfg-path {out / 'minigpt4.yaml'}`")
     return 0
 
 
@@ -112,7 +112,7 @@ def write_llm(
 
 
 def narrowed(state: dict[str, Tensor], folder: Path, config: Blip2Config) -> dict[str, Tensor]:
-    """The vision side of the plain layout, whichever the folder has."""
+    """The vision weights in the plain layout; a wide tower (wide.py) is narrowed."""
     width = config.minigpt4.get("vision_width")
     if width is None:
         return state
@@ -121,7 +121,7 @@ def narrowed(state: dict[str, Tensor], folder: Path, config: Blip2Config) -> dic
 
 
 def write_tokenizer(folder: Path, config: Blip2Config, out: Path) -> None:
-    """The tokenizer without the image's token, with the LLM's own chat template."""
+    """Write the tokenizer without the image token, with the LLM's own chat template."""
     data = read_json(folder / "tokenizer.json")
     data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != IMAGE_TOKEN]
     options = read_json(folder / "tokenizer_config.json")
@@ -138,7 +138,7 @@ def write_tokenizer(folder: Path, config: Blip2Config, out: Path) -> None:
 
 
 def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> None:
-    """minigpt4.yaml for demo.py and for training on; its paths are those of the finished folder."""
+    """Write minigpt4.yaml for demo.py and for training; its paths are those of the finished folder."""
     settings, vision, qformer = config.minigpt4, config.vision_config, config.qformer_config
     width = settings.get("vision_width", vision.hidden_size)
     heads = vision.num_attention_heads - ("vision_width" in settings)
@@ -147,7 +147,7 @@ def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> N
         "embed_dim": width,
         "depth": vision.num_hidden_layers,
         "num_heads": heads,
-        "mlp_ratio": round((vision.intermediate_size + 0.5) / width, 6),  # timm cuts off the decimals of ratio * width
+        "mlp_ratio": round((vision.intermediate_size + 0.5) / width, 6),  # timm rounds ratio * width down
         "qkv_bias": vision.qkv_bias,
     }
     same = int(EVA_CLIP_G["embed_dim"] * EVA_CLIP_G["mlp_ratio"]) == vision.intermediate_size

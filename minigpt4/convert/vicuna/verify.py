@@ -1,4 +1,4 @@
-"""Is a folder that prepare-vicuna made whole, and does it speak?"""
+"""Check a folder that prepare-vicuna made: shapes, checksums, tokenizer, and whether it knows English."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from .tokenizer import check_tokenizer
 INDEX = "model.safetensors.index.json"
 RECORD = "prepare_vicuna.json"
 ENGLISH = "The sun rises in the east and sets in the west. Water is made of hydrogen and oxygen."
-PROMPTS = {  # the turns each was trained on; LLaMA only continues text
+PROMPTS = {  # in the form that each was trained on; LLaMA only continues text
     "LLaMA": "The capital of France is",
     "Vicuna v0": "###Human: What is the capital of France?###Assistant:",
     "Vicuna v1.1 or later": "USER: What is the capital of France? ASSISTANT:",
@@ -29,10 +29,10 @@ NEW_TOKENS = 8
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """prepare_vicuna.json: what the folder was made from, and the checksums of its files; None if it is not there.
+    """The content of prepare_vicuna.json: the inputs and the files' checksums; None when there is no such file.
 
     Raises:
-        CheckpointError: it is there, but damaged.
+        CheckpointError: the file is damaged.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -46,10 +46,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def verify(folder: Path) -> int:
-    """Print what is in the folder; 0 when all of it is right, 1 when not.
+    """Print the results of all checks; return 0 when all passed, else 1.
 
     Raises:
-        CheckpointError: it was not made by prepare-vicuna, is not finished, or cannot be read at all.
+        CheckpointError: not made by prepare-vicuna, not finished, or unreadable.
     """
     if (record := read_record(folder)) is None:
         raise CheckpointError(f"{folder}: has no {RECORD}: it was not made by prepare-vicuna")
@@ -100,7 +100,7 @@ def _check_sums(folder: Path, record: dict[str, Any], names: set[str]) -> list[s
 
 @torch.no_grad()
 def speak(folder: Path, prompt: str) -> tuple[float, str]:
-    """The LLM on the CPU, one layer in memory at a time.
+    """Run the LLM on the CPU with one layer in memory at a time.
 
     Returns:
         mean loss on a plain English sentence, in nats a token, and a greedy continuation of `prompt`.
