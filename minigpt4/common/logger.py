@@ -1,10 +1,11 @@
 """Logging: people read the console of rank 0; programs read log.jsonl; TensorBoard reads its own files."""
 
+import io
 import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from textwrap import indent
 
@@ -21,6 +22,22 @@ def setup_logging(rank: int = 0) -> None:
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.INFO if rank == 0 else logging.ERROR)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the warnings and progress bars of transformers; our own checks report what is wrong."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        # The progress bar of the GGUF reader is a plain tqdm, which ignores transformers' settings.
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 class SideWork:

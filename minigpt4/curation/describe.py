@@ -1,4 +1,7 @@
-"""What the model says about the photos: the paper's question, "Continue" after a short answer, perhaps an editor."""
+"""Ask the model about the photos: the paper's question, "Continue" after a short answer, then perhaps an editor.
+
+Source: MiniGPT-4, section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,8 @@ from ..evaluation.answering import Item, answer_all, made_from
 from ..evaluation.data import Record
 from ..evaluation.judge import Judge
 from ..models.llm import load_tokenizer
-from .sentences import ended
+from .clean import SENTENCE_END
 
-# MiniGPT-4, section 3.2.
 QUESTION = "Describe this image in detail. Give as many details as possible. Say everything you see."
 CONTINUE = "Continue"
 SHORT = 80  # tokens; answers up to this length are continued
@@ -30,13 +32,14 @@ EDIT = (
 
 @dataclass(frozen=True)
 class Description:
-    """What was said about one photo.
+    """What the model said about one photo.
 
     Args:
-        first, second: the answer, and what "Continue" added; None where it was not asked.
-        cut: the first filled all its tokens.
-        hit_limit: the last of them did.
-        unreadable: why the picture cannot be read, so that nothing was said.
+        first: the answer to the question.
+        second: the answer to "Continue"; None when it was not asked.
+        cut: the first answer used all its tokens.
+        hit_limit: the last answer did.
+        unreadable: why the picture cannot be read; "" when it can.
     """
 
     first: str
@@ -47,15 +50,17 @@ class Description:
 
     @property
     def text(self) -> str:
-        """Both joined; an answer that stopped by itself without a full stop gets one."""
+        """Both answers joined, with a full stop between them where the first stopped by itself without one."""
         if not self.second:
             return self.first
-        return f"{self.first}{'' if self.cut or ended(self.first) else '.'} {self.second}"
+        return f"{self.first}{'' if self.cut or SENTENCE_END.search(self.first) else '.'} {self.second}"
 
 
 def second_question(template: Conversation, question: str, answer: str, again: str) -> str:
-    """A question that, asked as the first of a conversation, reads as `question`, `answer` and `again` in turn: so
-    second turns go through the chat in batches like first ones."""
+    """One question that the template writes as `question`, `answer` and `again` in three turns.
+
+    So second turns go through the chat in batches, as first turns do.
+    """
     before, after = template.user.split("{text}")
     answered = (template.past or template.assistant) + template.answer.replace("{text}", answer)
     return question + after + answered + before + again
@@ -72,43 +77,50 @@ def describe(
     goes_on: bool = True,
     batch: int = 16,
 ) -> list[Description] | None:
-    """What the config's model says about each photo. Answers are kept in `folder`: the same call goes on after a kill.
+    """Describe each photo with the config's model. Answers are kept in `folder`, so a killed call can be repeated.
 
     Args:
         make_chat: builds the model; not called when all answers are known.
-        decoding: how answers are drawn: max_new_tokens, do_sample, seed, ...
+        decoding: how answers are generated: max_new_tokens, do_sample, seed, ...
         goes_on: ask for more after an answer of SHORT tokens or less.
     Returns:
-        None in all processes but the first.
+        one description a photo; None in all processes but the first.
     """
     source, make_chat = made_from(config, decoding), cache(make_chat)
     items = [Item(record, question, "describe") for record in records]
     first = answer_all(make_chat, items, source, folder, batch, "describe: ", everywhere=goes_on)
-    if not goes_on:
-        return first and [
-            Description(a["answer"], None, a["hit_limit"], a["hit_limit"], a.get("unreadable", "")) for a in first
-        ]
-    tokenizer = load_tokenizer(local_path(config.model.llama_model), config.model.pad_token)
-    template = conversation_of(config.model.conv_template, tokenizer)
-    lengths = [len(tokenizer(a["answer"], add_special_tokens=False)["input_ids"]) for a in first]
-    short = [i for i, length in enumerate(lengths) if 0 < length <= SHORT]
-    items = [
-        Item(records[i], second_question(template, question, first[i]["answer"], CONTINUE), "continue") for i in short
-    ]
-    more = answer_all(make_chat, items, source, folder, batch, "continue: ")
-    if more is None:
+    if first is None:
         return None
-    second = dict(zip(short, more, strict=True))
-    found = []
-    for i, a in enumerate(first):
-        last = second.get(i)
-        found.append(Description(a["answer"], last and last["answer"], a["hit_limit"], (last or a)["hit_limit"],
-                                 a.get("unreadable", "")))  # fmt: skip
-    return found
+    second: dict[int, dict] = {}
+    if goes_on:
+        tokenizer = load_tokenizer(local_path(config.model.llama_model), config.model.pad_token)
+        template = conversation_of(config.model.conv_template, tokenizer)
+        lengths = [len(tokenizer(a["answer"], add_special_tokens=False)["input_ids"]) for a in first]
+        short = [i for i, length in enumerate(lengths) if 0 < length <= SHORT]
+        asked = [second_question(template, question, first[i]["answer"], CONTINUE) for i in short]
+        items = [Item(records[i], text, "continue") for i, text in zip(short, asked, strict=True)]
+        more = answer_all(make_chat, items, source, folder, batch, "continue: ")
+        if more is None:
+            return None
+        second = dict(zip(short, more, strict=True))
+    return [
+        Description(
+            first=a["answer"],
+            second=second[i]["answer"] if i in second else None,
+            cut=a["hit_limit"],
+            hit_limit=second.get(i, a)["hit_limit"],
+            unreadable=a.get("unreadable", ""),
+        )
+        for i, a in enumerate(first)
+    ]
 
 
 def edited(judge: Judge, texts: Sequence[str], file: Path) -> list[str]:
-    """Each text as the judge corrects it, by the paper's words; what is empty stays so. Replies are kept in `file`."""
+    """Each text as a chat model corrects it, asked in the paper's words; empty texts stay empty.
+
+    Args:
+        file: keeps the replies, so that nothing is asked twice.
+    """
     asked = [i for i, text in enumerate(texts) if text.strip()]
     replies = judge.replies([(f"{EDIT}\n\n{texts[i]}", None) for i in asked], file)
     found = dict(zip(asked, replies, strict=True))

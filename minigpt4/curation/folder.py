@@ -1,4 +1,4 @@
-"""The folder that stage 2 reads: filter_cap.json and image/, and beside them curation.jsonl, how each text was made."""
+"""Write the folder that stage 2 reads: filter_cap.json and image/, with curation.jsonl beside them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..evaluation.page import write_json
 
 
 def image_ids(records: Sequence[Record]) -> list[str]:
-    """A name for each photo's file in image/: its own, with the folders it lay in."""
+    """A unique name for each photo's file in image/, made from its path: a/red.png -> a_red."""
     names: list[str] = []
     taken: set[str] = set()
     for record in records:
@@ -31,10 +31,10 @@ def image_ids(records: Sequence[Record]) -> list[str]:
 
 
 def prepare(out: Path, records: Sequence[Record]) -> None:
-    """Make `out`, or see that nothing of a user's is lost in it; this comes before the long work.
+    """Make `out`, and check before the long work that no file of the user's would be overwritten.
 
     Raises:
-        DataError: it is no folder, somebody else's pairs lie in it, or another picture has the name of a photo.
+        DataError: `out` cannot be made, was not made by curate, or has another picture under a photo's name.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -49,15 +49,15 @@ def prepare(out: Path, records: Sequence[Record]) -> None:
 
 
 def write(out: Path, entries: Sequence[dict], copy: bool = False) -> None:
-    """Write `out`; filter_cap.json comes last, so that a folder which has it is whole.
+    """Write `out`. filter_cap.json comes last, so a folder that has it is complete.
 
-    Photos are linked: a second copy of a large set would fill the disk, and training reads through links. A PNG under
-    the name .jpg is read all the same, by what is in it.
+    Photos are linked, since a copy of a large set could fill the disk. A PNG under the name .jpg is no problem: readers
+    look at the content.
 
     Args:
-        out: as `prepare` left it.
-        entries: as run.py makes them; those without a text are told in curation.jsonl alone.
-        copy: copy the photos, for a folder that is to be moved or sent elsewhere.
+        out: a folder that `prepare` has checked.
+        entries: one a photo, as run.py makes them; those without a text go into curation.jsonl alone.
+        copy: copy the photos instead, for a folder that will be moved.
     Raises:
         DataError: the folder cannot be written.
     """
@@ -79,13 +79,13 @@ def _target(out: Path, name: str) -> Path:
 
 
 def _is_picture(target: Path) -> bool:
-    """Whether a file itself is there, no link: a copy, or the user's own photo, of which there may be no other."""
+    """Whether a real file is there, not a link: it may be the user's only copy."""
     return target.is_file() and not target.is_symlink()
 
 
 def _place(photo: Path, target: Path, copy: bool) -> None:
     if _is_picture(target):
-        return  # `prepare` saw that it is this photo
+        return  # `prepare` checked that it is this photo
     part = target.with_suffix(".part")
     part.unlink(missing_ok=True)
     if not copy:

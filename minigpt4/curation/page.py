@@ -1,4 +1,4 @@
-"""The result of a curation for readers: a table of text, and a page with pictures in one HTML file."""
+"""Show the result: a table for the terminal, and report.html with pictures."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from html import escape
 from pathlib import Path
 
 from ..evaluation.page import MORE_STYLE, SHOWN, STYLE, thumbnail
-from .rules import DROPS, LOSSES
+from .clean import DROPS, LOSSES
 
 
 def counts(entries: Sequence[dict]) -> list[tuple[str, str]]:
-    """(what, how many) for the table, indented by dots."""
+    """Rows of the table: (label, number)."""
     kept = [entry for entry in entries if entry["text"]]
     lost = Counter(entry["lost"] for entry in entries if not entry["text"])
     said = Counter(s["dropped"] for entry in entries for s in entry["sentences"])
-    longest = [len(entry["text"].split()) for entry in kept]
+    words = sum(len(entry["text"].split()) for entry in kept)
     rows = [("photos", len(entries)), ("… kept", len(kept))]
     rows += [(f"… dropped: {why}", lost[why]) for why in LOSSES if lost[why]]
-    rows += [("sentences of the model", said.total() - said["cut down"]), ("… kept", said[""])]
-    rows += [("… of these cut down", said["cut down"])] if said["cut down"] else []
-    rows += [(f"… dropped: {why}", said[why]) for why in DROPS if said[why] and why != "cut down"]
-    rows += [("sentences of people added", sum(len(entry["added"]) for entry in kept))]
+    rows += [("sentences of the model", said.total()), ("… kept", said[""])]
+    rows += [(f"… dropped: {why}", said[why]) for why in DROPS if said[why]]
+    rows += [("human captions added", sum(len(entry["added"]) for entry in kept))]
     rows += [("texts with a sentence of the model", sum(any(not s["dropped"] for s in e["sentences"]) for e in kept))]
     found = [(label, f"{number:,}") for label, number in rows]
-    return [*found, ("words a text, mean", f"{sum(longest) / max(len(longest), 1):.1f}")]
+    return [*found, ("words a text, mean", f"{words / max(len(kept), 1):.1f}")]
 
 
 def table(entries: Sequence[dict]) -> str:
@@ -44,7 +43,10 @@ def html_page(entries: Sequence[dict], args: argparse.Namespace) -> str:
     cards = "\n".join(_card(entry) for entry in shown[:SHOWN])
     body = "".join(f"<tr><th>{escape(label)}</th><td>{value}</td></tr>" for label, value in counts(entries))
     split = f", {' + '.join(args.split)}" if args.split else ""
-    lead = f"{Path(args.cfg_path).name} on {Path(args.data).name}{split}: {len(entries):,} photos"
+    editor = f"{args.judge_model} at {args.judge}, then " if args.judge else ""
+    rules = "the rules of form" if args.unchecked else "the rules of form and each photo's human captions"
+    what = f"{Path(args.cfg_path).name} on {Path(args.data).name}{split}: {len(entries):,} photos"
+    lead = f"{what}. Asked: “{args.prompt}” Cleaned by {editor}{rules}."
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -59,26 +61,18 @@ def html_page(entries: Sequence[dict], args: argparse.Namespace) -> str:
 <h1>Stage 2's pairs</h1>
 <p class="lead">{escape(lead)}</p>
 </header>
-<div class="pair tables">
 <div class="panel"><table class="alone">{body}</table></div>
-<div class="panel side"><h3>Asked</h3><p>“{escape(args.prompt)}”</p>
-<h3>Repaired by</h3><p>{escape(_how(args))}</p></div>
-</div>
 <h2>{min(SHOWN, len(shown))} of {len(shown):,} photos</h2>
 <p class="legend">The first of a random order that never changes, not the best. What the model said:
-<mark class="right">kept</mark> <mark class="wrong">dropped</mark>; below it the pair's text, and what people wrote.</p>
+<mark class="right">kept</mark> <mark class="wrong">dropped</mark>; below it the text for stage 2
+and the human captions.</p>
 <div class="cards">
 {cards}
 </div>
-<footer>All of them are in curation.jsonl; docs/curation.md says the rules.</footer>
+<footer>All of them are in curation.jsonl; docs/curation.md explains the rules.</footer>
 </body>
 </html>
 """
-
-
-def _how(args: argparse.Namespace) -> str:
-    judge = f"{args.judge_model} at {args.judge}, then " if args.judge else ""
-    return judge + ("rules of form alone" if args.unchecked else "rules and each photo's human captions")
 
 
 def _card(entry: dict) -> str:

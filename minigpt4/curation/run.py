@@ -1,4 +1,4 @@
-"""`minigpt4 curate --cfg-path X --data photos.jsonl --out FOLDER`: make stage 2's pairs with a stage-1 model."""
+"""`minigpt4 curate --cfg-path X --data photos.jsonl --out FOLDER`: make stage-2 data with a stage-1 model."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 
 from ..common.config import load_config
-from ..common.errors import ConfigError, DataError, valid_text
+from ..common.errors import DataError, valid_text
 from ..common.paths import write_whole
 from ..evaluation.answering import chat_for
 from ..evaluation.data import Record, limited, read_records
 from ..evaluation.judge import Judge
+from ..evaluation.run import check_arguments
 from . import folder, page
+from .clean import Cleaned, clean
 from .describe import QUESTION, describe, edited
-from .rules import Repair, repair
 
-KINDS = ("photos", "karpathy", "coco captions")  # of data: photos with human captions
+KINDS = ("photos", "karpathy", "coco captions")  # files with human captions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,17 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cfg-path", default="eval_configs/tiny_eval.yaml", help="config of the stage-1 model (default: %(default)s)")
     what = "photos with human captions: photos.jsonl, COCO's or Karpathy's captions; with --unchecked a folder too"
     add("--data", required=True, metavar="FILE", help=what)
-    add("--split", nargs="+", metavar="NAME", help="the splits to take (default: all)")
+    add("--split", nargs="+", metavar="NAME", help="the splits to use (default: all)")
     add("--images", metavar="DIR", help="folder of the images, where the file does not say")
     add("--out", required=True, metavar="FOLDER", help="stage 2's folder: filter_cap.json, image/, curation.jsonl, ...")
-    add("--limit", type=int, metavar="N", help="so many photos, at random, always the same")
+    add("--limit", type=int, metavar="N", help="use N photos, drawn at random but always the same ones")
     add("--prompt", type=valid_text, default=QUESTION, help="what the model is asked (default: the paper's words)")
     add("--no-continue", action="store_true", help='leave out the second turn, "Continue", after short answers')
-    add("--unchecked", action="store_true", help="as the paper: rules of form alone, no captions; people check by hand")
+    add("--unchecked", action="store_true", help="do not compare with captions, as in the paper; people check by hand")
     add("--batch", type=int, default=16, help="photos described at once (default: %(default)s)")
     add("--max-new-tokens", type=int, default=300, help="longest answer (default: %(default)s)")
-    add("--sample", action="store_true", help="draw answers as the chat does, instead of greedily")
-    add("--seed", type=int, default=42, help="of --sample (default: %(default)s)")
+    add("--sample", action="store_true", help="sample answers as the chat does, instead of greedily")
+    add("--seed", type=int, default=42, help="seed of --sample (default: %(default)s)")
     add("--copy", action="store_true", help="copy the photos into image/ instead of linking them")
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     add("--judge", metavar="URL", help="an OpenAI-compatible endpoint that edits the answers, by the paper's prompt")
@@ -44,14 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describe, edit, repair, write. Under torchrun all processes describe, and the first one does the rest."""
-    if args.judge and not args.judge_model:
-        raise ConfigError("--judge: name its model with --judge-model")
-    if not args.prompt.strip():
-        raise ConfigError("--prompt: empty")
-    for name in ("limit", "batch", "max_new_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)} should be 1 or more")
+    """Describe, edit, clean, write. Under torchrun all processes describe, and the first one does the rest."""
+    check_arguments(args)
     config = load_config(args.cfg_path, args.options, mode="chat")
     records = read_photo_records(args)
     out = Path(args.out)
@@ -73,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
         captions = record.truth.get("captions", [])
         if one.unreadable:
             print(f"left out: {one.unreadable}", file=sys.stderr)
-            done = Repair(lost="picture cannot be read")
+            done = Cleaned(lost="picture cannot be read")
         else:
-            done = repair(text, captions, hit_limit=one.hit_limit and not args.judge, checked=not args.unchecked)
+            done = clean(text, captions, hit_limit=one.hit_limit and not args.judge, checked=not args.unchecked)
         entry = {"image_id": name, "image": str(record.image), "captions": captions, "answer": one.first,
                  "continued": one.second}  # fmt: skip
         if args.judge:
@@ -83,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         sentences = [{"text": part, "dropped": why} for part, why in done.sentences]
         entries.append(entry | {"sentences": sentences, "added": done.added, "text": done.text, "lost": done.lost})
     if not any(entry["text"] for entry in entries):
-        raise DataError(f"--data {args.data}: not one of {len(entries)} photos has a description that stays; "
+        raise DataError(f"--data {args.data}: none of the {len(entries)} photos has a description that stays; "
                         f"the model says, for example: {said[0].text[:200]!r}")  # fmt: skip
     folder.write(out, entries, copy=args.copy)
     write_whole(out / "report.html", page.html_page(entries, args))
@@ -93,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_photo_records(args: argparse.Namespace) -> list[Record]:
-    """The photos of all splits, each once."""
+    """The photos of all chosen splits, each once."""
     kinds = (*KINDS, "folder") if args.unchecked else KINDS
     found: dict[str, Record] = {}
     for split in args.split or [None]:

@@ -49,13 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, score, write. Under torchrun the first process scores what all have answered."""
-    if args.judge and not args.judge_model:
-        raise ConfigError("--judge: name its model with --judge-model")
-    if args.prompt is not None and not args.prompt.strip():
-        raise ConfigError("--prompt: empty")
-    for name in ("limit", "batch", "beams", "max_new_tokens"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}: {getattr(args, name)} should be 1 or more")
+    check_arguments(args)
     suite, started = SUITES[args.suite], time.monotonic()
     configs = {"after": load_config(args.cfg_path, args.options, mode="chat")}
     if args.before:
@@ -106,6 +100,17 @@ def run(args: argparse.Namespace) -> int:
     print(page.table(results, suite.title))
     print(f"\n{folder / 'results.json'}, {folder / 'report.html'}")
     return 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises ConfigError for a value that no run can use."""
+    if args.judge and not args.judge_model:
+        raise ConfigError("--judge: name its model with --judge-model")
+    if args.prompt is not None and not args.prompt.strip():
+        raise ConfigError("--prompt: empty")
+    for name in ("limit", "batch", "beams", "max_new_tokens"):
+        if (value := getattr(args, name, None)) is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}: {value} should be 1 or more")
 
 
 def folder_name(args: argparse.Namespace, config: Config, sources: dict[str, dict]) -> str:

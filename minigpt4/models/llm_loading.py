@@ -1,24 +1,21 @@
 """The frozen language model's weights: transformers reads, casts, quantizes and places them; we check that they fit."""
 
-import contextlib
 import ctypes
-import io
 import logging
 import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
-from transformers.utils import logging as transformers_logging
 
 from ..common.checkpoint import HARMLESS
 from ..common.errors import CheckpointError, ConfigError
+from ..common.logger import quiet_transformers
 from .llm import check_head, llm_source
 from .llm_checks import weight_files
 
@@ -155,17 +152,3 @@ def _read(path: str, folder: str, **options) -> PreTrainedModel:
                 f"{', '.join(sorted(names)[:5])} ({len(names)} in all)"
             )
     return llm
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No warnings and progress bars of transformers inside; what is wrong is told by us."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        # The GGUF reader's bar is a bare tqdm that heeds no setting of transformers.
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)

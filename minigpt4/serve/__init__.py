@@ -1,4 +1,8 @@
-"""Putting a chat in front of people: from a config to a `Chat`, and the page (app.py)."""
+"""Let people use a model: `build_chat` makes a `Chat` from a config.
+
+app.py is the page, start.py finds its address and folders, sessions.py keeps a session for each open page; describe.py
+answers in the terminal.
+"""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def quickstart(plan: Plan) -> dict:
 
 
 def _get_weights() -> None:
-    from .weights import fetch_all
+    from ..weights.small import fetch_all
 
     fetch_all(Path("weights"))
 

@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     }
     for stage in ("words", "stage0", "stage1"):
         _train(stage, titles[stage], places, clock)
-    with clock.step("curate", "Curation: stage 1 describes, rules repair and drop", seconds=operator.add):
+    with clock.step("curate", "Curation: stage 1 describes, bad sentences are dropped", seconds=operator.add):
         curate(places)
     _train("stage2", titles["stage2"], places, clock)
     with clock.step("export", "Weights to ship", seconds=max):

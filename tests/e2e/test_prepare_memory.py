@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
-from minigpt4.tools.vicuna.llama_meta import LlamaSizes
-from minigpt4.tools.vicuna.sharded import plan_shards
+from minigpt4.convert.vicuna.llama_meta import LlamaSizes
 
 # 150M parameters, 299 MB in fp16; the largest tensor is 11 MB.
 SIZES = LlamaSizes(1024, 2816, 12, 16, 16, 384, 1e-6, 10000.0, 2048)
@@ -18,7 +18,7 @@ MEASURE = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from minigpt4.tools.vicuna.prepare import open_job, prepare
+from minigpt4.convert.vicuna.prepare import open_job, prepare
 torch.set_num_threads(1)
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -49,8 +49,9 @@ def write_folder(folder, scale: float, norm: float, kind: str) -> None:
         whole = torch.full(shape, norm) if len(shape) == 1 else block[: torch.Size(shape).numel()].view(shape)
         return whole.half()
 
-    plan = plan_shards({name: torch.Size(shape).numel() * 2 for name, shape in shapes.items()}, SHARD)
-    for file, names in plan.items():
+    tensors = {name: torch.empty(shape, dtype=torch.half, device="meta") for name, shape in shapes.items()}
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=SHARD)
+    for file, names in plan.filename_to_tensors.items():
         if kind == "pytorch_model.bin":
             file = file.replace("safetensors", "bin")
             torch.save({name: tensor(name).clone() for name in names}, folder / file)

@@ -4,6 +4,7 @@ import functools
 import gzip
 import io
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,18 +16,18 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import AutoProcessor, Blip2Config, Blip2ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
-from minigpt4.common.checkpoint import read_state
+from minigpt4.common.checkpoint import read_state, save_weights
 from minigpt4.common.config import load_config
 from minigpt4.common.registry import CONVERSATIONS, PROCESSORS
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.prompts import ChatState, Turn
+from minigpt4.convert.hf import export_hf
+from minigpt4.convert.hf import text as hf_text
+from minigpt4.convert.hf import wide as hf_wide
+from minigpt4.convert.hf.layout import published_name, to_hf
 from minigpt4.tasks import build_model
 from minigpt4.tools import cli
 from minigpt4.tools.golden import read_meta, write_published_files
-from minigpt4.tools.hf import export_hf
-from minigpt4.tools.hf import text as hf_text
-from minigpt4.tools.hf import wide as hf_wide
-from minigpt4.tools.hf.layout import published_name, to_hf
 
 SETS = ["a", "c"]  # in `c` the ViT's output varies so little that the norm's epsilon decides
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
@@ -266,12 +267,22 @@ def test_what_blip2_cannot_be_is_refused(golden_dir, tmp_path, capsys):
     config = str(write_config(golden_dir, tmp_path))
     options = ["model.vit_model=vit_tiny_patch16_224", "model.vit_kwargs=null"]
     assert cli.main(["export-hf", "--cfg-path", config, "--out", str(tmp_path / "x"), "--options", *options]) == 1
-    assert "transformers' BLIP-2 has the EVA-ViT alone (eva_clip_g)" in capsys.readouterr().err
+    assert "transformers' BLIP-2 has only the EVA-ViT (eva_clip_g)" in capsys.readouterr().err
     assert cli.main(["export-hf", "--cfg-path", config, "--out", str(tmp_path)]) == 1
     assert "exists already" in capsys.readouterr().err
     assert cli.main(["import-hf", str(tmp_path / "files" / "llama"), "--out", str(tmp_path / "x")]) == 1
     assert "not written by `minigpt4 export-hf`" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_the_way_back_needs_every_weight(exported_a, tmp_path, capsys):
+    folder = shutil.copytree(exported_a.hf, tmp_path / "hf")
+    state = read_state(folder / "model.safetensors")
+    lost = state.pop("language_projection.bias")
+    for wrong, said in [({}, "missing: language_projection.bias"), ({"language_projection.bias": lost[1:]}, "not (")]:
+        save_weights(state | wrong, folder / "model.safetensors")
+        assert cli.main(["import-hf", str(folder), "--out", str(tmp_path / "back")]) == 1
+        assert said in capsys.readouterr().err and not (tmp_path / "back").exists()
 
 
 def test_a_stopped_export_leaves_no_folder(golden_dir, tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ from minigpt4.conversation.chat import Chat, ChatError, ImageError, read_image
 from minigpt4.conversation.generation import Decoding, DecodingError, Detokenizer, StopOnText, presentable
 from minigpt4.conversation.prompts import CHATML, VICUNA_V0, ChatState, Turn
 from minigpt4.processors.image_processors import Blip2ImageEval
+from minigpt4.serve import describe
 from minigpt4.tasks import chat_processor
-from minigpt4.tools import describe
 
 GREEDY = {"do_sample": False, "max_new_tokens": 12}
 

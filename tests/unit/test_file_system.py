@@ -15,9 +15,9 @@ from minigpt4.common.checkpoint import atomic_save, save_weights
 from minigpt4.common.errors import CheckpointError, UserError
 from minigpt4.common.file_system import lock
 from minigpt4.common.paths import write_whole
+from minigpt4.convert.vicuna.prepare import _alone_in
 from minigpt4.curation.folder import _place
 from minigpt4.runners.process import lock_folder
-from minigpt4.tools.vicuna.prepare import _alone_in
 
 
 @pytest.fixture

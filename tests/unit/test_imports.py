@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms that join across (tools, serve, evaluation, curation) are not named here: they may import any.
 MAY_IMPORT = {
     "common": set(),
+    "weights": {"common"},
     "processors": {"common"},
     "models": {"common", "conversation"},  # the conversation template says how training writes prompts
     "conversation": {"common", "processors"},

@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 
 from minigpt4.common.schema import Config
 from minigpt4.conversation.chat import Chat, ImageError, read_image
+from minigpt4.convert.hf.files import processing_minigpt4
 from minigpt4.curation import run as curation
 from minigpt4.datasets.image_text import ImageTextSource
 from minigpt4.datasets.shards import ShardSource
@@ -22,9 +23,9 @@ from minigpt4.datasets.stream import SampleStream
 from minigpt4.evaluation.page import thumbnail
 from minigpt4.processors import image_processors
 from minigpt4.processors.image_processors import Blip2ImageEval, HugeImage, decode_image, open_image, to_rgb
-from minigpt4.tools import cli, describe
+from minigpt4.serve import describe
+from minigpt4.tools import cli
 from minigpt4.tools.features import Crops
-from minigpt4.tools.hf.files import processing_minigpt4
 
 
 def file_of(image: Image.Image, kind: str, **options) -> bytes:

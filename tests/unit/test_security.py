@@ -21,7 +21,7 @@ FORBIDDEN = {
     "eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load",
     "yaml.unsafe_load", "marshal.loads", "shelve.open", "joblib.load", "subprocess.getoutput",
 }  # fmt: skip
-OWN_CODE = {"minigpt4/tools/hf/check.py"}  # reads a folder that the export wrote itself just before
+OWN_CODE = {"minigpt4/convert/hf/check.py"}  # reads a folder that the export wrote itself just before
 SHELL = {("minigpt4/datasets/remote.py", "subprocess.Popen")}  # `pipe:`, the user's own line of the config
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from minigpt4.common.errors import UserError
-from minigpt4.tools import weights
-from minigpt4.tools.weight_items import Item, map_by_order
+from minigpt4.weights import small as weights
+from minigpt4.weights.small_items import Item, map_by_order
 
 REAL_NAMES = {"smollm2-135m-instruct", "efficientnet_lite0"}
 WHEEL = "toy_pack-1.2-py3-none-any.whl"

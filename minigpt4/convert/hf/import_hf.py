@@ -1,7 +1,7 @@
-"""`minigpt4 import-hf FOLDER --out DIR`: an exported folder back into the files that the original reads.
+"""`minigpt4 import-hf FOLDER --out DIR`: convert an exported folder back into the files that the original reads.
 
 DIR gets `eva_vit_g.pth`, `blip2_qformer.pth`, `checkpoint_0.pth`, the folder `llama`, and `minigpt4.yaml`, which names
-them. Every weight is bit for bit as the folder has it.
+them. Every weight is bit for bit the folder's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerFast
@@ -22,8 +21,9 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationC
 from ...common.checkpoint import atomic_save, read_state, save_weights
 from ...common.errors import CheckpointError
 from ...models.eva_vit import EVA_CLIP_G
+from ..sharded import WeightFile, check_shapes, read_json, weight_paths, write_json
 from . import wide as hf_wide
-from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, OWN_SETTINGS, WEIGHTS_FILE, to_published
+from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, OWN_SETTINGS, to_published
 from .whole_folder import whole_folder
 
 LLM = "language_model."
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         model = Blip2ForConditionalGeneration(config)
     files = weight_files(folder, model, config)
     with whole_folder(out) as partial:
-        vision = dict(write_llm(folder, files, model, config, partial / "llama"))
+        vision = dict(write_llm(files, model, config, partial / "llama"))
         vision = to_published(narrowed(vision, folder, config).items())
         split = {"visual_encoder.": {}, "llama_proj.": {}, "": {}}
         for name, tensor in vision.items():
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         atomic_save({"model": split["llama_proj."]}, partial / "checkpoint_0.pth")
         write_tokenizer(folder, config, partial / "llama")
         write_yaml(folder, config, out.absolute(), partial)
-    print(f"{out}: the published files; talk with `python demo.py --cfg-path {out / 'minigpt4.yaml'}`")
+    print(f"{out}: the published files; chat with `python demo.py --cfg-path {out / 'minigpt4.yaml'}`")
     return 0
 
 
@@ -69,53 +69,42 @@ def read_config(folder: Path) -> Blip2Config:
     return config
 
 
-def weight_files(folder: Path, model: Blip2ForConditionalGeneration, config: Blip2Config) -> dict[str, list[str]]:
-    """File -> names of its tensors. Raises CheckpointError unless they are those of `model`."""
-    files = {}
-    index = folder / INDEX_FILE
-    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {WEIGHTS_FILE}
-    wanted = set(model.state_dict())
+def weight_files(folder: Path, model: Blip2ForConditionalGeneration, config: Blip2Config) -> list[WeightFile]:
+    """The folder's weight files. Raises CheckpointError unless they hold the weights of `model`."""
+    files = [WeightFile(path) for path in weight_paths(folder)]
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.text_config.tie_word_embeddings:
-        wanted -= {f"{LLM}{name}" for name in model.language_model._tied_weights_keys or ()}
-    for file in sorted(names):
-        try:
-            with safe_open(folder / file, "pt") as archive:
-                files[file] = list(archive.keys())
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder / file}: missing or damaged: {error}") from None
-    wrong = sorted(wanted ^ {name for names in files.values() for name in names})
-    if wrong:
-        raise CheckpointError(f"{folder}: missing or unexpected weights: {', '.join(wrong[:5])} ({len(wrong)})")
+        for name in model.language_model._tied_weights_keys or ():
+            wanted.pop(f"{LLM}{name}", None)
+    check_shapes({name: shape for file in files for name, shape in file.shapes.items()}, wanted, str(folder))
     return files
 
 
 def write_llm(
-    folder: Path, files: dict[str, list[str]], model: Blip2ForConditionalGeneration, config: Blip2Config, out: Path
+    files: list[WeightFile], model: Blip2ForConditionalGeneration, config: Blip2Config, out: Path
 ) -> Iterator[tuple[str, Tensor]]:
-    """Write the LLM's folder shard by shard, and yield what is not the LLM's on the way."""
+    """Write the LLM's folder shard by shard, and yield the other weights (name, tensor) on the way."""
     out.mkdir()
     llm, rows = model.language_model, config.minigpt4["llm_vocab_size"]
     ends = {id(llm.get_input_embeddings().weight), id(llm.get_output_embeddings().weight)}
     vocabulary = {LLM + name for name, tensor in llm.state_dict(keep_vars=True).items() if id(tensor) in ends}
-    holding = [file for file, names in files.items() if any(name.startswith(LLM) for name in names)]
+    holding = [file for file in files if any(name.startswith(LLM) for name in file.shapes)]
     weight_map = {}
-    for file, names in files.items():
+    for file in files:
         shard = {}
-        with safe_open(folder / file, "pt") as archive:
-            for name in names:
-                tensor = archive.get_tensor(name)
-                if not name.startswith(LLM):
-                    yield name, tensor
-                else:
-                    # without the row of the image's token
-                    shard[name.removeprefix(LLM)] = tensor[:rows] if name in vocabulary else tensor
+        for name in file.shapes:
+            tensor = file.read(name)
+            if not name.startswith(LLM):
+                yield name, tensor
+            else:  # without the row of the image token
+                shard[name.removeprefix(LLM)] = tensor[:rows] if name in vocabulary else tensor
         if shard:
             number = f"-{holding.index(file) + 1:05}-of-{len(holding):05}" if len(holding) > 1 else ""
             saved = f"model{number}.safetensors"
             save_weights(shard, out / saved)
             weight_map |= dict.fromkeys(shard, saved)
     if len(holding) > 1:
-        (out / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=2))
+        write_json({"metadata": {}, "weight_map": weight_map}, out / INDEX_FILE)
     text = config.text_config
     text.vocab_size = rows
     text.save_pretrained(out)
@@ -123,7 +112,7 @@ def write_llm(
 
 
 def narrowed(state: dict[str, Tensor], folder: Path, config: Blip2Config) -> dict[str, Tensor]:
-    """The vision side of the plain layout, whichever the folder has."""
+    """The vision weights in the plain layout; a wide tower (wide.py) is narrowed."""
     width = config.minigpt4.get("vision_width")
     if width is None:
         return state
@@ -132,10 +121,10 @@ def narrowed(state: dict[str, Tensor], folder: Path, config: Blip2Config) -> dic
 
 
 def write_tokenizer(folder: Path, config: Blip2Config, out: Path) -> None:
-    """The tokenizer without the image's token, with the LLM's own chat template."""
-    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    """Write the tokenizer without the image token, with the LLM's own chat template."""
+    data = read_json(folder / "tokenizer.json")
     data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != IMAGE_TOKEN]
-    options = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    options = read_json(folder / "tokenizer_config.json")
     names = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(data)),
@@ -149,7 +138,7 @@ def write_tokenizer(folder: Path, config: Blip2Config, out: Path) -> None:
 
 
 def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> None:
-    """minigpt4.yaml for demo.py and for training on; its paths are those of the finished folder."""
+    """Write minigpt4.yaml for demo.py and for training; its paths are those of the finished folder."""
     settings, vision, qformer = config.minigpt4, config.vision_config, config.qformer_config
     width = settings.get("vision_width", vision.hidden_size)
     heads = vision.num_attention_heads - ("vision_width" in settings)
@@ -158,13 +147,13 @@ def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> N
         "embed_dim": width,
         "depth": vision.num_hidden_layers,
         "num_heads": heads,
-        "mlp_ratio": round((vision.intermediate_size + 0.5) / width, 6),  # timm cuts off the decimals of ratio * width
+        "mlp_ratio": round((vision.intermediate_size + 0.5) / width, 6),  # timm rounds ratio * width down
         "qkv_bias": vision.qkv_bias,
     }
     same = int(EVA_CLIP_G["embed_dim"] * EVA_CLIP_G["mlp_ratio"]) == vision.intermediate_size
     if all(vit[k] == EVA_CLIP_G[k] for k in vit if k != "mlp_ratio") and same:
         vit = {}
-    pixels = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    pixels = read_json(folder / "processor_config.json")["image_processor"]
     seen = {"name": "blip2_image_eval", "image_size": pixels["image_size"]}
     seen |= {"mean": pixels["image_mean"], "std": pixels["image_std"]}
     model = {

@@ -1,4 +1,4 @@
-"""`minigpt4 export-hf --cfg-path X --out FOLDER`: the model as transformers' BLIP-2, which opens without our code."""
+"""`minigpt4 export-hf --cfg-path X --out FOLDER`: write the model as transformers' BLIP-2."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 
-from ...common.checkpoint import atomic_save, save_weights
+from ...common.checkpoint import save_weights
 from ...common.config import load_config
 from ...common.errors import ConfigError
 from ...common.paths import resolve_path
 from ...common.precision import DTYPES
 from ...common.schema import Config, ModelConfig
 from ...tasks import build_model
+from ..sharded import check_shapes, write_json
 from . import wide as hf_wide
 from .check import compare, our_answer
 from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, OWN_SETTINGS, to_hf
 from .text import Facts, write_generation_config, write_model_card, write_processor
 from .whole_folder import whole_folder
 
-PLAIN_ENOUGH = 1e-5  # how far ln_vision may be off, as a share, in the plain layout
-SHARD = "2GB"  # one shard is in memory twice while it is written
+PLAIN_ENOUGH = 1e-5  # allowed relative error of ln_vision in the plain layout; above it, see wide.py
+SHARD = "2GB"  # a shard is in memory twice while it is written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg-path", required=True, help="config of the model, e.g. eval_configs/minigpt4_eval.yaml")
     parser.add_argument("--out", required=True, help="the folder to write; must not exist")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of the weights (default: as the files have them)")
-    parser.add_argument("--no-check", action="store_true", help="do not open the folder again and compare")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="dtype of the weights (default: that of the files)")
+    parser.add_argument("--no-check", action="store_true", help="do not open the folder and compare it with the model")
     parser.add_argument("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
 
 
@@ -46,14 +47,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def export(config: Config, out: Path, dtype: str | None = None, check: bool = True) -> None:
-    """Write the folder whole or not at all.
+    """Write the folder, completely or not at all.
 
     Args:
-        dtype: fp32, fp16, bf16, or None: what the files have. The Q-Former stays in fp32, as transformers keeps it.
+        dtype: fp32, fp16, bf16; None: the dtype of the files. The Q-Former stays in fp32, as in transformers.
         check: open the folder with transformers and compare it with our model on one picture.
     Raises:
-        ConfigError: this kind of model has no place in transformers' BLIP-2.
-        CheckpointError: `out` exists, the disk is full, or the check failed.
+        ConfigError: transformers' BLIP-2 cannot represent this model.
+        CheckpointError: `out` exists or cannot be written, or the check failed.
     """
     from ...tasks import chat_processor
 
@@ -73,7 +74,7 @@ def export(config: Config, out: Path, dtype: str | None = None, check: bool = Tr
         processor = write_processor(model, pixel_options(see), partial)
         image_id = hf_config.image_token_index if facts.row_added else None
         write_generation_config(model, processor, partial, image_id)
-        del model  # the check needs the room
+        del model  # the check needs the memory
         gc.collect()
         facts = replace(facts, name=out.name)
         if ours:
@@ -84,16 +85,16 @@ def export(config: Config, out: Path, dtype: str | None = None, check: bool = Tr
 
 
 def check_config(config: ModelConfig) -> None:
-    """Raises ConfigError, told in terms of the config, before anything is read."""
+    """Raises ConfigError for a model that transformers' BLIP-2 cannot represent, before any file is read."""
     sizes = {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"}
     problems = []
     if config.vit_model != "eva_clip_g":
         problems.append(
-            f"model.vit_model: {config.vit_model}; transformers' BLIP-2 has the EVA-ViT alone (eva_clip_g). "
-            "Other towers run with this project's own code only"
+            f"model.vit_model: {config.vit_model}; transformers' BLIP-2 has only the EVA-ViT (eva_clip_g). "
+            "Other towers run only with this project's own code"
         )
     elif unknown := set(config.vit_kwargs) - sizes:
-        problems.append(f"model.vit_kwargs: {', '.join(sorted(unknown))} cannot be told to transformers' BLIP-2")
+        problems.append(f"model.vit_kwargs: {', '.join(sorted(unknown))} transformers' BLIP-2 has no such setting")
     if not config.has_qformer:
         problems.append("model.has_qformer: False; transformers' BLIP-2 always has a Q-Former")
     if config.proj_layers != 1:
@@ -103,7 +104,7 @@ def check_config(config: ModelConfig) -> None:
 
 
 def _llm_precision(folder: str) -> str:
-    """The dtype that the LLM's folder states for its own weights; `auto` when it states none."""
+    """The dtype in the config.json of the LLM's folder; `auto` when there is none."""
     file = Path(resolve_path(folder)) / "config.json"
     stated = json.loads(file.read_text()) if file.is_file() else {}
     names = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
@@ -114,7 +115,7 @@ def _llm_precision(folder: str) -> str:
 
 
 def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> tuple[Blip2Config, Facts]:
-    """config.json and the shards. No tensor is copied but the few that change, and one shard at a time."""
+    """Write config.json and the shards. Only the tensors that change are copied, and one shard at a time."""
     llm, vit = model.llama_model, model.visual_encoder
     if model.config.lora:
         merge_lora(llm)
@@ -122,7 +123,7 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
     embeddings, head = llm.get_input_embeddings().weight, llm.get_output_embeddings().weight
     published, seen = {}, set()
     for name, tensor in model.published_tensors().items():
-        # a tied head is the embeddings under a second name; LoRA is merged
+        # a tied head is the embeddings under a second name; LoRA was merged
         if id(tensor) not in seen and ".lora_" not in name:
             seen.add(id(tensor))
             grown = tensor is embeddings or tensor is head
@@ -153,7 +154,12 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
         dtype=dtype or llm.dtype,
         minigpt4=settings,
     )
-    check_shapes(config, state)
+    with torch.device("meta"):
+        theirs = Blip2ForConditionalGeneration(config).state_dict()
+    wanted = {k: tuple(v.shape) for k, v in theirs.items()}
+    if config.tie_word_embeddings:
+        wanted = {k: v for k, v in wanted.items() if k in state or not k.endswith("lm_head.weight")}
+    check_shapes({k: tuple(v.shape) for k, v in state.items()}, wanted, "export-hf: a BLIP-2 of these sizes")
     config.save_pretrained(folder)
     save_shards(state, folder)
     dtypes = sorted({str(v.dtype).removeprefix("torch.") for v in state.values()})
@@ -169,7 +175,7 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
 
 
 def merge_lora(llm: nn.Module) -> None:
-    """Add the LoRA matrices to the weights beside them, in the weights' own dtype."""
+    """Add the LoRA matrices to their weights, in the weights' dtype."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in llm.modules():
@@ -178,15 +184,14 @@ def merge_lora(llm: nn.Module) -> None:
 
 
 def image_row(model: nn.Module) -> tuple[int, int]:
-    """The image token's id, the first that the tokenizer has free; and the embedding's rows that this takes."""
+    """The image token's id, the first free one of the tokenizer, and the number of embedding rows this needs."""
     vocabulary = model.tokenizer.get_vocab()
     image_id = vocabulary.get(IMAGE_TOKEN, max(vocabulary.values()) + 1)
     return image_id, max(model.llama_model.get_input_embeddings().weight.shape[0], image_id + 1)
 
 
 def _grow(weight: Tensor, rows: int) -> Tensor:
-    """New rows are copies of row 0. So a new token is never likelier than token 0, and loses every tie against it:
-    greedy text cannot change."""
+    """Add copies of row 0: a new token is never more likely than token 0, so greedy text stays the same."""
     return torch.cat([weight, weight[:1].expand(rows - len(weight), -1)]) if rows > len(weight) else weight
 
 
@@ -205,13 +210,13 @@ def vision_config(vit: Eva, image_size: int) -> dict:
 
 
 def pixel_options(see) -> dict:
-    """Size and normalization of an image processor of ours."""
+    """Size and normalization of one of our image processors."""
     resize, *_, normalize = see.transform.transforms
     return {"image_size": resize.size[0], "image_mean": list(normalize.mean), "image_std": list(normalize.std)}
 
 
 def own_settings(model: nn.Module) -> dict:
-    """What `import-hf` needs beyond transformers' config."""
+    """The settings that `import-hf` needs and transformers' config does not have."""
     llm = model.llama_model
     return {key: getattr(model.config, key) for key in OWN_SETTINGS} | {
         "llm_vocab_size": llm.get_input_embeddings().weight.shape[0],
@@ -222,7 +227,7 @@ def own_settings(model: nn.Module) -> dict:
 
 @torch.no_grad()
 def smallest_variance(model: nn.Module) -> float:
-    """Of the ViT's tokens, over black, grey, white and noise."""
+    """The smallest variance of a ViT token's channels, over black, grey, white and noise pictures."""
     from ...models.eva_vit import encode_tokens
 
     size, generator = model.config.image_size, torch.Generator().manual_seed(0)
@@ -234,26 +239,10 @@ def smallest_variance(model: nn.Module) -> float:
     )
 
 
-def check_shapes(config: Blip2Config, state: dict[str, Tensor]) -> None:
-    """Raises ConfigError unless transformers' model has exactly these tensors."""
-    with torch.device("meta"):
-        theirs = Blip2ForConditionalGeneration(config).state_dict()
-    wanted = {k: tuple(v.shape) for k, v in theirs.items()}
-    if config.tie_word_embeddings:
-        wanted = {k: v for k, v in wanted.items() if k in state or not k.endswith("lm_head.weight")}
-    ours = {k: tuple(v.shape) for k, v in state.items()}
-    if ours != wanted:
-        some = sorted(k for k in ours.keys() | wanted.keys() if ours.get(k) != wanted.get(k))
-        raise ConfigError(
-            f"export-hf: transformers' BLIP-2 of these sizes has other weights: {', '.join(some[:5])} ({len(some)})"
-        )
-
-
 def save_shards(state: dict[str, Tensor], folder: Path) -> None:
-    """model.safetensors, or numbered shards with their index; one shard's tensors are made contiguous at a time."""
+    """Write model.safetensors, or numbered shards and their index."""
     split = split_torch_state_dict_into_shards(state, max_shard_size=SHARD)
     for file, names in split.filename_to_tensors.items():
         save_weights({name: state[name] for name in names}, folder / file)
     if split.is_sharded:
-        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        atomic_save(index, folder / INDEX_FILE, lambda data, path: Path(path).write_text(json.dumps(data, indent=2)))
+        write_json({"metadata": split.metadata, "weight_map": split.tensor_to_filename}, folder / INDEX_FILE)

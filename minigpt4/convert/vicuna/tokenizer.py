@@ -1,4 +1,4 @@
-"""The tokenizer of a LLaMA or Vicuna folder: found, written as Vicuna's publishers did, and checked."""
+"""Find the tokenizer of a LLaMA or Vicuna folder, write it as Vicuna's publishers did, and check it."""
 
 import json
 from pathlib import Path
@@ -9,20 +9,20 @@ import sentencepiece
 from ...common.checkpoint import atomic_save
 from ...common.errors import CheckpointError
 from ...models.llm import load_tokenizer
-from .sharded import write_json
+from ..sharded import write_json
 
-PAD = "[PAD]"  # Vicuna v0's one token more
+PAD = "[PAD]"  # the token that Vicuna v0 has and LLaMA has not
 LLAMA_PIECES = 32000
-# How LLaMA's tokenizer writes the turn separator: alone, and after a line break (the ids that MiniGPT-4 stops at).
+# The ids of the turn separator in LLaMA's tokenizer, alone and after a line break: MiniGPT-4 stops at these.
 LLAMA_IDS = {"###": [835], "a\n###": [263, 13, 2277, 29937]}
 PROBES = ("###", " ###Human: Hello, world ###Assistant: ", "a\n###", "  two spaces", "naïve 狗 \t")
 
 
 def find_tokenizer(folders: list[Path]) -> Path:
-    """tokenizer.model of the first folder that has one; Meta keeps it one folder up.
+    """The tokenizer.model of the first folder that has one; Meta's is one folder up.
 
     Raises:
-        CheckpointError: there is none, two differ, or it is not LLaMA's.
+        CheckpointError: there is none, the folders' tokenizers differ, or it is not LLaMA's.
     """
     found = []
     for folder in folders:
@@ -44,7 +44,7 @@ def piece_count(path: Path) -> int:
 
 
 def _not_llamas(pieces: sentencepiece.SentencePieceProcessor) -> list[str]:
-    """What a tokenizer of LLaMA's size reads otherwise than LLaMA's; other sizes cannot be told."""
+    """Differences between a tokenizer of LLaMA's size and LLaMA's own; other sizes are not compared."""
     known = LLAMA_IDS if pieces.get_piece_size() == LLAMA_PIECES else {}
     read = {text: pieces.encode(text) for text in known}
     return [f"{text!r} is {read[text]}, in LLaMA's {ids}" for text, ids in known.items() if read[text] != ids]
@@ -60,8 +60,10 @@ def _pieces(path: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
-    """bos, eos and unk as the folder's special_tokens_map.json names them, as FastChat keeps the delta's; LLaMA's own
-    where it names none (early conversions of LLaMA wrote empty strings)."""
+    """bos, eos and unk of the folder's special_tokens_map.json; LLaMA's own where it names none.
+
+    FastChat keeps the delta's tokens too. Early conversions of LLaMA wrote empty strings.
+    """
     named: dict[str, Any] = {}
     if (folder / "special_tokens_map.json").is_file():
         try:
@@ -93,7 +95,7 @@ def special_ids(model: Path, specials: dict[str, str], with_pad: bool) -> dict[s
 
 
 def write_tokenizer(model: Path, out: Path, specials: dict[str, str], pad: int | None) -> None:
-    """tokenizer.model and the files beside it; `pad` is the id of [PAD], None where there is no such token."""
+    """Write tokenizer.model and the files beside it. `pad` is the id of [PAD]; None without that token."""
     atomic_save(model.read_bytes(), out / "tokenizer.model", lambda data, path: Path(path).write_bytes(data))
     if pad is not None:
         specials = {**specials, "pad_token": PAD}
@@ -107,12 +109,12 @@ def write_tokenizer(model: Path, out: Path, specials: dict[str, str], pad: int |
 
 
 def check_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[str, list[str]]:
-    """Read the folder as the model does and compare with sentencepiece.
+    """Load the folder's tokenizer as the model does and compare it with sentencepiece.
 
     Args:
         config: the folder's config.json.
     Returns:
-        a line that says what is there, and the faults.
+        one line that describes the tokenizer, and a list of faults.
     """
     pieces = _pieces(folder / "tokenizer.model")
     size, vocab = pieces.get_piece_size(), config["vocab_size"]

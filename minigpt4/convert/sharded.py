@@ -1,4 +1,4 @@
-"""Weight files larger than memory: read tensor by tensor, written tensor by tensor, and their checksums."""
+"""Read and write weight files larger than memory, one tensor at a time; checksums of tensors."""
 
 import errno
 import json
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...common.checkpoint import atomic_save
-from ...common.errors import CheckpointError, UserError
-from ...common.identify import DOWNLOAD_AGAIN, identify
+from ..common.checkpoint import HARMLESS, atomic_save
+from ..common.errors import CheckpointError, UserError, some
+from ..common.identify import DOWNLOAD_AGAIN, identify
 
 SAFETENSORS_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 SUM_CHUNK = 1 << 16  # values turned into float64 at a time
@@ -25,11 +25,10 @@ class DiskFullError(UserError):
 
 
 class WeightFile:
-    """One .bin, .pth or .safetensors file. Opening reads names and shapes; `read` maps one tensor from the disk, so
-    that it takes no memory of its own until it is copied.
+    """One .bin, .pth or .safetensors file. Opening it reads names and shapes; `read` memory-maps one tensor.
 
     Raises:
-        CheckpointError: the file holds no weights: a git-lfs pointer, a web page, cut off, ...
+        CheckpointError: the file holds no weights: a git-lfs pointer, a web page, truncated, ...
     """
 
     def __init__(self, path: Path):
@@ -40,31 +39,63 @@ class WeightFile:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in self._facts.tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        """The tensor, not to be written to."""
+        """The tensor by its name. Do not write to it."""
         return self._facts.value(name)
 
 
-def plan_shards(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
-    """Deal tensors (name -> bytes) into files of at most `max_bytes` (more only for a tensor larger than that).
+def weight_paths(folder: Path) -> list[Path]:
+    """The weight files of a folder in transformers format. Raises CheckpointError when one is missing."""
+    for kind in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / f"{kind}.index.json").is_file():
+            index = read_json(folder / f"{kind}.index.json")
+            names = sorted(set(index.get("weight_map", {}).values()))
+            if missing := [name for name in names if not (folder / name).is_file()]:
+                raise CheckpointError(f"{folder}: {some(missing)} of {len(names)} files is missing; fetch it again")
+            return [folder / name for name in names]
+        if (folder / kind).is_file():
+            return [folder / kind]
+    raise CheckpointError(
+        f"{folder}: no weights: neither pytorch_model.bin(.index.json) nor model.safetensors(.index.json) is there"
+    )
 
-    Returns:
-        `model-00001-of-0000N.safetensors` -> names, in the order given.
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError when it cannot be read or is something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+        if isinstance(data, dict):
+            return data
+        reason = "not an object"
+    except OSError as error:
+        reason = error.strerror
+    except ValueError as error:
+        reason = f"not JSON: {error}"
+    raise CheckpointError(f"{path}: cannot be read: {reason}")
+
+
+def check_shapes(found: dict[str, tuple], expected: dict[str, tuple], where: str) -> None:
+    """Raises CheckpointError when tensors are missing, unexpected or of another shape; it names them.
+
+    Args:
+        found, expected: name -> shape.
+        where: the file or folder, for the message.
     """
-    groups: list[list[str]] = []
-    room = 0
-    for name, size in sizes.items():
-        if not groups or size > room:
-            groups.append([])
-            room = max_bytes
-        groups[-1].append(name)
-        room -= size
-    return {f"model-{i:05}-of-{len(groups):05}.safetensors": names for i, names in enumerate(groups, start=1)}
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected and not HARMLESS.search(name)],
+        "of another shape": [
+            f"{name} {found[name]}, not {shape}" for name, shape in expected.items() if found.get(name, shape) != shape
+        ],
+    }
+    lines = [f"  {what}: {some(names)}" for what, names in problems.items() if names]
+    if lines:
+        raise CheckpointError("\n".join([f"{where} does not hold the weights it should", *lines]))
 
 
 def checksum(tensor: Tensor) -> dict[str, Any]:
-    """Shape, sum of the values, and CRC-32 of the bytes: small enough to keep for every tensor.
+    """Shape, sum of the values and CRC-32 of the bytes.
 
-    The sum is taken in float64, where adding up fp16 values is exact: it is the same on every machine.
+    The sum is taken in float64, where adding fp16 values is exact, so it is the same on every machine.
     """
     flat = tensor.contiguous().flatten()
     total = sum(float(chunk.double().sum()) for chunk in flat.split(SUM_CHUNK))
@@ -74,28 +105,28 @@ def checksum(tensor: Tensor) -> dict[str, Any]:
 def write_shard(
     path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, tensor_of: Callable[[str], Tensor]
 ) -> dict[str, dict]:
-    """Write one safetensors file whole or not at all, holding one tensor in memory at a time.
+    """Write one safetensors file with one tensor in memory at a time; a failed write leaves no file.
 
-    safetensors' own `save_file` wants all tensors of the file at once.
+    safetensors' own `save_file` needs all tensors at once.
 
     Args:
         shapes: name -> shape, in the order they are written.
-        tensor_of: gives each in turn, of this shape and `dtype`.
+        tensor_of: returns the tensor of a name, in its shape and `dtype`.
     Returns:
         name -> checksum.
     Raises:
         CheckpointError: a tensor holds NaN or infinity; the file cannot be written.
-        DiskFullError: what it says.
+        DiskFullError: the disk is full.
     """
     sums: dict[str, dict] = {}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants to be told the framework
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers needs the framework
     offset = 0
     for name, shape in shapes.items():
         end = offset + torch.Size(shape).numel() * dtype.itemsize
         header[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # data start at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8 bytes
 
     def save(_, temporary: str) -> None:
         with open(temporary, "wb") as file:
@@ -113,12 +144,12 @@ def write_shard(
 
 
 def write_json(data: Any, path: Path) -> None:
-    """Raises DiskFullError, CheckpointError."""
+    """Write a JSON file; a failed write leaves the old one. Raises DiskFullError, CheckpointError."""
     _save(data, path, lambda d, p: Path(p).write_text(json.dumps(d, indent=2, ensure_ascii=False) + "\n", "utf-8"))
 
 
 def damaged_tensors(path: Path, sums: Mapping[str, dict]) -> list[str]:
-    """Names of `sums` whose tensor in the safetensors file `path` is another now; all if it cannot be read."""
+    """The names whose tensor in the file `path` no longer has its checksum; all names if it cannot be read."""
     try:
         file = WeightFile(path)
     except CheckpointError:
@@ -130,7 +161,7 @@ def parse_size(text: str) -> int:
     """'5GB', '300MB', '1000000' -> bytes.
 
     Raises:
-        UserError: not a size, or nothing.
+        UserError: not a size, or zero.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
     size = float(match[1]) * 1000 ** "_KMGT".index(match[2].upper() or "_") if match else 0

@@ -1,4 +1,4 @@
-"""What stands around the weights in an exported folder: processor, tokenizer, chat template, options, model card."""
+"""Write the files around the weights: processor, tokenizer, chat template, generation options, model card."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from .layout import IMAGE_TOKEN
 FILES = Path(__file__).parent / "files"
 
 # Sentences of the model card
-ROW_NEW = "Its row is new, a copy of row 0, and `suppress_tokens` keeps it from being generated."
-ROW_FREE = "Its row is one that the tokenizer did not use."
+ROW_NEW = "Its row is new, a copy of row 0, and `suppress_tokens` prevents it from being generated."
+ROW_FREE = "Its row was not used by the tokenizer."
 EPS_PLAIN = (
     "`post_layernorm` had epsilon 1e-5 in training. BLIP-2 has one value for all vision norms, here the ViT's 1e-6, "
-    "which changes its output by at most {} of itself (on black, grey, white and noise)."
+    "a relative change of its output of at most {} (on black, grey, white and noise)."
 )
 EPS_WIDE = (
     "The vision tower is one attention head wider than the original's, with zeros. Its output varies so little that "
-    "BLIP-2's one epsilon for all vision norms would change it by up to {} of itself; the wider form is exact."
+    "BLIP-2's one epsilon for all vision norms would be a relative error of up to {}; the wider form is exact."
 )
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the model card tells beyond config.json."""
+    """Facts for the model card that are not in config.json."""
 
     name: str
     parameters: int
     dtypes: str
-    plain_error: float  # how far ln_vision would be off in the plain layout, as a share of its output
+    plain_error: float  # relative error of ln_vision in the plain layout
     wide: bool
     row_added: bool
-    checked: str = "Nothing: it was written with --no-check."
+    checked: str = "Nothing was compared (--no-check)."
 
 
 def write_processor(model: nn.Module, pixels: dict, folder: Path) -> MiniGPT4Processor:
-    """The processor, its code, the tokenizer and the chat template.
+    """Write the processor, its code, the tokenizer and the chat template.
 
     Args:
         pixels: image_size, image_mean, image_std.
@@ -79,10 +79,10 @@ def write_processor(model: nn.Module, pixels: dict, folder: Path) -> MiniGPT4Pro
 
 
 def image_tokenizer(tokenizer) -> PreTrainedTokenizerFast:
-    """A copy that knows the image's token and pads on the left, for generation.
+    """A copy of the tokenizer with the image token; it pads on the left, for generation.
 
-    It is of the plain class, which reads tokenizer.json as it stands: LlamaTokenizer would put its own rules for blanks
-    in place of those that we mended.
+    Its class is the plain one, which reads tokenizer.json unchanged. LlamaTokenizer would replace our corrected rules
+    for spaces with its own.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -100,7 +100,7 @@ def image_tokenizer(tokenizer) -> PreTrainedTokenizerFast:
 
 
 def chat_template(conversation: Conversation) -> str:
-    """A Conversation as a jinja template over messages; content is text, or a list of images and texts."""
+    """A conversation as a Jinja chat template; the content of a message is text, or a list of images and texts."""
 
     def literal(text: str) -> str:
         return "{{- " + json.dumps(text) + " }}" if text else ""
@@ -136,14 +136,14 @@ def chat_template(conversation: Conversation) -> str:
 
 
 def write_generation_config(model: nn.Module, processor: MiniGPT4Processor, folder: Path, image_id: int | None) -> None:
-    """generation_config.json: the chat's own options, and every way an answer ends.
+    """Write generation_config.json: the chat's options and all ids and strings that end an answer.
 
     Args:
-        image_id: the image's token, when its row is new: it is never generated.
+        image_id: the image token's id if its row is new, so that it is never generated; else None.
     """
     tokenizer, chat = processor.tokenizer, Decoding(temperature=model.config.temperature)
     vocabulary = tokenizer.get_vocab()
-    # Stop strings need the tokenizer at hand. For programs without it, those that are one token are ids too.
+    # Programs without the tokenizer cannot use stop strings, so those of one token are ids too.
     spelled = {vocabulary[piece] for mark in processor.stop for piece in (mark, "▁" + mark) if piece in vocabulary}
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -160,7 +160,7 @@ def write_generation_config(model: nn.Module, processor: MiniGPT4Processor, fold
 
 
 def write_model_card(config: Config, hf: Blip2Config, facts: Facts, folder: Path) -> None:
-    """README.md, as model hubs show it."""
+    """Write README.md, which model hubs show."""
     options = GenerationConfig.from_pretrained(folder)
     values = {
         "name": facts.name,

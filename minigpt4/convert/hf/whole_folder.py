@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all."""
+"""Write a folder completely or not at all."""
 
 import os
 import shutil
@@ -11,11 +11,12 @@ from ...common.errors import CheckpointError
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into, which becomes `out` when all went well. A killed run leaves `.NAME.partial`
-    behind, which the next one clears away.
+    """Yield a temporary folder beside `out`; rename it to `out` when the block succeeds, else delete it.
+
+    A killed run leaves `.NAME.partial`, which the next run deletes.
 
     Raises:
-        CheckpointError: `out` exists, the disk is full, the place cannot be written to.
+        CheckpointError: `out` exists, or the folder cannot be written.
     """
     if out.exists():
         raise CheckpointError(f"--out {out}: exists already; name a new folder")

@@ -1,4 +1,4 @@
-"""Does the folder say what our model says? One picture, one question: logits of the prompt and a greedy answer."""
+"""Compare an exported folder with our model on one picture and question: logits and the greedy answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...common.schema import Config
 from ...conversation.chat import Chat
 from ...conversation.prompts import DEFAULT_QUESTION
 
-TOLERANCE = 1e-4  # of logits, where all is fp32; of the largest logit, where that is more than 1
+TOLERANCE = 1e-4  # allowed difference of fp32 logits, times the largest logit where that is above 1
 NEW_TOKENS = 20
 
 
@@ -30,7 +30,7 @@ class OurAnswer:
 
 
 def picture() -> Image.Image:
-    """Colours that run across, and a circle of noise: nothing to see, but no token like another."""
+    """A colour gradient with a circle of noise, so that every image token is different."""
     y, x = np.mgrid[:200, :300]
     noise = np.random.default_rng(0).integers(0, 256, (200, 300))
     inside = (x - 150) ** 2 + (y - 100) ** 2 < 60**2
@@ -52,10 +52,10 @@ def our_answer(model, vis_processor, config: Config) -> OurAnswer:
 
 @torch.no_grad()
 def compare(folder: Path, ours: OurAnswer, exact: bool) -> str:
-    """Open the folder as anyone would, and say in one sentence how it differs.
+    """Open the folder with transformers and describe the difference in one sentence.
 
     Args:
-        exact: stored in fp32 throughout; then a difference past TOLERANCE, or another text, is an error.
+        exact: all weights are stored in fp32; then a difference above TOLERANCE or another text is an error.
     Raises:
         CheckpointError: the folder does not hold the same model.
     """
@@ -72,14 +72,14 @@ def compare(folder: Path, ours: OurAnswer, exact: bool) -> str:
     gc.collect()
     same_text = processor.answers(output, inputs) == [ours.text]
     if logits.shape != ours.logits.shape:
-        raise CheckpointError(f"the folder reads {len(logits)} tokens where our model reads {len(ours.logits)}")
+        raise CheckpointError(f"the prompt has {len(logits)} tokens in the folder, {len(ours.logits)} in our model")
     error = (logits - ours.logits).abs().max().item()
-    text = f"the greedy answer of {NEW_TOKENS} tokens was {'the same' if same_text else 'another'}"
+    text = f"the greedy answer of {NEW_TOKENS} tokens was {'the same' if same_text else 'different'}"
     allowed = TOLERANCE * max(1.0, ours.logits.abs().max().item())
     if exact and ours.all_fp32 and not (error <= allowed and same_text):
         raise CheckpointError(
             f"opened with transformers, the folder's logits differ by up to {error:.1e} ({allowed:.1e} is allowed), "
-            f"and {text}; nothing was kept (--no-check writes it all the same)"
+            f"and {text}; no folder was written (--no-check writes it without this check)"
         )
     return (
         f"Opened with transformers and compared with the model it was made of, on one picture: "

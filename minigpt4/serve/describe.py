@@ -1,4 +1,4 @@
-"""`minigpt4 describe IMAGE... FOLDER...`: ask about pictures without a browser."""
+"""`minigpt4 describe IMAGE... FOLDER...`: ask the model about pictures, in the terminal."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
     add("--prompt", type=valid_text, default=DEFAULT_QUESTION, help="the question (default: %(default)s)")
     add("--cfg-path", default="eval_configs/tiny_eval.yaml", help="config (default: %(default)s)")
-    add("--json", action="store_true", help="one JSON object a line instead of plain text")
-    add("--greedy", action="store_true", help="the likeliest token every time, no sampling")
-    add("--seed", type=int, default=42, help="of the sampling (default: %(default)s)")
+    add("--json", action="store_true", help="print one JSON object a line instead of plain text")
+    add("--greedy", action="store_true", help="always choose the most likely token instead of sampling")
+    add("--seed", type=int, default=42, help="seed of the sampling (default: %(default)s)")
     add("--max-new-tokens", type=int, default=300, help="longest answer (default: %(default)s)")
     add("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
     add("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describe every image; 1 when one of them could not be read (the others are answered all the same)."""
-    from ..serve import build_chat
+    """Describe every image. Returns 1 when one could not be read; the others are still described."""
+    from . import build_chat
 
     args.images = [picture for path in args.images for picture in pictures_of(path)]
     device = choose_device(args.device, f"--device {args.device}")
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def pictures_of(path: str) -> list[str]:
-    """The picture files of a folder; a file alone.
+    """The picture files of a folder, or the file itself.
 
     Raises:
         DataError: a folder without pictures.
@@ -53,7 +53,7 @@ def pictures_of(path: str) -> list[str]:
 
 
 def describe(chat, args: argparse.Namespace) -> int:
-    """The loop over images. Answers go to stdout, each as soon as it is there; problems to stderr."""
+    """Print the answer about each image to stdout as soon as it is there, and problems to stderr."""
     failed = 0
     for path in args.images:
         started = time.perf_counter()
@@ -77,7 +77,7 @@ def describe(chat, args: argparse.Namespace) -> int:
                 "tokens": len(ids),
                 "seconds": seconds,
             }
-            # What a terminal cannot show is escaped, and JSON has escapes of its own.
+            # Characters that the terminal cannot show are written as JSON escapes.
             print(json.dumps(line, ensure_ascii=(sys.stdout.encoding or "").lower() != "utf-8"), flush=True)
         elif len(args.images) > 1:
             print(f"{path}\n{answer}\n", flush=True)

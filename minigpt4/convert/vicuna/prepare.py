@@ -1,9 +1,9 @@
-"""`minigpt4 prepare-vicuna`: LLaMA + Vicuna's delta -> the folder that `model.llama_model` names.
+"""`minigpt4 prepare-vicuna`: add Vicuna's delta to LLaMA and write the folder for `model.llama_model`.
 
-LLaMA may be in Meta's form or in transformers'. Every weight of the result is fp16(LLaMA) + fp16(delta), added in fp16,
-bit for bit what FastChat's apply_delta writes. One tensor is in memory at a time. All checks of the inputs come before
-the first byte is written; config.json is written last, so that a folder that is not whole is no model to anybody; and
-the same command goes on after a stop, keeping the files that are whole.
+LLaMA may be in Meta's or transformers' format. Every weight of the result is fp16(LLaMA) + fp16(delta), added in fp16,
+bit for bit what FastChat's apply_delta writes. One tensor is in memory at a time. All inputs are checked before the
+first byte is written. config.json is written last, so no program loads an incomplete folder. After a stop, the same
+command continues and keeps the complete files.
 """
 
 import argparse
@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from ...common.errors import CheckpointError, UserError
 from ...common.file_system import lock
 from ...common.identify import gigabytes
 from ...common.precision import DTYPES
+from ..sharded import DiskFullError, damaged_tensors, parse_size, write_json, write_shard
 from .llama_meta import Llama, TransformersLlama, open_llama
-from .sharded import DiskFullError, damaged_tensors, parse_size, plan_shards, write_json, write_shard
 from .tokenizer import find_tokenizer, piece_count, special_ids, special_tokens, write_tokenizer
 from .verify import INDEX, RECORD, read_record, verify
 
@@ -34,7 +35,7 @@ DELTA_NORM = 0.1  # the final norm's weights average 1 and more in a LLaMA, unde
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be made: checked inputs, and the tensors of the result."""
+    """The checked inputs, and the tensors of the result."""
 
     base: Llama
     delta: TransformersLlama | None
@@ -51,22 +52,23 @@ class Job:
 
     @property
     def plan(self) -> dict[str, list[str]]:
-        """File -> names of its tensors."""
-        count = {name: torch.Size(shape).numel() for name, shape in self.sizes.shapes().items()}
-        return plan_shards({name: n * self.dtype.itemsize for name, n in count.items()}, self.max_shard)
+        """File name -> names of its tensors."""
+        shapes = self.sizes.shapes().items()
+        tensors = {name: torch.empty(shape, dtype=self.dtype, device="meta") for name, shape in shapes}
+        return split_torch_state_dict_into_shards(tensors, max_shard_size=self.max_shard).filename_to_tensors
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor of the result."""
+        """A tensor of the result, by its name."""
         if self.delta is None:
             return self.base.read(name).to(self.dtype)
         base = self.base.read(name).to(torch.float16)
         total = self.delta.read(name).to(torch.float16, copy=True)
         total[: len(base)] += base
-        total[len(base) :] += 0  # the [PAD] row, which LLaMA does not have; adding turns -0 into 0, as FastChat does
+        total[len(base) :] += 0  # LLaMA has no [PAD] row; adding 0 turns -0 into 0, as FastChat does
         return total
 
     def record(self) -> dict[str, Any]:
-        """What a folder half made must have in common with this job for it to go on there."""
+        """The facts that must be the same for this job to continue in an incomplete folder."""
         inputs = {
             role: [[str(f.path.resolve()), f.path.stat().st_size, f.path.stat().st_mtime_ns] for f in llama.files]
             for role, llama in (("base", self.base), ("delta", self.delta))
@@ -83,11 +85,11 @@ def open_job(base: Path, delta: Path | None, max_shard: int = 5 * 10**9, dtype: 
     """Open both folders and check that they belong together.
 
     Raises:
-        CheckpointError: a file is missing or damaged; or the two do not make a Vicuna.
+        CheckpointError: a file is missing or damaged, or the two folders do not make a Vicuna.
     """
     first = open_llama(base)
     second = open_llama(delta) if delta else None
-    # of a small model, made for a test, it can only be told that the two are swapped
+    # a small model, made for a test, is checked only for swapped folders
     known = first.sizes.published or (second is not None and _is_whole(second))
     if known and _norm(first).abs().mean() < DELTA_NORM:
         raise CheckpointError(f"--base {base}: a delta, not LLaMA (its norms are near 0); swap --base and --delta?")
@@ -117,7 +119,7 @@ def _norm(llama: Llama) -> Tensor:
 
 
 def _is_whole(llama: Llama) -> bool:
-    """A whole model's final norm is positive and far from 0; a delta's values are near it, of both signs."""
+    """Whether this is a model, not a delta: its final norm is positive and far from 0, a delta's is near 0."""
     return float((_norm(llama) > 0).float().mean()) > 0.9 and float(_norm(llama).mean()) >= DELTA_NORM
 
 
@@ -167,11 +169,11 @@ def _check_pair(base: Llama, delta: TransformersLlama, pieces: int) -> None:
 
 
 def prepare(job: Job, out: Path) -> None:
-    """Make the folder, or go on with it, or mend what is no longer whole in it.
+    """Make the folder; continue an incomplete one; repair damaged files.
 
     Raises:
-        UserError: `out` is not ours, another process fills it, the disk is too small or becomes full.
-        CheckpointError: an input turns out damaged.
+        UserError: `out` was made by something else, another process writes into it, the disk is too small.
+        CheckpointError: an input is damaged.
     """
     record = _begin(job, out)
     plan, shapes = job.plan, job.sizes.shapes()
@@ -185,7 +187,7 @@ def prepare(job: Job, out: Path) -> None:
                 print(f"going on: {len(record['files'])} of {len(plan)} files are whole")
             if len(record["files"]) < len(plan):
                 (out / "config.json").unlink(missing_ok=True)
-            write_json(record, out / RECORD)  # first of all: it says that the folder is ours
+            write_json(record, out / RECORD)  # first: it marks the folder as made by this command
             for name, tensors in plan.items():
                 if name not in record["files"]:
                     started = time.monotonic()
@@ -206,7 +208,7 @@ def prepare(job: Job, out: Path) -> None:
 
 
 def _begin(job: Job, out: Path) -> dict[str, Any]:
-    """The record of `out`: its files so far, none for a new folder."""
+    """The record of `out`, with the files that are complete so far."""
     fresh = {**job.record(), "files": {}}
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return fresh
@@ -240,7 +242,7 @@ def _check_disk(job: Job, out: Path, done: set[str]) -> None:
 
 
 def _finish(job: Job, out: Path) -> None:
-    """All but the weights, config.json last."""
+    """Write everything but the weights, config.json last."""
     ids = job.ids
     write_tokenizer(job.tokenizer, out, job.specials, ids["pad"])
     weight_map = {tensor: name for name, tensors in job.plan.items() for tensor in tensors}
@@ -252,7 +254,7 @@ def _finish(job: Job, out: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """Make `out`, hold it for this process, and sweep away what a killed run left half-written."""
+    """Make `out`, lock it for this process, and delete the temporary files of a killed run."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
@@ -269,18 +271,16 @@ def _alone_in(out: Path) -> Iterator[None]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--base", type=Path, metavar="FOLDER", help="LLaMA: Meta's form or transformers' format")
-    parser.add_argument(
-        "--delta", type=Path, metavar="FOLDER", help="Vicuna's delta (without it LLaMA alone is converted)"
-    )
+    parser.add_argument("--base", type=Path, metavar="FOLDER", help="LLaMA, in Meta's or transformers' format")
+    parser.add_argument("--delta", type=Path, metavar="FOLDER", help="Vicuna's delta (without it, LLaMA is converted)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="the folder to make")
     parser.add_argument("--max-shard-size", default="5GB", help="largest file (default: %(default)s)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16", help="only without --delta (default: fp16)")
-    parser.add_argument("--verify", type=Path, metavar="FOLDER", help="check a folder made before, and nothing else")
+    parser.add_argument("--verify", type=Path, metavar="FOLDER", help="only check a folder that was made before")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make and verify, or verify only."""
+    """Make the folder and verify it, or verify only."""
     if args.verify:
         if args.base or args.delta or args.out:
             raise UserError("--verify FOLDER stands alone; leave out --base, --delta and --out")

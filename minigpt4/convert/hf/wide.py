@@ -1,15 +1,15 @@
-"""An exact BLIP-2 for a ViT whose output varies little: one more head's width, which mends the norm's epsilon.
+"""Widen the vision tower by one head, so that BLIP-2 computes `ln_vision` exactly.
 
-BLIP-2 in transformers has one epsilon for all of its vision norms. The original has 1e-6 in the ViT and 1e-5 in
-`ln_vision`. With a variance of 1 the difference is in the sixth digit; with a variance near the epsilons it is most of
-the number. Then the vision width grows from D to E = D + D/heads (one head more, of zeros):
+BLIP-2 in transformers has one epsilon for all vision norms. The original has 1e-6 in the ViT and 1e-5 in `ln_vision`.
+With a variance of 1 the difference is in the sixth digit; with a variance near the epsilons it is large. In that case
+the vision width grows from D to E = D + D/heads (one more head, of zeros):
 
-- Whatever writes to the residual stream also writes its mean into the new channels. So the mean of all E channels stays
-  the mean of the D, and their variance is D/E of it: with the epsilon times D/E and the norms' weights times
-  sqrt(D/E), every norm inside gives what it gave.
-- The last layer adds +c and -c to two of them. Their share of the variance is the missing 9e-6.
+- Each layer that writes to the residual stream also writes its mean into the new channels. So the mean of all E
+  channels equals the mean of the D channels, and the variance is D/E of theirs. With the epsilon times D/E and the
+  norms' weights times sqrt(D/E), every norm in the ViT computes what it did before.
+- The last layer adds +c and -c to two new channels, which adds the missing 9e-6 to the variance.
 
-Nothing reads the new channels: the columns that would are zeros. In real arithmetic this is the same model.
+Nothing reads the new channels: the columns that would are zeros. In exact arithmetic this is the same model.
 """
 
 import math
@@ -23,7 +23,7 @@ NORMS = (".layer_norm1.", ".layer_norm2.", "vision_model.post_layernorm.")
 
 
 def plain_error(variance: float) -> float:
-    """How far ln_vision is off, as a share of its output, with the inner epsilon, at this variance of its input."""
+    """The relative error of ln_vision with the ViT's epsilon, at this variance of its input."""
     return math.sqrt((variance + LN_VISION_EPS) / (variance + INNER_EPS)) - 1
 
 
@@ -32,9 +32,9 @@ def is_norm(name: str) -> bool:
 
 
 def _wide(name: str, tensor: Tensor, width: int, more: int, last_layer: int) -> Tensor:
-    """One tensor of the plain layout -> its wide form. `more` channels are added to `width`."""
+    """The wide form of one tensor of the plain layout: `more` channels are added to `width`."""
 
-    def mean_rows(t: Tensor) -> Tensor:  # rows write to the residual stream
+    def mean_rows(t: Tensor) -> Tensor:  # the rows are channels of the residual stream
         mean = t.double().mean(0, keepdim=True).to(t.dtype)
         return torch.cat([t, mean.expand(more, *t.shape[1:])])
 
@@ -52,7 +52,7 @@ def _wide(name: str, tensor: Tensor, width: int, more: int, last_layer: int) -> 
     if ".fc1.bias" in name:
         return tensor
     if ".projection.weight" in name:
-        tensor = F.pad(tensor, (0, more))  # the new head's output is not used
+        tensor = F.pad(tensor, (0, more))  # nothing uses the new head's output
     tensor = mean_rows(tensor)  # patch_embedding, projection, fc2
     if name == f"vision_model.encoder.layers.{last_layer}.mlp.fc2.bias":
         c = math.sqrt((LN_VISION_EPS - INNER_EPS) * width / 2)
@@ -62,13 +62,13 @@ def _wide(name: str, tensor: Tensor, width: int, more: int, last_layer: int) -> 
 
 
 def concerns(name: str) -> bool:
-    """Is this tensor another one in the wide form?"""
+    """Whether this tensor differs in the wide form."""
     reads_vision = ".crossattention.attention.key.weight", ".crossattention.attention.value.weight"
     return name.startswith("vision_model.") or (name.startswith("qformer.") and name.endswith(reads_vision))
 
 
 def widen(state: dict[str, Tensor], vision: dict) -> tuple[dict[str, Tensor], dict]:
-    """The plain layout's tensors and vision config -> the wide ones."""
+    """The tensors and the vision config of the wide form, from those of the plain layout."""
     width, heads, depth = vision["hidden_size"], vision["num_attention_heads"], vision["num_hidden_layers"]
     more = width // heads
     wide = {k: _wide(k, v, width, more, depth - 1) if concerns(k) else v for k, v in state.items()}
@@ -81,7 +81,7 @@ def widen(state: dict[str, Tensor], vision: dict) -> tuple[dict[str, Tensor], di
 
 
 def narrow(name: str, tensor: Tensor, width: int) -> Tensor:
-    """A tensor of the wide layout -> the plain one's; but the norms' weights come from a file of their own."""
+    """The plain form of a wide tensor, except norm weights: those are kept in a file of their own."""
     if name.endswith(("class_embedding", "position_embedding")):
         return tensor[..., :width]
     if ".qkv." in name:

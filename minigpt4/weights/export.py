@@ -1,4 +1,4 @@
-"""`minigpt4 export CHECKPOINT OUT.safetensors`: the weights of a checkpoint alone, to give away or to go on from."""
+"""`minigpt4 export CHECKPOINT OUT.safetensors`: write the weights of a checkpoint alone, to share or to train on."""
 
 import argparse
 from pathlib import Path
@@ -9,11 +9,11 @@ from ..common.checkpoint import read_state, save_weights
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="checkpoint_N.pth")
     parser.add_argument("out", help="the safetensors file to write")
-    parser.add_argument("--fp16", action="store_true", help="half the size; loading turns it back into fp32")
+    parser.add_argument("--fp16", action="store_true", help="half the size; loading converts it back to fp32")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file; says what is in it."""
+    """Write the file and print what is in it."""
     state = read_state(args.checkpoint)
     if args.fp16:
         state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
