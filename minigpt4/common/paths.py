@@ -10,7 +10,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from .errors import DataError
-from .file_system import replace
+from .file_system import whole_file
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PROJECT = PACKAGE.parent  # the clone, when the package is installed with `pip install -e`
@@ -92,7 +92,6 @@ def sha256(file: Path) -> str:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write `file` whole or not at all: a killed process leaves what stood there before."""
-    part = file.with_suffix(".part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
-    replace(part, file)
+    """Write a text file whole or not at all, see `whole_file`."""
+    with whole_file(file) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8

@@ -11,9 +11,10 @@ from PIL import Image
 
 from ..processors.image_processors import decode_image
 from ..processors.text_processors import has_text
-from .faults import BadCaption, BadJson, HugeMember, MissingFile, NoCaption, patiently, short
-from .tar import MAX_MEMBER
+from .faults import BadCaption, BadJson, HugeMember, MissingFile, NoCaption, short, with_retries
 
+IMAGES = ("jpg", "jpeg", "png", "webp")  # suffixes of pictures in shards
+MAX_MEMBER = 64 * 2**20  # bytes of a file that are read into memory
 MAX_JSON = 2**20  # bytes; nested lists take a thousand times as much memory
 MAX_CAPTION = 20_000  # characters; a tokenizer would chew on more for seconds, to keep max_txt_len tokens of it
 
@@ -84,4 +85,4 @@ def read_image_file(path: Path) -> Image.Image:
             raise HugeMember(f"{path.name}: {status.st_size:,} bytes; at most {MAX_MEMBER:,} are read")
         return path.read_bytes()
 
-    return decode_image(patiently(read, str(path)), path.name)
+    return decode_image(with_retries(read, str(path)), path.name)

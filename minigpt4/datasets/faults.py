@@ -12,7 +12,7 @@ from ..common.logger import log
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before each further try after a fault of the storage or the network
 SHOWN = 120  # characters of a wrong value that a message quotes
-PASSING = {
+TRANSIENT = {
     getattr(errno, name)
     for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EREMOTEIO", "ENOLINK", "ECONNRESET", "ECONNABORTED",
                  "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EPIPE")
@@ -69,7 +69,7 @@ class PipeFailed(OSError):
     """The command behind a remote shard ended with an error, or sent nothing for too long."""
 
 
-def passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same read may succeed later: an NFS hiccup, a lost connection, a busy server."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 425, 429) or error.code >= 500
@@ -77,14 +77,14 @@ def passing(error: BaseException) -> bool:
         error = error.reason
     if isinstance(error, (TimeoutError, ConnectionError, PipeFailed, http.client.HTTPException)):
         return True
-    return isinstance(error, OSError) and error.errno in PASSING
+    return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
 def storage_fault(error: Exception) -> SampleFault:
     """The fault that an error of the file system or the network comes to."""
     if isinstance(error, FileNotFoundError) or getattr(error, "code", None) in (404, 410):
         return MissingFile("no such file" if error.strerror else short(str(error)))
-    tries = f" ({len(PAUSES) + 1} tries)" if passing(error) else ""
+    tries = f" ({len(PAUSES) + 1} tries)" if is_transient(error) else ""
     return Unreadable(f"{type(error).__name__} {short(str(error))}{tries}")
 
 
@@ -94,7 +94,7 @@ def wait_before(attempt: int, where: str, error: Exception) -> None:
     sleep(PAUSES[attempt])
 
 
-def patiently(read: Callable[[], Answer], where: str) -> Answer:
+def with_retries(read: Callable[[], Answer], where: str) -> Answer:
     """`read()`, tried again after each fault that may pass.
 
     Raises:
@@ -104,7 +104,7 @@ def patiently(read: Callable[[], Answer], where: str) -> Answer:
         try:
             return read()
         except OSError as error:
-            if attempt == len(PAUSES) or not passing(error):
+            if attempt == len(PAUSES) or not is_transient(error):
                 raise storage_fault(error) from None
             wait_before(attempt, where, error)
     raise AssertionError
