@@ -20,7 +20,7 @@ _warned: set[tuple[str, Path]] = set()
 
 @contextmanager
 def if_supported(what: str, path: Path, *also: int) -> Iterator[None]:
-    """Leave out a file operation that the file system cannot do, with one warning for each folder.
+    """Skip a file operation that the file system cannot do, with one warning for each folder.
 
     Args:
         what: the operation, for the warning.
@@ -37,11 +37,11 @@ def if_supported(what: str, path: Path, *also: int) -> Iterator[None]:
 
 
 def lock(file, path: Path, wait: bool = False, posix: bool = False) -> bool:
-    """Lock an open file for one holder. Returns False only when another one holds it.
+    """Lock an open file. Returns False only when another process holds the lock.
 
     Args:
-        wait: until the other one lets go of it.
-        posix: lockf's lock, which child processes do not inherit, instead of flock's.
+        wait: wait until the other process releases the lock.
+        posix: use lockf, whose lock child processes do not inherit, instead of flock.
     """
     # ENOLCK: NFS without its lock service. EBADF: flock of a folder on NFS, which locks only what is open for writing.
     with if_supported("lock files: two commands that write there at once would not see each other", path,

@@ -1,14 +1,16 @@
 """Endless, seeded, resumable streams of samples, and the batches made of them.
 
-A stream is a function of (seed, rank, worker): the same config gives the same batches. Its place is a small state that
-goes into the checkpoint; going on from it reads at most one shard and decodes nothing twice.
+A stream is a function of (seed, rank, worker): the same config gives the same batches. Its position is a small state
+that goes into the checkpoint. To resume from it, a stream reads at most one shard and decodes no sample twice.
 """
 
 import logging
 import random
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -20,15 +22,16 @@ from .faults import SampleFault
 from .workers import AHEAD, check_room, check_sent, set_up_worker
 
 log = logging.getLogger("minigpt4")
+SLOW = 30.0  # seconds without a batch after which the log says so
 HOPELESS = 500  # bad samples in a row after which a stream gives up
 BUGS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError, AssertionError)
 
 
 class Source(Protocol):
-    """What a dataset must be: an order of raw samples, and how to decode one."""
+    """What a dataset must have: an order of raw samples, and a way to decode one."""
 
     def iterate(self, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, str, Any]]:
-        """Yield (state after this sample, where it lies, raw sample) without end, from `state` ({}: the start)."""
+        """Yield (state after this sample, its path, raw sample) without end, from `state` ({}: the start)."""
 
     def decode(self, raw: Any) -> dict:
         """Raw sample -> {"image": (3, H, W), "text_input": ...}. Raises on a bad one."""
@@ -79,7 +82,7 @@ class SampleStream(IterableDataset):
                 with torch.random.fork_rng(devices=[]):
                     torch.default_generator.manual_seed(seed_of(seed, stream, sorted(place.items())))
                     sample = self.source.decode(raw)
-            except BUGS:  # in a processor or dataset of one's own: the next sample would meet it too
+            except BUGS:  # a bug in a processor or dataset of the user's own: the next sample would raise it too
                 raise
             except Exception as error:  # whatever else is raised, the sample is at fault, not the run
                 if not isinstance(error, (SampleFault, BrokenImage)) and not self.traced:
@@ -88,7 +91,7 @@ class SampleStream(IterableDataset):
                     self.traced = True
                 bad.append((where, f"{type(error).__name__}: {error}"))
                 if len(bad) >= HOPELESS:
-                    # Without end: a batch that is not full would be dropped, and nobody would hear of it.
+                    # Without end: a batch that is not full would be dropped, and the run would not see these.
                     while True:
                         yield {"bad": bad, "hopeless": True}
                         bad = []
@@ -118,7 +121,7 @@ def make_loader(
 ) -> StatefulDataLoader:
     """Batches of a stream. Its `state_dict()` is the place after the last batch that was taken, not prefetched."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's own affair
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # raised inside torchdata
         return StatefulDataLoader(
             stream,
             batch_size=batch_size,
@@ -165,7 +168,7 @@ class MixedLoader:
             if name not in self.loaders:
                 continue  # the config has it no longer
             self.loaders[name].load_state_dict(place)
-            # Now, not when it is next drawn: a checkpoint before that must know of its place too.
+            # Now, not when it is next drawn: a checkpoint that is written before that must have its position too.
             self._iterators[name] = iter(self.loaders[name])
 
     def _begin_after(self, drawn: int) -> None:
@@ -180,12 +183,24 @@ class MixedLoader:
             if name not in self._iterators:
                 self._iterators[name] = iter(self.loaders[name])
             self.drawn += 1
-            batch = {**next(self._iterators[name]), "dataset": name}
+            with _warn_when_slow(name):
+                batch = {**next(self._iterators[name]), "dataset": name}
             check_sent(batch)
             if name not in self._fitting:
                 check_room(batch, len(self.loaders) * self.loaders[name].num_workers)
                 self._fitting.add(name)
             yield name, batch
+
+
+@contextmanager
+def _warn_when_slow(name: str) -> Iterator[None]:
+    alarm = threading.Timer(SLOW, log.warning, ("datasets.%s: no batch came for %g s; still waiting", name, SLOW))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
 
 
 def permutation_stream(length: int, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, int]]:

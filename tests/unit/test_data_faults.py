@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import re
 import struct
 import tarfile
@@ -19,15 +20,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import noisy, picture, take
+from made import Evil, noisy, picture, take
 from PIL import EpsImagePlugin, Image
 
 from minigpt4.datasets import faults, shard_files, shards
+from minigpt4.datasets import stream as stream_module
 from minigpt4.datasets.faults import NoCaption
 from minigpt4.datasets.image_text import ImageTextSource, MixedSource
 from minigpt4.datasets.shard_files import read_shard
 from minigpt4.datasets.shards import ShardSource
-from minigpt4.datasets.stream import SampleStream
+from minigpt4.datasets.stream import MixedLoader, SampleStream, make_loader
 from minigpt4.processors.image_processors import (
     NOT_AN_IMAGE,
     Blip2ImageEval,
@@ -271,11 +273,11 @@ def test_a_caption_of_which_nothing_is_left_is_skipped(processor, texts, tmp_pat
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "BadJson: its json is none: Expecting value"),
-        (b"{not json", "BadJson: its json is none: Expecting property name"),
-        (b'{"caption": "\xff"}', "BadJson: its json is none: 'utf-8' codec"),
-        (b"[" * 200_000, "BadJson: its json is none: maximum recursion depth"),
-        (b'{"caption": ' + b"9" * 5000 + b"}", "BadJson: its json is none: Exceeds the limit"),
+        (b"", "BadJson: its json cannot be parsed: Expecting value"),
+        (b"{not json", "BadJson: its json cannot be parsed: Expecting property name"),
+        (b'{"caption": "\xff"}', "BadJson: its json cannot be parsed: 'utf-8' codec"),
+        (b"[" * 200_000, "BadJson: its json cannot be parsed: maximum recursion depth"),
+        (b'{"caption": ' + b"9" * 5000 + b"}", "BadJson: its json cannot be parsed: Exceeds the limit"),
         (b"[1]", "BadJson: its json is a list, not an object"),
         (b'"x"', "BadJson: its json is a str, not an object"),
         (b"null", "BadJson: its json is a NoneType, not an object"),
@@ -332,6 +334,16 @@ def test_names_as_other_tools_write_them(lay):
         assert read(lay(content)) == [long, "é", "a.b/c", "./0"]
     (*_, (_, sample), _) = read_shard(lay(content))
     assert sample == {"__key__": "a.b/c", "seg.jpg": b"7"}
+
+
+@pytest.mark.parametrize("suffix", ["pyd", "pth", "pickle", "npy", "cls", "png.gz"])
+def test_members_stay_bytes(lay, tmp_path, suffix):
+    """webdataset's own decoders unpickle some of these."""
+    evil = pickle.dumps(Evil(tmp_path / "it_ran"))
+    url = lay(tar_of(("0.png", picture()), ("0.json", caption("x")), (f"0.{suffix}", evil)))
+    ((_, sample),) = read_shard(url)
+    assert sample[suffix] == evil and outcome(sample) == "x"
+    assert not (tmp_path / "it_ran").exists()
 
 
 def test_a_sample_with_two_members_of_one_name_is_skipped(lay):
@@ -462,6 +474,17 @@ def test_a_slow_shard_is_named_in_the_log(lay, monkeypatch, caplog):
     url = f"pipe:sleep 0.3; cat {lay(tar_of(*pairs(1)))}"
     assert read(url) == ["0"]
     assert f"{url}: nothing came for 0.05 s; still waiting" in caplog.text
+
+
+def test_a_batch_that_does_not_come_is_told(tmp_path, monkeypatch, caplog):
+    """Whatever it waits for: here a picture."""
+    monkeypatch.setattr(stream_module, "SLOW", 0.05)
+    monkeypatch.setattr(logging.getLogger("minigpt4"), "propagate", True)
+    (tmp_path / "a.png").write_bytes(picture())
+    source = ImageTextSource([(tmp_path / "a.png", "x")], lambda image: time.sleep(0.2) or noisy(image), str)
+    loader = MixedLoader({"align": make_loader(SampleStream(source, "align"), 1, 0)}, {"align": 1.0}, 0, 0)
+    take(loader, 1)
+    assert caplog.messages == ["datasets.align: no batch came for 0.05 s; still waiting"]
 
 
 @pytest.mark.timeout(30)
