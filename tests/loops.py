@@ -7,8 +7,8 @@ from torch import nn
 class Given:
     """A loader of these batches, over and over."""
 
-    def __init__(self, batches, before=None):
-        self.batches, self.taken, self.before = batches, 0, before
+    def __init__(self, batches, drawn=0):
+        self.batches, self.taken, self.began = batches, 0, drawn
 
     def __iter__(self):
         while True:
@@ -16,7 +16,7 @@ class Given:
             yield "given", {"bad": [], "hopeless": False, **self.batches[(self.taken - 1) % len(self.batches)]}
 
     def state_dict(self):
-        return {"taken": self.taken, "drawn": self.taken, "places": {"given": {0: {"taken": self.taken}}}}
+        return {"taken": self.taken, "drawn": self.taken}
 
     def load_state_dict(self, state):
         self.taken = state["taken"]
@@ -26,8 +26,8 @@ class GivenTask:
     def __init__(self, batches, before_step=lambda step: None):
         self.batches, self.before_step, self.steps = batches, before_step, 0
 
-    def build_loader(self, rank, world_size, seed, before=None):
-        return Given(self.batches, before)
+    def build_loader(self, rank, world_size, seed, drawn=0):
+        return Given(self.batches, drawn)
 
     def build_batch(self, model, samples):
         return model.build_batch(samples) if hasattr(model, "build_batch") else samples

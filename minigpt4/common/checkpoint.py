@@ -5,7 +5,6 @@ MiniGPT-4 demo opens; and `checkpoint_N.resume.pt`, what going on needs (optimiz
 """
 
 import logging
-import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from .download import local_path
 from .errors import CheckpointError, some
-from .file_system import flush, replace, set_mode
+from .file_system import whole_file
 from .identify import (
     DOWNLOAD_AGAIN,
     NO_WEIGHTS,
@@ -147,25 +146,18 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def atomic_save(data: Any, path: Path, save: Callable[[Any, str], None] = torch.save) -> None:
-    """Write `path` whole or not at all: a temporary file beside it, flushed to disk, then renamed.
+    """Write `path` whole or not at all, see `whole_file`.
 
+    Args:
+        save: writes the data to a path.
     Raises:
         CheckpointError: the disk is full, the folder read-only, ...; what stood at `path` is untouched.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save(data, str(temporary))
-        set_mode(temporary, mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
-        flush(temporary)
-        replace(temporary, path)
-        flush(path.parent)
+        with whole_file(Path(path)) as part:
+            save(data, str(part))
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise CheckpointError(f"{path}: cannot be written: {error}; earlier checkpoints are untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:

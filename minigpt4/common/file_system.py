@@ -1,10 +1,14 @@
-"""Locks, flushes, modes and renames, which some file systems cannot do: there they are left out, after a warning."""
+"""Files that are written whole or not at all, and locks.
+
+Some file systems cannot lock, flush, rename or change modes. There that step is left out, after a warning.
+"""
 
 import errno
 import fcntl
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +20,7 @@ _warned: set[tuple[str, Path]] = set()
 
 @contextmanager
 def if_supported(what: str, path: Path, *also: int) -> Iterator[None]:
-    """Leave out a file operation that the file system cannot do, with one warning for each folder.
+    """Skip a file operation that the file system cannot do, with one warning for each folder.
 
     Args:
         what: the operation, for the warning.
@@ -33,11 +37,11 @@ def if_supported(what: str, path: Path, *also: int) -> Iterator[None]:
 
 
 def lock(file, path: Path, wait: bool = False, posix: bool = False) -> bool:
-    """Lock an open file for one holder. Returns False only when another one holds it.
+    """Lock an open file. Returns False only when another process holds the lock.
 
     Args:
-        wait: until the other one lets go of it.
-        posix: lockf's lock, which child processes do not inherit, instead of flock's.
+        wait: wait until the other process releases the lock.
+        posix: use lockf, whose lock child processes do not inherit, instead of flock.
     """
     # ENOLCK: NFS without its lock service. EBADF: flock of a folder on NFS, which locks only what is open for writing.
     with if_supported("lock files: two commands that write there at once would not see each other", path,
@@ -75,3 +79,21 @@ def replace(source: Path, target: Path) -> None:
         return
     shutil.copyfile(source, target)
     source.unlink()
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Write `target` whole or not at all. The block writes to the temporary file beside it that it is given, which is
+    flushed and renamed at the end. When the block raises or the process is killed, `target` is as it was before.
+    """
+    part = target.with_name(f".{target.name}.{threading.get_native_id()}.tmp")
+    try:
+        part.touch()
+        mode = part.stat().st_mode
+        yield part
+        set_mode(part, mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
+        flush(part)
+        replace(part, target)
+        flush(target.parent)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Where files named in a config are looked for; their checksums; texts that are written whole."""
+"""Paths in a config -> files; reading and writing texts; checksums."""
 
 import codecs
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from braceexpand import braceexpand
 
 from .errors import DataError
-from .file_system import replace
+from .file_system import whole_file
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PROJECT = PACKAGE.parent  # the clone, when the package is installed with `pip install -e`
@@ -18,7 +18,8 @@ REMOTE = ("http://", "https://", "s3://", "gs://", "pipe:", "hdfs://")
 
 
 def resolve_path(path: str) -> str:
-    """A relative path is looked up from the working directory, then from the project's folder."""
+    """Return the path of an existing file: relative paths are tried from the working directory, then from the project's
+    folder. A path that exists in neither place, or a URL, is returned as it is."""
     if path.startswith(REMOTE):
         return path
     here = Path(os.path.expanduser(path))  # a user without a home directory: as it stands
@@ -28,8 +29,8 @@ def resolve_path(path: str) -> str:
 def expand_shards(storage: str | Sequence[str]) -> list[str]:
     """`/data/{00000..01255}.tar`, `/data/*.tar`, a URL pattern or a list of these -> shard names, in order.
 
-    Files and folders that exist are meant as they are written: only what follows them is a pattern. So
-    `/data/align [v2]` and `/data/align [v2]/*.tar` need no escapes.
+    The part of a path that exists is taken as it is written, and only the rest is a pattern. So `/data/align [v2]` and
+    `/data/align [v2]/*.tar` need no escapes.
 
     Raises:
         ValueError: braces that do not match.
@@ -67,7 +68,7 @@ def _existing(place: Path) -> tuple[Path, str]:
 
 
 def read_text(file: str | os.PathLike) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark. Lines may end in \\r\\n.
+    """Return the text of a UTF-8 file, with or without a byte order mark. Lines may end in \\r\\n.
 
     Raises:
         DataError: another encoding, with the file, line and byte.
@@ -86,13 +87,12 @@ def read_text(file: str | os.PathLike) -> str:
 
 
 def sha256(file: Path) -> str:
-    """Of a file's content, 64 hexadecimal digits. Raises OSError."""
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits. Raises OSError."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write `file` whole or not at all: a killed process leaves what stood there before."""
-    part = file.with_suffix(".part")
-    part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
-    replace(part, file)
+    """Write a text file whole or not at all, see `whole_file`."""
+    with whole_file(file) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8

@@ -1,4 +1,4 @@
-"""Files -> picture, JSON and caption, with a reason when they are none. Nothing that data hold raises anything else."""
+"""Files -> picture, JSON and caption. Whatever the files hold, only a fault with its reason is raised."""
 
 import json
 import os
@@ -11,15 +11,16 @@ from PIL import Image
 
 from ..processors.image_processors import decode_image
 from ..processors.text_processors import has_text
-from .faults import BadCaption, BadJson, HugeMember, MissingFile, NoCaption, patiently, short
-from .tar import MAX_MEMBER
+from .faults import BadCaption, BadJson, HugeMember, MissingFile, NoCaption, short, with_retries
 
-MAX_JSON = 2**20  # bytes; nested lists take a thousand times as much memory
-MAX_CAPTION = 20_000  # characters; a tokenizer would chew on more for seconds, to keep max_txt_len tokens of it
+IMAGES = ("jpg", "jpeg", "png", "webp")  # suffixes of pictures in shards
+MAX_MEMBER = 64 * 2**20  # bytes of a file that are read into memory
+MAX_JSON = 2**20  # bytes; parsed, nested lists take a thousand times as much memory
+MAX_CAPTION = 20_000  # characters; a tokenizer takes seconds for more, and only max_txt_len tokens are kept
 
 
 def decode_json(content: bytes) -> dict:
-    """The object of a sample's .json.
+    """Return the object that a sample's .json holds.
 
     Raises:
         BadJson
@@ -29,17 +30,17 @@ def decode_json(content: bytes) -> dict:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadJson(f"its json is none: {short(str(error))}") from None
+        raise BadJson(f"its json cannot be parsed: {short(str(error))}") from None
     if not isinstance(value, dict):
         raise BadJson(f"its json is a {type(value).__name__}, not an object")
     return value
 
 
 def clean_caption(caption: Any, text_processor: Callable[[str], str]) -> str:
-    """What the text processor makes of a caption.
+    """Check a caption and return it as the text processor changes it.
 
     Raises:
-        NoCaption: nothing that can be read is left, so it would teach the model to say nothing.
+        NoCaption: no readable text is left; it would teach the model to answer nothing.
         BadCaption
     """
     text = text_processor(check_caption(caption))
@@ -49,7 +50,7 @@ def clean_caption(caption: Any, text_processor: Callable[[str], str]) -> str:
 
 
 def check_caption(caption: Any) -> str:
-    """The caption itself, when it is a text that can be trained on.
+    """Return the caption if it can be trained on.
 
     Raises:
         NoCaption, BadCaption
@@ -70,7 +71,7 @@ def check_caption(caption: Any) -> str:
 
 
 def read_image_file(path: Path) -> Image.Image:
-    """A picture's file, decoded; a fault of the storage is tried again.
+    """Read and decode a picture. Transient errors of the storage are tried again.
 
     Raises:
         SampleFault, BrokenImage, HugeImage
@@ -78,10 +79,10 @@ def read_image_file(path: Path) -> Image.Image:
 
     def read() -> bytes:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # a named pipe would be waited for without end
+        if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
             raise MissingFile(f"{path.name}: not a file")
         if status.st_size > MAX_MEMBER:
             raise HugeMember(f"{path.name}: {status.st_size:,} bytes; at most {MAX_MEMBER:,} are read")
         return path.read_bytes()
 
-    return decode_image(patiently(read, str(path)), path.name)
+    return decode_image(with_retries(read, str(path)), path.name)

@@ -1,5 +1,7 @@
-"""What can be wrong with data. The name of a fault's class stands in bad_samples.jsonl and in `minigpt4 data check`;
-docs/data-faults.md says of each what happens."""
+"""What can be wrong with data, and trying reads again.
+
+`bad_samples.jsonl` and `minigpt4 data check` name a fault by its class. docs/data-faults.md tells what happens then.
+"""
 
 import errno
 import http.client
@@ -11,8 +13,8 @@ from typing import TypeVar
 from ..common.logger import log
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before each further try after a fault of the storage or the network
-SHOWN = 120  # characters of a wrong value that a message quotes
-PASSING = {
+SHOWN = 120  # characters of a wrong value that a message shows
+TRANSIENT = {
     getattr(errno, name)
     for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EREMOTEIO", "ENOLINK", "ECONNRESET", "ECONNABORTED",
                  "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EPIPE")
@@ -34,7 +36,7 @@ class NoCaption(SampleFault):
 
 
 class BadCaption(SampleFault):
-    """A caption that is no text, is endless, or cannot be written as UTF-8."""
+    """A caption that is not a string, is too long, or cannot be written as UTF-8."""
 
 
 class BadJson(SampleFault):
@@ -42,74 +44,76 @@ class BadJson(SampleFault):
 
 
 class DuplicateMember(SampleFault):
-    """Two members of one name: nobody can tell which caption belongs to which picture."""
+    """Two members of a sample have the same name, so it is not known which caption belongs to the picture."""
 
 
 class HugeMember(SampleFault):
-    """A member beyond MAX_MEMBER bytes; it is not read into memory."""
+    """A file of more than MAX_MEMBER bytes; it is not read into memory."""
 
 
 class DamagedShard(SampleFault):
-    """Not a tar, cut short, or with a wrong header: what stands before the damage is used."""
+    """A shard that is not a tar, is cut short or has a damaged header. The samples before the damage are used."""
 
 
 class EmptyShard(SampleFault):
-    """A tar without a sample."""
+    """A tar without samples."""
 
 
 class MissingFile(SampleFault):
-    """A shard or picture that is not there, or not any more."""
+    """A shard or picture that does not exist, or no longer."""
 
 
 class Unreadable(SampleFault):
-    """A shard or picture that the system does not let us read, after every try."""
+    """A shard or picture that could not be read in any of the tries."""
 
 
 class PipeFailed(OSError):
     """The command behind a remote shard ended with an error, or sent nothing for too long."""
 
 
-def passing(error: BaseException) -> bool:
-    """Whether the same read may succeed later: an NFS hiccup, a lost connection, a busy server."""
+def is_transient(error: BaseException) -> bool:
+    """Return whether the same read may succeed later: an NFS error, a lost connection, a busy server."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 425, 429) or error.code >= 500
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
         error = error.reason
     if isinstance(error, (TimeoutError, ConnectionError, PipeFailed, http.client.HTTPException)):
         return True
-    return isinstance(error, OSError) and error.errno in PASSING
+    return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
 def storage_fault(error: Exception) -> SampleFault:
-    """The fault that an error of the file system or the network comes to."""
+    """Return the fault to report for an error of the file system or the network."""
     if isinstance(error, FileNotFoundError) or getattr(error, "code", None) in (404, 410):
         return MissingFile("no such file" if error.strerror else short(str(error)))
-    tries = f" ({len(PAUSES) + 1} tries)" if passing(error) else ""
+    tries = f" ({len(PAUSES) + 1} tries)" if is_transient(error) else ""
     return Unreadable(f"{type(error).__name__} {short(str(error))}{tries}")
 
 
 def wait_before(attempt: int, where: str, error: Exception) -> None:
-    """The pause after try number `attempt` (from 0) failed."""
+    """Log a failed try and sleep before the next one. `attempt` is its number, from 0."""
     log.warning("%s: %s; trying again in %g s", where, short(str(error)), PAUSES[attempt])
     sleep(PAUSES[attempt])
 
 
-def patiently(read: Callable[[], Answer], where: str) -> Answer:
-    """`read()`, tried again after each fault that may pass.
+def with_retries(read: Callable[[], Answer], where: str) -> Answer:
+    """Return `read()`; try it again after each transient error.
 
+    Args:
+        where: the file, for the log.
     Raises:
-        SampleFault: it did not pass, or is not of that kind.
+        SampleFault: the last try failed too, or the error is not transient.
     """
     for attempt in range(len(PAUSES) + 1):
         try:
             return read()
         except OSError as error:
-            if attempt == len(PAUSES) or not passing(error):
+            if attempt == len(PAUSES) or not is_transient(error):
                 raise storage_fault(error) from None
             wait_before(attempt, where, error)
     raise AssertionError
 
 
 def short(text: str) -> str:
-    """At most SHOWN characters: what wrong data hold may be of any length."""
+    """Return at most SHOWN characters of a text; wrong data may be of any length."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"

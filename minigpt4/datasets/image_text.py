@@ -14,7 +14,7 @@ from ..common.errors import DataError
 from ..common.paths import read_text
 from .decoding import clean_caption, read_image_file
 from .faults import short
-from .stream import permutation_stream, reshard_permutation
+from .stream import permutation_stream
 
 PHOTO_LINE = '{"image": "a.jpg", "caption": "A dog on grass."}'
 
@@ -35,10 +35,6 @@ class ImageTextSource:
 
     def __len__(self) -> int:
         return len(self.pairs)
-
-    def reshard(self, places: dict[int, dict], streams: int) -> dict:
-        """See `Source`."""
-        return reshard_permutation(places, streams)
 
     def iterate(self, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, str, tuple]]:
         """See `Source`."""

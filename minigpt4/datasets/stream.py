@@ -1,14 +1,16 @@
 """Endless, seeded, resumable streams of samples, and the batches made of them.
 
-A stream is a function of (seed, rank, worker): the same config gives the same batches. Its place is a small state that
-goes into the checkpoint; going on from it reads at most one shard and decodes nothing twice.
+A stream is a function of (seed, rank, worker): the same config gives the same batches. Its position is a small state
+that goes into the checkpoint. To resume from it, a stream reads at most one shard and decodes no sample twice.
 """
 
 import logging
 import random
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -20,21 +22,21 @@ from .faults import SampleFault
 from .workers import AHEAD, check_room, check_sent, set_up_worker
 
 log = logging.getLogger("minigpt4")
+SLOW = 30.0  # seconds without a batch after which the log says so
 HOPELESS = 500  # bad samples in a row after which a stream gives up
 BUGS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError, AssertionError)
 
 
 class Source(Protocol):
-    """What a dataset must be: an order of raw samples, and how to decode one."""
+    """What a dataset must have: an order of raw samples, and a way to decode one."""
 
     def iterate(self, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, str, Any]]:
-        """Yield (state after this sample, where it lies, raw sample) without end, from `state` ({}: the start)."""
+        """Yield (state after this sample, its path, raw sample) without end, from `state` ({}: the start)."""
 
     def decode(self, raw: Any) -> dict:
         """Raw sample -> {"image": (3, H, W), "text_input": ...}. Raises on a bad one."""
 
-    # A source may also have `__len__`, and `reshard(places, streams)`: the state from which any number of streams goes
-    # on where `streams` of them stood. Without it, a run with other processes draws anew.
+    # A source may also have `__len__`: the number of samples of a pass.
 
 
 def seed_of(*parts) -> int:
@@ -55,6 +57,7 @@ class SampleStream(IterableDataset):
         self.source, self.name, self.seed = source, name, seed
         self.rank, self.world_size = rank, world_size
         self.place: dict = {}
+        self.began = 0  # see MixedLoader
         self.traced = False  # whether a traceback was logged
 
     def state_dict(self) -> dict:
@@ -67,8 +70,9 @@ class SampleStream(IterableDataset):
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
         stream = self.rank * workers + number
+        seed = seed_of(self.seed, "drawn", self.began) if self.began else self.seed
         bad: list[tuple[str, str]] = []
-        for place, where, raw in self.source.iterate(stream, self.world_size * workers, self.seed, self.place):
+        for place, where, raw in self.source.iterate(stream, self.world_size * workers, seed, self.place):
             self.place = place
             try:
                 if isinstance(raw, Exception):
@@ -76,9 +80,9 @@ class SampleStream(IterableDataset):
                 # Augmentation draws from torch's RNG: seeded by the sample's place, it does not depend on who loads it,
                 # and the fork keeps the process's own RNG (num_workers 0) where it was.
                 with torch.random.fork_rng(devices=[]):
-                    torch.default_generator.manual_seed(seed_of(self.seed, stream, sorted(place.items())))
+                    torch.default_generator.manual_seed(seed_of(seed, stream, sorted(place.items())))
                     sample = self.source.decode(raw)
-            except BUGS:  # in a processor or dataset of one's own: the next sample would meet it too
+            except BUGS:  # a bug in a processor or dataset of the user's own: the next sample would raise it too
                 raise
             except Exception as error:  # whatever else is raised, the sample is at fault, not the run
                 if not isinstance(error, (SampleFault, BrokenImage)) and not self.traced:
@@ -87,19 +91,19 @@ class SampleStream(IterableDataset):
                     self.traced = True
                 bad.append((where, f"{type(error).__name__}: {error}"))
                 if len(bad) >= HOPELESS:
-                    # Without end: a batch that is not full would be dropped, and nobody would hear of it.
+                    # Without end: a batch that is not full would be dropped, and the run would not see these.
                     while True:
                         yield {"bad": bad, "hopeless": True}
                         bad = []
                 continue
-            yield {**sample, "bad": bad, "place": (stream, place)}
+            yield {**sample, "bad": bad}
             bad = []
 
 
 def collate(samples: Sequence[dict]) -> dict:
-    """Samples -> {"image": (B, 3, H, W), "text_input": list[B], "bad": [(where, why)], "hopeless": bool, "place":
-    (number of the stream, its place after the batch)}. Any other key of the samples ("prompt", an instruction of its
-    own, for one) becomes a list[B], with None where a sample has it not."""
+    """Samples -> {"image": (B, 3, H, W), "text_input": list[B], "bad": [(where, why)], "hopeless": bool}.
+    Any other key of the samples ("prompt", an instruction of its own, for one) becomes a list[B], with None where a
+    sample lacks it."""
     good = [s for s in samples if "image" in s]
     batch = {
         "bad": [b for s in samples for b in s["bad"]],
@@ -108,7 +112,7 @@ def collate(samples: Sequence[dict]) -> dict:
     if good:
         keys = {key: None for sample in good for key in sample if key not in batch}
         batch |= {key: [sample.get(key) for sample in good] for key in keys}
-        batch |= {"image": torch.stack(batch["image"]), "place": good[-1]["place"]}
+        batch["image"] = torch.stack(batch["image"])
     return batch
 
 
@@ -117,7 +121,7 @@ def make_loader(
 ) -> StatefulDataLoader:
     """Batches of a stream. Its `state_dict()` is the place after the last batch that was taken, not prefetched."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata's own affair
+        warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # raised inside torchdata
         return StatefulDataLoader(
             stream,
             batch_size=batch_size,
@@ -135,33 +139,42 @@ class MixedLoader:
     """Draws each batch from one of several loaders, with chances in proportion to their ratios.
 
     Which one is a function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
+
+    Args:
+        loaders: by dataset; each loads a `SampleStream`.
+        began: batches that were drawn before with another number of processes or workers. The streams start anew after
+            them, in another order than that of the first batch.
     """
 
     def __init__(
-        self, loaders: dict[str, StatefulDataLoader], ratios: dict[str, float], seed: int, rank: int, drawn: int = 0
+        self, loaders: dict[str, StatefulDataLoader], ratios: dict[str, float], seed: int, rank: int, began: int = 0
     ):
         self.loaders, self.seed, self.rank = loaders, seed, rank
         self.names, self.weights = list(loaders), [ratios[name] for name in loaders]
-        self.drawn = drawn
-        self.places: dict[str, dict[int, dict]] = {}  # of each stream that batches came from
+        self.drawn = began
+        self._begin_after(began)
         self._iterators: dict[str, Iterator] = {}
         self._fitting: set[str] = set()  # datasets whose batches fit into shared memory
 
     def state_dict(self) -> dict:
         """Taken between two batches."""
         loaders = {n: self.loaders[n].state_dict() for n in self._iterators}
-        places = {n: dict(p) for n, p in self.places.items()}
-        return {"drawn": self.drawn, "loaders": loaders, "places": places}
+        return {"drawn": self.drawn, "began": self.began, "loaders": loaders}
 
     def load_state_dict(self, state: dict) -> None:
         self.drawn = state["drawn"]
-        self.places = {name: places for name, places in state["places"].items() if name in self.loaders}
+        self._begin_after(state.get("began", 0))
         for name, place in state["loaders"].items():
             if name not in self.loaders:
                 continue  # the config has it no longer
             self.loaders[name].load_state_dict(place)
-            # Now, not when it is next drawn: a checkpoint before that must know of its place too.
+            # Now, not when it is next drawn: a checkpoint that is written before that must have its position too.
             self._iterators[name] = iter(self.loaders[name])
+
+    def _begin_after(self, drawn: int) -> None:
+        self.began = drawn
+        for loader in self.loaders.values():
+            loader.dataset.began = drawn
 
     def __iter__(self) -> Iterator[tuple[str, dict]]:
         while True:
@@ -170,64 +183,37 @@ class MixedLoader:
             if name not in self._iterators:
                 self._iterators[name] = iter(self.loaders[name])
             self.drawn += 1
-            batch = {**next(self._iterators[name]), "dataset": name}
+            with _warn_when_slow(name):
+                batch = {**next(self._iterators[name]), "dataset": name}
             check_sent(batch)
             if name not in self._fitting:
                 check_room(batch, len(self.loaders) * self.loaders[name].num_workers)
                 self._fitting.add(name)
-            if "place" in batch:
-                stream, place = batch.pop("place")
-                self.places.setdefault(name, {})[stream] = place
             yield name, batch
 
 
-def standing(states: Sequence[dict], num_workers: int) -> dict:
-    """Where a whole run stands in its data, from the `MixedLoader.state_dict()` of every process.
-
-    Returns:
-        {"drawn": batches, "streams": how many there were, "places": dataset -> stream -> its place}
-    """
-    places: dict[str, dict[int, dict]] = {}
-    for state in states:
-        for name, mine in state["places"].items():
-            places.setdefault(name, {}).update(mine)
-    drawn = max(state["drawn"] for state in states)
-    return {"drawn": drawn, "streams": len(states) * max(num_workers, 1), "places": places}
+@contextmanager
+def _warn_when_slow(name: str) -> Iterator[None]:
+    alarm = threading.Timer(SLOW, log.warning, ("datasets.%s: no batch came for %g s; still waiting", name, SLOW))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
 
 
 def permutation_stream(length: int, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, int]]:
-    """(state, index) for a dataset that can be indexed: every sample once in each pass, in a new order each time.
+    """Yield (state, index) for a dataset that can be indexed: every sample once in each pass, in a new order each time.
 
     The streams share each pass between them; when it does not divide, the rest belongs to the first streams.
-    State: `turn`, the number of the pass; `taken`, how many of its own share this stream took; and, after a change of
-    the number of streams, `seen`: turn -> [(streams, how many each took)], what was read of it before.
+    State: `turn`, the number of the pass; `taken`, how many of its own share this stream took.
     """
-    turn, taken, seen = state.get("turn", 0), state.get("taken", 0), state.get("seen", {})
+    turn, taken = state.get("turn", 0), state.get("taken", 0)
     while True:
         order = list(range(length))
         random.Random(seed_of(seed, turn)).shuffle(order)
-        for before, takens in seen.get(turn, []):
-            order = [sample for i, sample in enumerate(order) if i // before >= takens[i % before]]
-        mine = order[stream::streams]
-        if not mine and turn not in seen:
-            mine = order[stream % length :][:1]  # fewer samples than streams: share one
-        kept = {"seen": {t: stages for t, stages in seen.items() if t >= turn}} if seen else {}
+        mine = order[stream::streams] or order[stream % length :][:1]  # fewer samples than streams: share one
         for i in range(taken, len(mine)):
-            yield {"turn": turn, "taken": i + 1, **kept}, mine[i]
+            yield {"turn": turn, "taken": i + 1}, mine[i]
         turn, taken = turn + 1, 0
-
-
-def reshard_permutation(places: dict[int, dict], streams: int) -> dict:
-    """The state from which any number of streams goes on with a `permutation_stream` that `streams` of them read.
-
-    Args:
-        places: the state of each; one that is missing has read nothing.
-    """
-    states = [places.get(i) or {"turn": 0, "taken": 0} for i in range(streams)]
-    first, last = min(s["turn"] for s in states), max(s["turn"] for s in states)
-    seen = {t: list(stages) for s in states for t, stages in s.get("seen", {}).items() if t >= first}
-    for turn in range(first, last + 1):
-        all_of_it = 2**31  # a stream that is in a later pass
-        takens = [s["taken"] if s["turn"] == turn else all_of_it if s["turn"] > turn else 0 for s in states]
-        seen[turn] = [*seen.get(turn, []), (streams, takens)]
-    return {"turn": first, "taken": 0, "seen": seen}

@@ -1,4 +1,4 @@
-"""Loader workers: whom they obey, and how their batches reach the run."""
+"""Loader workers: which signals end them, and how their batches reach the main process."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ MORE_ROOM = (
 
 
 def set_up_worker(_worker: int) -> None:
-    """Called first in every worker."""
+    """Set up signals and the queue of batches. Every worker calls this first."""
     _leave_signals_to_the_run()
     Queue._on_queue_feeder_error = _send_reason  # PyTorch has no hook for this; Python's would drop the batch
 
@@ -48,7 +48,7 @@ def _leave_signals_to_the_run() -> None:
 
 
 def _send_reason(queue: Queue, error: Exception, item: Any) -> None:
-    """Send the reason in the place of a batch that cannot be sent: the run would wait for the batch without end."""
+    """Send the reason instead of a batch that cannot be sent. Without it the run would wait for the batch for ever."""
     try:
         number, (_, *state) = item
     except (TypeError, ValueError):  # no batch: the run sees that this worker is gone
@@ -58,7 +58,7 @@ def _send_reason(queue: Queue, error: Exception, item: Any) -> None:
 
 
 def check_sent(batch: dict) -> None:
-    """Raises DataError where the reason came instead of the batch."""
+    """Raise DataError if the worker sent a reason instead of a batch."""
     if reason := batch.get("failed"):
         advice = "run.num_workers=0 loads in the run itself"
         if "No space left" in reason or "Cannot allocate" in reason:
@@ -70,12 +70,12 @@ def check_sent(batch: dict) -> None:
 
 
 def check_room(batch: dict, workers: int) -> None:
-    """Whether the batches that all workers of this machine hold ready fit into shared memory.
+    """Check that the batches which the workers of this machine prefetch fit into shared memory.
 
     Args:
-        workers: of this process, 0 where it loads by itself.
+        workers: loader workers of this process; 0: the process loads by itself.
     Raises:
-        DataError: they do not. A worker would fail, or be killed, as soon as it is some batches ahead.
+        DataError: they do not fit. A worker would fail or be killed as soon as it has prefetched some batches.
     """
     if not workers or not os.path.isdir(SHARED_MEMORY):
         return

@@ -1,4 +1,4 @@
-"""The exponential moving average of the trained weights: smoother than the last step's, and kept in its place."""
+"""An exponential moving average of the trained weights, which is validated and saved instead of the last step's."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class WeightAverage:
-    """Averages of the live tensors that `tensors()` gives by name.
+    """The average of the tensors that `tensors()` returns by name.
 
-    After step n the average is `a_n = d a_(n-1) + (1 - d) w_n` with d = min(decay, n / (n + 9)): the first steps, which
-    are far from where the run ends, are soon forgotten. Integer buffers are copied.
+    After step n the average is `a_n = d a_(n-1) + (1 - d) w_n` with d = min(decay, n / (n + 9)), so the first steps
+    count for little. Integer buffers are copied. torch's AveragedModel would copy the whole model with its frozen LLM.
 
     Args:
         decay: below 1; about 1 / (1 - decay) steps are averaged.
@@ -23,7 +23,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimizer step `step`, counted from 1."""
+        """Add the weights after optimizer step `step`, counted from 1, to the average."""
         decay = min(self.decay, step / (step + 9))
         for name, live in self.tensors().items():
             if live.is_floating_point():
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averages inside, its own weights again after."""
+        """Put the averages into the model for this block, and its own weights back afterwards."""
         live = self.tensors()
         own = {name: tensor.detach().clone() for name, tensor in live.items()}
         try:
@@ -43,7 +43,7 @@ class WeightAverage:
             self._fill(live, own)
 
     def load(self, average: dict[str, Tensor]) -> None:
-        """Go on from these averages."""
+        """Resume from these averages."""
         self._fill(self.average, average)
 
     @staticmethod

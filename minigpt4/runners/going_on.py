@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: what the config says counts, the rest is the checkpoint's."""
+"""Resuming from a checkpoint whose config may differ: what the config says counts, the rest is the checkpoint's."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from ..common.errors import CheckpointError
 
 
 def load_optimizer(optimizer: Optimizer, state: dict, checkpoint: Path) -> None:
-    """Take the moments from a checkpoint's state. What the config decides (weight decay, ...) stays as this run has it.
+    """Load the moments of a checkpoint's optimizer state. What the config decides (weight decay, ...) stays as it is.
 
     Raises:
-        CheckpointError: the state is of other parameters.
+        CheckpointError: the state belongs to other parameters.
     """
     own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
@@ -23,13 +23,13 @@ def load_optimizer(optimizer: Optimizer, state: dict, checkpoint: Path) -> None:
 
 
 def validated_on(config: dict) -> tuple:
-    """What says which samples validation reads, of a plain config."""
+    """Return the part of a plain config that decides which samples validation reads."""
     datasets = {name: dataset.get("valid_info") for name, dataset in config.get("datasets", {}).items()}
     return {n: info for n, info in datasets.items() if info}, config.get("run", {}).get("valid_samples")
 
 
 def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
-    """`a.b: old -> new` for every key of two nested dictionaries that differs."""
+    """Return a line `a.b: old -> new` for every key in which two nested dictionaries differ."""
     lines = []
     for key in [*before, *(k for k in now if k not in before)]:
         old, new = before.get(key), now.get(key)

@@ -473,12 +473,12 @@ class Runner:
                     torch.cuda.set_rng_state(mine["cuda_rng"])
         else:
             log.warning(
-                "%s is of %d processes x %d workers, this run of %d x %d: lists of images go on with what is left of "
-                "their pass, shards are drawn anew, and the numbers will differ from those of the other run",
+                "%s is of %d processes x %d workers, this run of %d x %d: the pass over each dataset starts anew, in "
+                "another order, and the numbers will differ from those of the other run",
                 checkpoint, len(ranks), resume["num_workers"], self.world_size, self.run.num_workers,
             )  # fmt: skip
-            states = [mine["loader"] for mine in ranks], resume["num_workers"]
-            self.loader = self.task.build_loader(self.rank, self.world_size, self.run.seed, states)
+            drawn = max(mine["loader"]["drawn"] for mine in ranks)
+            self.loader = self.task.build_loader(self.rank, self.world_size, self.run.seed, drawn)
         if self.validation and resume["validation"]:
             if validated_on(before) == validated_on(now):
                 self.validation.load_state_dict({"step": self.step, **resume["validation"]})

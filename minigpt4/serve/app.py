@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from .start import GRADIO, find_address, no_proxy, prepare_uploads
 
@@ -16,6 +15,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from ..common.errors import UserError
+from ..common.file_system import whole_file
 from ..conversation.chat import Chat, ChatError, ImageError, read_image
 from ..conversation.prompts import EXAMPLE_QUESTIONS
 from ..processors.image_processors import to_rgb
@@ -175,9 +175,8 @@ def thumbnail(path: str, side: int = 480) -> str:
     if not small.exists():
         image = to_rgb(read_image(path))
         image.thumbnail((side, side))
-        with NamedTemporaryFile(dir=small.parent, suffix=".jpg", delete=False) as whole:
-            image.save(whole, quality=90)
-        os.replace(whole.name, small)  # at once, for others may upload the same picture now
+        with whole_file(small) as part:  # others may upload the same picture now
+            image.save(part, "JPEG", quality=90)
     return str(small)
 
 

@@ -23,7 +23,7 @@ from ..conversation.chat import Chat
 from ..datasets.classes import ClassSource
 from ..datasets.features import FeatureSource, Pairs, made_from
 from ..datasets.image_text import ImageTextSource, MixedSource
-from ..datasets.stream import MixedLoader, SampleStream, Source, collate, make_loader, seed_of, standing
+from ..datasets.stream import MixedLoader, SampleStream, Source, collate, make_loader, seed_of
 from ..models.mini_gpt4 import read_prompts
 
 
@@ -169,26 +169,19 @@ class ImageTextPretrain:
             self.prompts = {n: [template.replace("{}", p) for p in prompts] for n, prompts in self.prompts.items()}
         return model
 
-    def build_loader(
-        self, rank: int, world_size: int, seed: int, before: tuple[list[dict], int] | None = None
-    ) -> MixedLoader:
+    def build_loader(self, rank: int, world_size: int, seed: int, drawn: int = 0) -> MixedLoader:
         """Endless batches for this process, mixed over the datasets by `sample_ratio`.
 
         Args:
-            before: the loader states of all processes of a run that had another number of processes or workers, and
-                its num_workers. Lists go on with what is left of their pass, each sample once; shards are drawn anew.
+            drawn: batches that each process took before with another number of processes or workers. All datasets then
+                start anew, in another order than that of the first batch.
         """
         run, loaders = self.config.run, {}
-        stands = standing(*before) if before else None
         for name, source in self.sources.items():
             stream = SampleStream(source, name, seed, rank, world_size)
-            if stands and hasattr(source, "reshard"):
-                stream.place = source.reshard(stands["places"].get(name, {}), stands["streams"])
-            elif stands:
-                stream.seed = seed_of(seed, "drawn", stands["drawn"])
             loaders[name] = make_loader(stream, run.batch_size_train, run.num_workers, self.collate)
         ratios = {name: dataset.sample_ratio for name, dataset in self.config.datasets.items()}
-        return MixedLoader(loaders, ratios, seed, rank, drawn=stands["drawn"] if stands else 0)
+        return MixedLoader(loaders, ratios, seed, rank, drawn)
 
     def validation_batches(self, rank: int, world_size: int) -> Iterator[dict]:
         """This process's share of the first `run.valid_samples` of each dataset's `valid_info`, the same each time.

@@ -17,8 +17,8 @@ from ..common.errors import DataError, UserError
 from ..common.paths import REMOTE, expand_shards, resolve_path
 from ..datasets.faults import SampleFault
 from ..datasets.image_text import ImageTextSource, read_filter_cap, read_photos
-from ..datasets.remote import end_commands
-from ..datasets.shards import ShardSource, read_shard
+from ..datasets.shard_files import Command, read_shard
+from ..datasets.shards import ShardSource
 from ..datasets.stream import Source
 from ..processors.image_processors import Blip2ImageEval
 from ..processors.text_processors import BlipCaption
@@ -146,7 +146,8 @@ def _begin() -> None:
 
 
 def _leave(*_) -> None:
-    end_commands()  # what stands behind a pipe: would stay
+    for command in list(Command.running):  # they have sessions of their own, so they would go on
+        command.close()
     os._exit(143)  # the pool would catch an exception
 
 

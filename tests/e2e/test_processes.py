@@ -32,9 +32,9 @@ class Halves:
             yield "given", {"image": image[self.part], "text_input": TEXTS[self.part], "bad": [], "hopeless": False}
 
     def state_dict(self):
-        return {"drawn": self.step, "places": {}}
+        return {"drawn": self.step}
 
-ImageTextPretrain.build_loader = lambda self, rank, world, seed, before=None: Halves(
+ImageTextPretrain.build_loader = lambda self, rank, world, seed, drawn=0: Halves(
     rank, world, self.config.model.image_size
 )
 

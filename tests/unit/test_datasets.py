@@ -65,7 +65,7 @@ def test_bad_samples_are_skipped_and_reported(bad_urls):
     assert found.pop("blank") == "NoCaption: its caption is empty"
     assert found.pop("no caption") == "NoCaption: it has no caption"
     assert found.pop("list") == "BadJson: its json is a list, not an object"
-    assert found.pop("no json text").startswith("BadJson: its json is none: ")
+    assert found.pop("no json text").startswith("BadJson: its json cannot be parsed: ")
     assert not found
     assert why["2.tar"] == "EmptyShard: the shard holds no samples"
     assert why["gone.tar"].startswith("MissingFile")

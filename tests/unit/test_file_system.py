@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from minigpt4.common import download
 from minigpt4.common.checkpoint import atomic_save, save_weights
 from minigpt4.common.errors import CheckpointError, UserError
-from minigpt4.common.file_system import lock
+from minigpt4.common.file_system import lock, whole_file
 from minigpt4.common.paths import write_whole
 from minigpt4.convert.vicuna.prepare import _alone_in
 from minigpt4.curation.folder import _place
@@ -111,6 +111,15 @@ def test_a_real_fault_ends_the_writing(tmp_path, monkeypatch, where, name, numbe
     with pytest.raises(CheckpointError, match=f"cannot be written: .*{said}"):
         atomic_save({"w": torch.ones(1)}, tmp_path / "w.pth")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), ValueError("a bug")])
+def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path, error):
+    (tmp_path / "x").write_text("old")
+    with pytest.raises(type(error)), whole_file(tmp_path / "x") as part:
+        part.write_text("half")
+        raise error
+    assert (tmp_path / "x").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_text_is_replaced_without_renaming(tmp_path, monkeypatch, warnings):

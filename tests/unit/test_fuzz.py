@@ -14,7 +14,8 @@ from PIL import Image
 from minigpt4.common.errors import DataError
 from minigpt4.datasets import shards
 from minigpt4.datasets.image_text import read_filter_cap
-from minigpt4.datasets.shards import ShardSource, read_shard
+from minigpt4.datasets.shard_files import read_shard
+from minigpt4.datasets.shards import ShardSource
 from minigpt4.datasets.stream import SampleStream
 from minigpt4.processors.image_processors import Blip2ImageEval
 from minigpt4.processors.text_processors import BlipCaption, has_text

@@ -394,17 +394,16 @@ def test_a_second_ctrl_c_ends_at_once(run, tmp_path):
     assert not list((tmp_path / "out").glob("*.pth"))
 
 
-def test_another_number_of_workers_goes_on_with_what_is_left(run, tmp_path, caplog, monkeypatch):
+def test_another_number_of_workers_starts_the_pass_anew(run, tmp_path, caplog, monkeypatch):
     run(Slope(), GivenTask([{"x": 1.0}]), iters_per_epoch=2)
     sidecar = tmp_path / "out" / "checkpoint_0.resume.pt"
     resume = torch.load(sidecar, weights_only=True)
     torch.save({**resume, "num_workers": 3}, sidecar)
     monkeypatch.setattr(runner_module.log, "propagate", True)
     done = run(Slope(), GivenTask([{"x": 1.0}]), iters_per_epoch=2, max_epoch=2)
-    assert "is of 1 processes x 3 workers, this run of 1 x 0: lists of images go on with what is left" in caplog.text
+    assert "is of 1 processes x 3 workers, this run of 1 x 0: the pass over each dataset starts anew" in caplog.text
     assert done.step == 4
-    (states, workers) = done.loader.before
-    assert ([state["drawn"] for state in states], workers) == ([2], 3)
+    assert done.loader.began == 2
 
 
 def test_a_checkpoint_of_another_model_is_refused(run):

@@ -95,7 +95,7 @@ class Loaded(GivenTask):
         super().__init__([], before_step)
         self.source = source
 
-    def build_loader(self, rank, world_size, seed, before=None):
+    def build_loader(self, rank, world_size, seed, drawn=0):
         return loader_of(self.source)
 
     def train_step(self, model, batch):
@@ -142,7 +142,7 @@ class StuckTask(GivenTask):
         super().__init__(batches)
         self.stuck = stuck
 
-    def build_loader(self, rank, world_size, seed, before=None):
+    def build_loader(self, rank, world_size, seed, drawn=0):
         return Stuck(self.batches, self.stuck)
 
 

@@ -15,8 +15,6 @@ from minigpt4.datasets.stream import (
     SampleStream,
     make_loader,
     permutation_stream,
-    reshard_permutation,
-    standing,
 )
 
 
@@ -43,7 +41,7 @@ def facts(batches) -> list:
 
 def test_samples_are_decoded_and_named(stream):
     sample = next(iter(stream()))
-    assert set(sample) == {"image", "text_input", "bad", "place"}
+    assert set(sample) == {"image", "text_input", "bad"}
     shard, number = sample["text_input"].removeprefix("S").split(" N")
     assert sample["image"][0].item() == 10 * int(shard) + int(number)  # this image belongs to this caption
     assert sample["bad"] == []
@@ -229,39 +227,25 @@ def test_a_permutation_goes_on_exactly():
         assert take(permutation_stream(7, 1, 2, 3, state), 19 - n) == steps[n + 1 :]
 
 
-@pytest.mark.parametrize("counts", [(2, 3), (3, 1, 4), (1, 2, 5, 2)])
-def test_another_number_of_streams_reads_what_is_left_of_the_pass(counts):
-    """Each sample once in each pass, however often the number of streams changes within it."""
-    length, seed, state, read = 41, 3, {}, []
-    for number, streams in enumerate(counts, start=1):
-        readers = [permutation_stream(length, s, streams, seed, state) for s in range(streams)]
-        last = number == len(counts)
-        places = {}
-        for s, reader in enumerate(readers):
-            # uneven, as with a mix of datasets; the last ones read on to the end of the second pass
-            for place, index in itertools.takewhile(lambda step: step[0]["turn"] < 2, reader):
-                places[s] = place
-                read.append((place["turn"], index))
-                if not last and place["taken"] + place["turn"] * 99 >= 3 + s:
-                    break
-        state = reshard_permutation(places, streams)
-    assert sorted(read) == [(turn, index) for turn in range(2) for index in range(length)]
+# -- another number of processes or workers ---------------------------------------------------------------------------
 
 
-def test_streams_in_different_passes_are_joined():
-    ahead = take(permutation_stream(6, 0, 2, 0, {}), 5)[-1][0]  # 3 of the first pass, 2 of the second
-    behind = take(permutation_stream(6, 1, 2, 0, {}), 1)[-1][0]
-    seen = [i for _, i in take(permutation_stream(6, 0, 2, 0, {}), 5)] + [
-        i for _, i in take(permutation_stream(6, 1, 2, 0, {}), 1)
-    ]
-    rest = take(permutation_stream(6, 0, 1, 0, reshard_permutation({0: ahead, 1: behind}, 2)), 6)
-    assert [place["turn"] for place, _ in rest] == [0, 0, 1, 1, 1, 1]
-    assert sorted(seen + [index for _, index in rest]) == sorted([*range(6)] * 2)
+def test_streams_that_begin_anew_have_another_order_and_go_on_exactly(stream):
+    """Killed again after that, a run goes on where it was; a dataset that was not drawn in between too."""
 
+    def loader(began=0):
+        loaders = {name: make_loader(stream(name), 2, 0) for name in ("laion", "cc_sbu")}
+        return MixedLoader(loaders, {"laion": 20, "cc_sbu": 1}, 0, 0, began)
 
-def test_the_place_of_every_stream_is_known(stream):
-    loader = MixedLoader({"x": make_loader(stream(), 2, 2)}, {"x": 1.0}, 0, 0)
-    take(loader, 3)
-    known = standing([loader.state_dict()], 2)
-    assert (known["drawn"], known["streams"], sorted(known["places"]["x"])) == (3, 2, [0, 1])
-    assert [known["places"]["x"][i]["taken"] for i in (0, 1)] == [4, 2]  # batches come from the workers in turn
+    def texts(steps):
+        return [(name, batch["text_input"]) for name, batch in steps]
+
+    wanted = texts(take(loader(began=7), 40))
+    assert wanted != texts(take(loader(), 47))[7:]
+    assert [name for name, _ in wanted] == [name for name, _ in texts(take(loader(), 47))[7:]]
+    first = loader(began=7)
+    got = texts(take(first, 3))
+    assert {name for name, _ in got} == {"laion"} and {name for name, _ in wanted} == {"laion", "cc_sbu"}
+    again = loader()
+    again.load_state_dict(first.state_dict())
+    assert got + texts(take(again, 37)) == wanted
