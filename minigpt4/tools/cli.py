@@ -3,8 +3,10 @@
 import argparse
 import importlib
 import sys
+from types import ModuleType
 
-from ..common.errors import main_guard
+from ..common.errors import UserError, main_guard
+from ..common.paths import PROJECT
 
 VERBS = {
     "config": ("config_verb", "print a resolved config and where each value came from"),
@@ -20,11 +22,11 @@ VERBS = {
     "import-hf": ("hf.import_hf", "write the files that an exported folder was made of again"),
     "weights": ("weights", "fetch and convert the small frozen weights"),
     "prepare-vicuna": ("vicuna.prepare", "make Vicuna from LLaMA and its delta, and verify it"),
-    "sample-set": ("sample_set", "make the sample set that the quickstart trains on"),
+    "sample-set": ("recipes.quickstart.sample_set", "make the sample set that the quickstart trains on"),
     "plan": ("plan", "say whether a config fits a GPU, and how long it takes"),
     "tiny": ("tiny", "train the small model that ships, from captioned photos to its figures"),
     "ablations": ("ablations", "train the small model in the paper's other ways: a table and a plot with error bars"),
-    "quickstart": ("quickstart", "train both stages on the sample set and write a report"),
+    "quickstart": ("recipes.quickstart.run", "train both stages on the sample set and write a report"),
 }
 
 
@@ -35,17 +37,39 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     for verb, (module, summary) in VERBS.items():
         sub = verbs.add_parser(verb, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if argv[:1] == [verb]:
-            loaded = importlib.import_module(f".{module}", __package__)
+            loaded = import_verb(verb, module)
             loaded.add_arguments(sub)
             sub.set_defaults(run=loaded.run)
     return parser
 
 
+def import_verb(verb: str, module: str) -> ModuleType:
+    """The module of a verb. One of `recipes.` lies beside the package, in a clone of the project only.
+
+    Raises:
+        UserError: there is no recipes/ beside the package.
+    """
+    if not module.startswith("recipes."):
+        return importlib.import_module(f".{module}", __package__)
+    if not (PROJECT / "recipes").is_dir():
+        raise UserError(
+            f"minigpt4 {verb}: needs the folder recipes/ of the project, which is not in {PROJECT}; "
+            "clone the project, and install it from there with pip install -e ."
+        )
+    if str(PROJECT) not in sys.path:
+        sys.path.insert(0, str(PROJECT))
+    return importlib.import_module(module)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code: the verb's, or 1 after a user error's message."""
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser(argv).parse_args(argv)
-    return main_guard(lambda: args.run(args))
+
+    def call() -> int:
+        args = build_parser(argv).parse_args(argv)
+        return args.run(args)
+
+    return main_guard(call)
 
 
 if __name__ == "__main__":

