@@ -1,1 +1,1 @@
-"""Complete runs that use the package as a user's own code would. They lie in a clone, not in the installed wheel."""
+"""Complete runs that use the package as any user would; part of a clone, not of the installed package."""

@@ -1,9 +1,12 @@
-"""`minigpt4 VERB ...`: each verb is a module with `add_arguments(parser)` and `run(args) -> exit code`."""
+"""`minigpt4 VERB ...`: each verb is a module with `add_arguments(parser)` and `run(args) -> exit code`.
+
+Modules of recipes/ are there in a clone of the project only.
+"""
 
 import argparse
 import importlib
 import sys
-from types import ModuleType
+import types
 
 from ..common.errors import UserError, main_guard
 from ..common.paths import PROJECT
@@ -37,27 +40,27 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     for verb, (module, summary) in VERBS.items():
         sub = verbs.add_parser(verb, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if argv[:1] == [verb]:
-            loaded = import_verb(verb, module)
+            loaded = load_verb(verb, module)
             loaded.add_arguments(sub)
             sub.set_defaults(run=loaded.run)
     return parser
 
 
-def import_verb(verb: str, module: str) -> ModuleType:
-    """The module of a verb. One of `recipes.` lies beside the package, in a clone of the project only.
+def load_verb(verb: str, module: str) -> types.ModuleType:
+    """The module of a verb.
 
     Raises:
-        UserError: there is no recipes/ beside the package.
+        UserError: it is a recipe, and recipes/ is not here.
     """
     if not module.startswith("recipes."):
         return importlib.import_module(f".{module}", __package__)
     if not (PROJECT / "recipes").is_dir():
         raise UserError(
-            f"minigpt4 {verb}: needs the folder recipes/ of the project, which is not in {PROJECT}; "
-            "clone the project, and install it from there with pip install -e ."
+            f"minigpt4 {verb}: it is in recipes/, which is not part of the installed package; clone the project, "
+            "install it from there with `pip install -e .`, and call this again"
         )
     if str(PROJECT) not in sys.path:
-        sys.path.insert(0, str(PROJECT))
+        sys.path.append(str(PROJECT))
     return importlib.import_module(module)
 
 

@@ -87,6 +87,7 @@ def draw(results: dict, losses: dict[str, Path], file: Path) -> None:
     rows = -(-len(pictures) // 2)
     heights = [3.9, 5.6, *[3.2] * rows]
     figure = plt.figure(figsize=(16, sum(heights)), dpi=100, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.25, h_pad=0.15)
     grid = figure.add_gridspec(2 + rows, 4, width_ratios=[1, 2, 1, 2], height_ratios=heights)
 
     def axis(row: int, columns: slice | int):
@@ -97,18 +98,20 @@ def draw(results: dict, losses: dict[str, Path], file: Path) -> None:
     top = axis(0, slice(None))
     write_text(top, 1, headline(results), fontsize=24, weight="bold")
     write_text(top, 0.84, table(results, "Quickstart"), fontsize=10, family="monospace")
-    for i, plot in enumerate(losses.values()):
+    for i, (stage, plot) in enumerate(losses.items()):
         if plot.exists():
-            axis(1, slice(2 * i, 2 * i + 2)).imshow(Image.open(plot))
+            shown = axis(1, slice(2 * i, 2 * i + 2))
+            shown.set_title(TITLES[stage], loc="left", fontsize=14, color=INK)
+            shown.imshow(Image.open(plot))
     for i, (image, items) in enumerate(pictures.items()):
         axis(2 + i // 2, 2 * (i % 2)).imshow(Image.open(image))
         said = axis(2 + i // 2, 2 * (i % 2) + 1)
-        for y, (stage, title) in zip((1, 0.52), STAGES.items(), strict=True):
+        for y, (stage, title) in zip((1, 0.5), STAGES.items(), strict=True):
             verdict = items[0][stage]
-            lines = textwrap.wrap(verdict["answer"] or "(nothing)", 62, max_lines=6, placeholder=" …")
+            lines = textwrap.wrap(verdict["answer"] or "(nothing)", 58, max_lines=6, placeholder=" …")
             write_text(said, y, " · ".join([title, *verdict["flags"]]), fontsize=10, color=SOFT)
             write_text(said, y - 0.075, "\n".join(lines), fontsize=11)
-        write_text(said, 0, items[0]["truth"], fontsize=10, color=SOFT)
+        write_text(said, 0.06, items[0]["truth"], fontsize=10, color=SOFT)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # signs that the font lacks
         figure.savefig(file)
     plt.close(figure)

@@ -30,10 +30,6 @@ DATA = Path("data/sample_set")  # where the training configs look for it
 STEPS = ("weights", "data", "stage1", "stage2", "answers", "report")
 
 
-class QuickstartError(UserError):
-    """A step that did not end as it should."""
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a quickstart runs. The command sets the first four fields; tests make a small one of the others."""
@@ -61,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.heldout is not None and args.heldout < 1:
-        raise QuickstartError(f"--heldout {args.heldout}: write how many pictures to ask about, 1 or more")
+        raise UserError(f"--heldout {args.heldout}: write how many pictures to ask about, 1 or more")
     quickstart(Plan(out=args.out, data=args.data, heldout=args.heldout, options=args.options))
     return 0
 
@@ -94,7 +90,8 @@ def quickstart(plan: Plan) -> dict:
         train(plan, "stage2", configs["stage2"], second, f"model.ckpt={first}")
 
     heldout = scores.read_heldout(plan.data)
-    title = f"Answers: {DEFAULT_QUESTION!r}, asked of {plan.heldout or len(heldout)} held-out pictures after each stage"
+    count = min(plan.heldout or len(heldout), len(heldout))
+    title = f"Answers: {DEFAULT_QUESTION!r}, asked of {count} held-out pictures after each stage"
     with clock.step("answers", title, seconds=operator.add):
         results = scores.evaluate(
             plan.chat, plan.options, checkpoints, heldout, plan.heldout, plan.out / "answers", plan.max_new_tokens,
@@ -131,7 +128,7 @@ def train(plan: Plan, stage: str, config: Config, checkpoint: Path, *options: st
     options = (f"run.output_dir={plan.out / stage}", *options, *(moved if plan.data != DATA else []), *plan.options)
     call("python train.py", "--cfg-path", getattr(plan, stage), "--options", *options)
     if not checkpoint.exists():
-        raise QuickstartError(f"{stage} did not finish (no {checkpoint}): the reason stands above")
+        raise UserError(f"{stage} did not finish (no {checkpoint}): the reason stands above")
 
 
 def fingerprint(plan: Plan, config: Config, *files: Path) -> str:

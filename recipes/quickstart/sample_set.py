@@ -125,7 +125,7 @@ def _package_versions() -> dict[str, str]:
 
 def _code_digest() -> str:
     """A digest of the files that make the set, so that a set made by other code is made anew."""
-    names = ("captions.py", "pictures.py", "scenes.py", "things.py", "words.yaml", "sample_set.py")
+    names = ("captions.py", "pictures.py", "scenes.py", "things.py", "words.toml", "sample_set.py")
     return hashlib.sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in names)).hexdigest()
 
 

@@ -1,14 +1,12 @@
-"""The objects of the sample set and the words of its captions, read from words.yaml."""
+"""The objects of the sample set and the words of its captions, read from words.toml."""
 
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from minigpt4.common.english import article
 
-FILE = Path(__file__).with_name("words.yaml")
-WORDS = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+WORDS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
