@@ -170,8 +170,17 @@ def labels_vocabulary(labels: Iterable[str]) -> Vocabulary:
     return tuple((label, (label.removesuffix("s"),)) for label in sorted(set(labels)))
 
 
-def swapped_share(answers: Sequence[str], wanted: Sequence[Sequence[str]], vocabulary: Vocabulary) -> float | None:
-    """The share of pictures with a main thing named, were every answer given for another picture: what guesses get."""
+def swapped_share(
+    answers: Sequence[str], wanted: Sequence[Sequence[str]], vocabulary: Vocabulary, of: str = "pictures"
+) -> float | None:
+    """The share of pictures with a wanted thing named, were every answer given for another picture: what guesses get.
+
+    Args:
+        of: "things" gives the share of the wanted things instead.
+    """
     said = [named(answer, vocabulary) for answer in answers]
-    hits = [bool(s & set(w)) for i, s in enumerate(said) for j, w in enumerate(wanted) if i != j and w]
-    return sum(hits) / len(hits) if hits else None
+    counts = [(len(s & set(w)), len(set(w))) for i, s in enumerate(said) for j, w in enumerate(wanted) if i != j and w]
+    if of == "pictures":
+        counts = [(hits > 0, 1) for hits, _ in counts]
+    total = sum(count for _, count in counts)
+    return sum(hits for hits, _ in counts) / total if total else None

@@ -18,7 +18,6 @@ from .answering import Item, answer_all, chat_for, made_from
 from .data import read_records
 from .judge import Judge
 from .scoring import Scored, Tools
-from .statistics import compared
 from .suites import SUITES
 
 
@@ -129,24 +128,16 @@ def collect(
     args: argparse.Namespace, items: list[Item], scored: dict[str, Scored], decoding: dict, config: Config
 ) -> dict:
     """Everything for results.json and the page, as plain values."""
-    pictures = [str(item.record.image) for item in items]
-    after = scored["after"]
-    results = {
+    questions: dict[str, str] = {}
+    for item in items:
+        questions.setdefault(item.variant, item.question)
+    if args.suite == "vqa" and not args.prompt:  # each question is another
+        questions = SUITES["vqa"].questions
+    return {
         "suite": args.suite, "config": args.cfg_path, "options": args.options, "checkpoint": config.model.ckpt,
         "before": args.before, "data": args.data, "split": args.split, "limit": args.limit,
-        "pictures": len(set(pictures)), "answers": len(items), "decoding": decoding, "batch": args.batch,
-        "questions": {variant: next(i.question for i in items if i.variant == variant) for variant in
-                      dict.fromkeys(item.variant for item in items)} if args.suite != "vqa" or args.prompt
-                      else dict(SUITES["vqa"].questions),
+        "decoding": decoding, "batch": args.batch, "questions": dict(questions),
         "judge": {"url": args.judge, "model": args.judge_model} if args.judge else None,
         "processes": world_size(),
-        **compared({stage: s.measures for stage, s in scored.items()}, pictures),
-        "notes": list(after.notes), "facts": {stage: s.facts for stage, s in scored.items()},
+        **page.results_of(items, scored),
     }  # fmt: skip
-    results["items"] = [
-        {"id": item.record.id, "image": str(item.record.image), "variant": item.variant, "question": item.question,
-         "truth": after.verdicts[i]["truth"],
-         **{stage: {k: v for k, v in s.verdicts[i].items() if k != "truth"} for stage, s in scored.items()}}
-        for i, item in enumerate(items)
-    ]  # fmt: skip
-    return results

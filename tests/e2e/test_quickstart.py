@@ -12,8 +12,9 @@ import yaml
 from PIL import Image, ImageDraw
 
 from minigpt4.common.config import load_config
-from minigpt4.tools import quickstart, steps
+from minigpt4.tools import steps
 from minigpt4.tools.golden import write_published_files
+from recipes.quickstart import run as quickstart
 
 COLOURS = {"apple": (200, 30, 30), "leaf": (30, 160, 60), "plum": (110, 40, 150)}
 
@@ -101,18 +102,20 @@ def test_from_weights_to_report_and_again(plan, capfd, monkeypatch):
     assert results == json.loads((plan.out / "results.json").read_text())
     assert (plan.out / "report.html").read_text().count("<article") == 8
     assert Image.open(plan.out / "report.png").width == 1600
+    assert (plan.out / "report.html").read_text().count("data:image/png") == 2  # the loss of each stage
+    assert results["answers"] == results["objects"] == 9
     for stage in ("stage1", "stage2"):
-        assert results["losses"][stage]["step"] == [1, 2, 3, 4]
         scores = results["scores"][stage]
         for name, low_high in scores.items():
             assert low_high["low"] <= low_high["value"] <= low_high["high"], name
-        rows = [picture[stage] for picture in results["pictures"]]
-        assert len(rows) == results["objects"] == 9
-        assert scores["failed"]["value"] == sum(bool(row["failure"]) for row in rows) / 9
-        assert scores["objects_right"]["value"] == sum(len(row["right"]) for row in rows) / 9
+        verdicts = [item[stage] for item in results["items"]]
+        assert scores["failed"]["value"] == sum(bool(v["flags"]) for v in verdicts) / 9
+        right = sum(any(kind == "right" for *_, kind in v["marks"]) for v in verdicts)
+        assert scores["objects_right"]["value"] == right / 9
     change = [results["scores"][stage]["objects_right"]["value"] for stage in ("stage1", "stage2")]
     assert results["difference"]["objects_right"]["value"] == pytest.approx(change[1] - change[0])
-    assert [name for name, _ in results["vocabulary"]] == ["apple", "leaf", "plum"]
+    assert results["items"][1]["truth"] == "leaf · paper"
+    assert "objects named right" in said
 
     # Stage 2 went on from stage 1, and is another projection.
     first, second = (
@@ -124,12 +127,12 @@ def test_from_weights_to_report_and_again(plan, capfd, monkeypatch):
 
     # A second call finds everything done; only the report, which is gone, is made again.
     (plan.out / "report.html").unlink()
-    monkeypatch.setattr(quickstart.answers, "ask", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(quickstart.scores, "chat_for", lambda *_: pytest.fail("asked again"))
     again = quickstart.quickstart(plan)
     said = capfd.readouterr().out
-    assert said.count("already trained") == 2 and "train.py" not in said and "reusing the answers" in said
+    assert said.count("already trained") == 2 and "train.py" not in said
     assert (plan.out / "report.html").exists()
-    same = ("scores", "pictures", "losses", "made_from", "shown")
+    same = ("scores", "items", "measures")
     assert {k: again[k] for k in same} == {k: results[k] for k in same}
     assert [again["seconds"][k] for k in ("stage1", "stage2")] == [results["seconds"][k] for k in ("stage1", "stage2")]
 
@@ -165,16 +168,16 @@ def test_a_stage_begun_on_something_else_is_set_aside(plan, tmp_path, capsys):
     prints = []
     for text, options in (("one", []), ("one", []), ("two", []), ("two", ["run.init_lr=0.5"])):
         file.write_text(text)
-        prints.append(quickstart._fingerprint(plan, load_config(plan.stage2, options, mode="show"), file))
+        prints.append(quickstart.fingerprint(plan, load_config(plan.stage2, options, mode="show"), file))
     assert prints[0] == prints[1] and len(set(prints)) == 3
-    assert prints[0] != quickstart._fingerprint(plan, config)
+    assert prints[0] != quickstart.fingerprint(plan, config)
 
     folder = tmp_path / "stage2"
     for fingerprint, kept in ((prints[0], True), (prints[1], True), (prints[2], False), (prints[3], False)):
         clock = quickstart.Clock(tmp_path / "steps.json", quickstart.STEPS)
         folder.mkdir(exist_ok=True)
         (folder / "checkpoint_0.pth").touch()
-        quickstart._set_aside_if_outdated(folder, clock, fingerprint)
+        quickstart.set_aside_if_outdated(folder, clock, fingerprint)
         assert folder.exists() is kept
     assert (tmp_path / "stage2.before" / "checkpoint_0.pth").exists()
     assert capsys.readouterr().out.count("begins anew") == 2

@@ -1,21 +1,26 @@
 """The scores on answers made by hand, and what the report makes of them."""
 
-import io
 import json
 import operator
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from minigpt4.common.errors import DataError
-from minigpt4.evaluation.statistics import Measure, summarize
-from minigpt4.tools import answers, quickstart, report, report_picture, report_text, scores, steps
+from minigpt4.evaluation.answering import Item
+from minigpt4.evaluation.data import Record
+from minigpt4.evaluation.page import results_of
+from minigpt4.evaluation.scoring import Scored
+from minigpt4.evaluation.statistics import summarize
+from minigpt4.tools import steps
+from recipes.quickstart import report, run, scores
 
 
-def picture(*names: str, scene: str = "beach", caption: str = "", **synonyms) -> dict:
+def picture(*names: str, scene: str = "beach", caption: str = "", image: str = "1.jpg", **synonyms) -> Record:
     objects = [{"name": name, "place": "left", "synonyms": synonyms.get(name, [])} for name in names]
-    return {"image_id": "1", "image": "1.jpg", "scene": scene, "objects": objects, "caption": caption}
+    return Record(image, Path(image), {"scene": scene, "objects": objects, "caption": caption})
 
 
 ALL = [
@@ -23,6 +28,12 @@ ALL = [
     picture("fire engine", **{"fire engine": ["fire truck"]}), picture("engine"), picture("sun"), picture("T-Rex"),
 ]  # fmt: skip
 VOCABULARY = scores.vocabulary_of(ALL)
+
+
+def judged(answers: list[str], pictures: list[Record], vocabulary=None, hit_limit: bool = False) -> Scored:
+    items = [Item(shown, "What is this?") for shown in pictures]
+    said = [{"answer": answer, "hit_limit": hit_limit} for answer in answers]
+    return scores.score(items, said, vocabulary or scores.vocabulary_of(pictures))
 
 
 @pytest.mark.parametrize(
@@ -42,15 +53,20 @@ VOCABULARY = scores.vocabulary_of(ALL)
 )
 def test_objects(answer, here, right, wrong):
     shown = picture(*here, dog=["puppy"], **{"fire engine": ["fire truck"]})
-    assert scores.objects_right(answer, shown, VOCABULARY) == right
-    assert scores.objects_wrong(answer, shown, VOCABULARY) == wrong
+    marks = scores.mentions(answer, shown.truth, VOCABULARY)
+    assert {name for mark in marks for name in mark.names} & set(here) == right
+    measures = {m.name: m.stats[0] for m in judged([answer], [shown], VOCABULARY).measures}
+    assert measures["objects_right"].tolist() == [len(right), len(here)]
+    said = {answer[mark.start : mark.end].lower() for mark in marks if not mark.right}
+    assert wrong <= said and measures["objects_wrong"][0] == len(wrong)
 
 
 def test_what_the_caption_mentions_is_not_wrong():
     answer = "A fox in the sun, with a dog."
     sunny = picture("fox", caption="A fox at the beach. The sun shines.")
-    assert scores.objects_wrong(answer, sunny, VOCABULARY) == {"dog"}
-    assert scores.objects_wrong(answer, picture("fox"), VOCABULARY) == {"dog", "sun"}
+    for shown, wrong in ((sunny, ["dog"]), (picture("fox"), ["sun", "dog"])):
+        marks = scores.mentions(answer, shown.truth, VOCABULARY)
+        assert [answer[mark.start : mark.end] for mark in marks if not mark.right] == wrong
 
 
 @pytest.mark.parametrize(
@@ -58,25 +74,20 @@ def test_what_the_caption_mentions_is_not_wrong():
     [("On the beach.", "beach", True), ("Beaches", "beach", True), ("A beachcomber", "beach", False)],
 )
 def test_scene(answer, scene, named):
-    assert scores.scene_right(answer, picture("fox", scene=scene)) is named
-
-
-def measured(answers: list[str], pictures: list[dict]) -> list[Measure]:
-    vocabulary = scores.vocabulary_of(pictures)
-    judged = [scores.judge(a, False, p, vocabulary) for a, p in zip(answers, pictures, strict=True)]
-    return scores.measures(pictures, judged)
+    measures = {m.name: m.stats for m in judged([answer], [picture("fox", scene=scene)], VOCABULARY).measures}
+    assert measures["scene_right"].tolist() == [[named, 1]]
 
 
 def test_summary_is_a_share_of_objects_not_of_pictures():
     pictures = [picture("fox", "dog"), picture("car")]
-    first = measured(["A fox and a car.", "A fox"], pictures)
+    first = judged(["A fox and a car.", "A fox"], pictures).measures
     summary = summarize(first, ["0", "1"])
     assert summary["objects_right"]["value"] == pytest.approx(1 / 3)
     assert summary["objects_wrong"]["value"] == 1.0
     assert summary["failed"]["value"] == summary["breaks off"]["value"] == 0.5
     assert (summary["objects_right"]["low"], summary["objects_right"]["high"]) == (0.0, 0.5)
     assert summary["repeats"] == {"value": 0.0, "low": 0.0, "high": 0.0, "n": 2}
-    second = measured(["A fox and a dog.", "A car."], pictures)
+    second = judged(["A fox and a dog.", "A car."], pictures).measures
     change = summarize(second, ["0", "1"], first)["objects_right"]
     assert change["value"] == pytest.approx(2 / 3)
     assert (change["low"], change["high"]) == (0.5, 1.0)
@@ -85,7 +96,7 @@ def test_summary_is_a_share_of_objects_not_of_pictures():
 def test_interval_of_a_coin():
     """100 pictures, half of them right: the normal approximation says 0.5 +- 0.098."""
     pictures = [picture("fox")] * 100
-    measures = measured(["A fox."] * 50 + ["Nothing."] * 50, pictures)
+    measures = judged(["A fox."] * 50 + ["Nothing."] * 50, pictures).measures
     found = summarize(measures, [str(i) for i in range(100)])["objects_right"]
     assert found["value"] == 0.5
     assert found["low"] == pytest.approx(0.402, abs=0.015)
@@ -93,10 +104,11 @@ def test_interval_of_a_coin():
 
 
 def test_swapped_is_what_naming_blindly_gets():
-    pictures = [picture("fox"), picture("dog"), picture("car")]
-    vocabulary = scores.vocabulary_of(pictures)
-    assert scores.objects_right_swapped(pictures, ["a fox", "a dog", "a car"], vocabulary) == 0.0
-    assert scores.objects_right_swapped(pictures, ["fox, dog"] * 3, vocabulary) == pytest.approx(2 / 3)
+    pictures = [picture("fox"), picture("dog", "wolf"), picture("car")]
+    for answers, share in ((["a fox", "a dog, a wolf", "a car"], 0), (["fox, dog"] * 3, 4 / 8)):
+        scored = judged(answers, pictures)
+        assert scored.facts["objects_right_shuffled"] == pytest.approx(share)
+        assert f"shuffled among the pictures, {share:.1%}" in scored.notes[-1]
 
 
 # -- the report -----------------------------------------------------------------------------------------------------
@@ -106,22 +118,26 @@ def test_swapped_is_what_naming_blindly_gets():
 def results(tmp_path):
     """A quickstart folder with ten pictures and answers, as if both stages had run."""
     names = ["fox", "dog", "car", "wolf", "sun"]
-    pictures = [picture(names[i % 5], names[(i + 1) % 5], caption=f"A & B {i}") for i in range(10)]
-    for i, shown in enumerate(pictures):
-        shown |= {"image_id": f"p{i}", "image": f"p{i}.jpg"}
-        Image.new("RGB", (64, 64), (20 * i, 100, 100)).save(tmp_path / shown["image"])
-    for stage in ("stage1", "stage2"):
+    pictures = []
+    for i in range(10):
+        file = tmp_path / f"p{i}.png"
+        Image.new("RGB", (64, 64), (20 * i, 100, 100)).save(file)
+        pictures.append(picture(names[i % 5], names[(i + 1) % 5], scene="A & B", image=str(file)))
+    for stage in scores.STAGES:
         (tmp_path / stage).mkdir()
-        rows = [{"step": s, "loss": 3 - s / 10, "lr": 1e-3} for s in range(1, 6)] + [{"step": 5, "note": "no loss"}]
-        (tmp_path / stage / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        Image.new("RGB", (70, 50), "white").save(tmp_path / stage / "loss.png")
+    two = [f"There is a {p.truth['objects'][0]['name']} and a car." for p in pictures]
     said = {
-        "stage1": [("a <b>fox</b> and a wolf " * 12, True)] * 10,
-        "stage2": [(f"There is a {p['objects'][0]['name']} and a car.", False) for p in pictures],
+        "stage1": judged(["a <b>fox</b> and a wolf " * 12] * 10, pictures, None, True),
+        "stage2": judged(two, pictures),
     }
-    losses = {stage: quickstart.read_losses(tmp_path / stage / "log.jsonl") for stage in said}
-    seconds = {"weights": 3.2, "stage1": 130.0, "stage2": 61.0, "answers": 20.0}
-    found = answers.evaluate(pictures, said, scores.vocabulary_of(pictures))
-    return found | {"losses": losses, "seconds": seconds, "trained": 1234}
+    found = results_of([Item(shown, "What is this?") for shown in pictures], said)
+    return found | {
+        "stages": scores.STAGES, "config": "tiny_eval.yaml", "data": ["sample_set"], "split": None, "objects": 20,
+        "questions": {"": "What is this?"}, "before": "one.pth", "checkpoint": "two.pth", "trained": 1234,
+        "decoding": {"do_sample": False, "num_beams": 1, "max_new_tokens": 96, "repetition_penalty": 1.1},
+        "seconds": {"weights": 3.2, "stage1": 130.0, "stage2": 61.0, "answers": 20.0},
+    }  # fmt: skip
 
 
 def test_results(results):
@@ -130,65 +146,62 @@ def test_results(results):
     assert two["objects_right"]["value"] == 12 / 20  # the first of each, and the car where it is the second
     assert (one["failed"]["value"], two["failed"]["value"]) == (1.0, 0.0)
     assert results["difference"]["failed"] == {"value": -1.0, "low": -1.0, "high": -1.0, "n": 10}
-    assert results["losses"]["stage1"]["loss"] == pytest.approx([2.9, 2.8, 2.7, 2.6, 2.5])
-    assert results["shown"] == [f"p{i}" for i in range(8)]
-    assert results == json.loads(json.dumps(results))
+    assert results["items"][0]["stage1"]["flags"] == ["repeats", "token limit"]
+    assert results["items"][0]["truth"] == "fox, dog · A & B"
 
 
 def test_headline_says_what_happened(results):
-    assert report_text.headline(results) == "After stage 2 the model names 60% of the objects, up from 40%"
+    assert report.headline(results) == "After stage 2 the model names 60% of the objects, up from 40%"
     results["scores"]["stage1"], results["scores"]["stage2"] = results["scores"]["stage2"], results["scores"]["stage1"]
-    assert report_text.headline(results) == "After stage 2 the model names 40% of the objects, down from 60%"
+    assert report.headline(results) == "After stage 2 the model names 40% of the objects, down from 60%"
 
 
-def test_segments_join_to_the_answer():
+def test_marks_are_where_the_objects_are_named():
     answer = "The fox, two dogs\nand a fire  truck."
-    parts = report_text.segments(answer, picture("fox", "dog"), VOCABULARY)
-    assert "".join(text for text, _ in parts) == answer
-    assert [part for part in parts if part[1]] == [("fox", "right"), ("dogs", "right"), ("fire  truck", "wrong")]
+    (verdict,) = judged([answer], [picture("fox", "dog")], VOCABULARY).verdicts
+    parts = [(answer[start:end], kind) for start, end, kind in verdict["marks"]]
+    assert parts == [("fox", "right"), ("dogs", "right"), ("fire  truck", "wrong")]
 
 
 def test_page_stands_alone(results, tmp_path):
-    curves = report_picture.draw_curves(results["losses"])
-    page = report.html_page(results, tmp_path, curves)
+    report.write(results, tmp_path)
+    page = (tmp_path / "report.html").read_text()
     assert not re.search(r"https?:|<script|<link|@import|url\(", page)
     sources = re.findall(r'src="([^"]{0,30})', page)
-    assert len(sources) == 9  # the curves and eight pictures
+    assert len(sources) == 10  # two curves and eight pictures
     assert all(source.startswith("data:image/") for source in sources)
     assert page.count("<article") == 8
     assert "&lt;b&gt;" in page and "<b>fox" not in page  # answers are text, never markup
-    assert "A &amp; B 3" in page
-    assert page.count('<mark class="right">dog</mark>') == 2  # pictures 1 and 6
-    assert page.count('<mark class="wrong">car</mark>') == 4  # pictures 0, 3, 4, 5
-    assert "2 min 10 s" in page and "1,234 weights" in page
+    assert "dog, car · A &amp; B" in page
+    shown = [items[0]["stage2"] for items in report.shown_pictures(results, 8).values()]
+    for kind in ("right", "wrong"):
+        marked = sum(mark[2] == kind for verdict in shown for mark in verdict["marks"])
+        assert page.count(f'"{kind}">') - 1 >= marked > 0  # one more in the legend
+    assert "stage1 2 min 10 s" in page and "1,234 weights" in page and "two.pth" in page
 
 
-def test_picture(results, tmp_path):
-    curves = report_picture.draw_curves(results["losses"])
-    assert Image.open(io.BytesIO(curves)).format == "PNG"
-    sheet = report_picture.draw(results, tmp_path, curves)
-    assert sheet.width == report_picture.WIDTH
+def test_the_report_as_a_picture(results, tmp_path):
+    (tmp_path / "stage1" / "loss.png").unlink()  # a run that could not draw it has trained all the same
+    report.write(results, tmp_path)
+    sheet = Image.open(tmp_path / "report.png").convert("RGB")
+    assert sheet.width == 1600
     colours = {colour for _, colour in sheet.getcolors(1 << 24)}
-    for i in range(8):  # every picture is on it, as are both marks
-        assert any(abs(r - 20 * i) < 4 and abs(g - 100) < 4 and abs(b - 100) < 4 for r, g, b in colours), i
-    assert (0xCD, 0xEE, 0xD6) in colours and (0xFB, 0xD5, 0xD1) in colours
+    for name in report.shown_pictures(results, 8):  # every picture is on it
+        i = int(Path(name).stem[1:])
+        assert any(abs(r - 20 * i) < 4 and abs(g - 100) < 4 and abs(b - 100) < 4 for r, g, b in colours), name
 
 
-def test_smoothing_follows_a_line_and_halves_noise():
-    assert report_picture.smoothed([5.0, 4.0, 3.0, 2.0]) == pytest.approx([5.0, 4.0, 3.0, 2.5])
-    assert report_picture.smoothed([0.0, 3.0, 0.0, 3.0, 0.0]) == pytest.approx([0.0, 1.0, 2.0, 1.0, 1.5])
-    assert report_picture.smoothed([1.0] * 100 + [2.0] * 100)[99] == pytest.approx(1 + 6 / 13)
-
-
-def test_held_out_order_never_changes(tmp_path):
+def test_held_out_pictures_are_read(tmp_path):
     (tmp_path / "heldout").mkdir()
     file = tmp_path / "heldout" / "annotations.json"
-    file.write_text(json.dumps({"annotations": [picture("fox") | {"image_id": str(i)} for i in range(20)]}))
-    orders = [[p["image_id"] for p in answers.read_heldout(tmp_path)] for _ in range(2)]
-    assert orders[0] == orders[1] and orders[0] != sorted(orders[0], key=int)
-    file.write_text("{")
-    with pytest.raises(DataError, match="cannot be read"):
-        answers.read_heldout(tmp_path)
+    rows = [picture("fox").truth | {"image_id": str(i), "image": f"image/{i}.jpg"} for i in range(20)]
+    file.write_text(json.dumps({"annotations": rows}))
+    found = scores.read_heldout(tmp_path)
+    assert [p.id for p in found] == [str(i) for i in range(20)] and found[3].image == file.parent / "image/3.jpg"
+    for text, message in (("{", "cannot be read"), ('{"annotations": []}', "lists no picture")):
+        file.write_text(text)
+        with pytest.raises(DataError, match=message):
+            scores.read_heldout(tmp_path)
 
 
 def test_clock_adds_up_stopped_training_and_keeps_what_is_done(tmp_path, monkeypatch):
@@ -196,7 +209,7 @@ def test_clock_adds_up_stopped_training_and_keeps_what_is_done(tmp_path, monkeyp
     monkeypatch.setattr(steps.time, "monotonic", lambda: now[0])
 
     def spend(name, seconds, done=False, fail=False):
-        clock = steps.Clock(tmp_path / "steps.json", quickstart.STEPS)
+        clock = steps.Clock(tmp_path / "steps.json", run.STEPS)
         try:
             with clock.step(name, "title", done, operator.add if name == "stage1" else max):
                 now[0] += seconds

@@ -14,11 +14,11 @@ from PIL import Image
 
 from minigpt4.common.errors import DataError
 from minigpt4.tools import cli
-from minigpt4.tools.sample_captions import long_caption, plain_caption, short_caption
-from minigpt4.tools.sample_pictures import Picture, Placed, compose, render
-from minigpt4.tools.sample_scenes import SCENES, SIDE, draw_scene
-from minigpt4.tools.sample_set import heldout_plan, make_sample_set, split_combinations, training_plan
-from minigpt4.tools.sample_things import THINGS, Thing
+from recipes.quickstart.captions import long_caption, plain_caption, short_caption
+from recipes.quickstart.pictures import Picture, Placed, compose, render
+from recipes.quickstart.sample_set import heldout_plan, make_sample_set, split_combinations, training_plan
+from recipes.quickstart.scenes import SCENES, SIDE, draw_scene
+from recipes.quickstart.things import THINGS, Thing
 
 DOG = Thing("1F415", "dog", synonyms=("puppy",))
 APPLE = Thing("1F34E", "apple", "red")
@@ -72,6 +72,27 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(small, tmp_path)
     assert jpegs and all(other[name] != digests(small)[name] for name in jpegs)
 
 
+GREY = [  # of the held-out pictures of seed 3, in 4 x 4 tiles: the same pictures, whatever Pillow rounds
+    [187, 187, 180, 177, 179, 185, 151, 160, 191, 158, 181, 198, 192, 176, 189, 209],
+    [162, 167, 177, 177, 155, 152, 161, 165, 149, 142, 145, 142, 106, 102, 112, 109],
+    [189, 189, 189, 189, 166, 161, 142, 158, 116, 118, 124, 171, 121, 106, 104, 131],
+    [179, 179, 179, 179, 198, 201, 168, 161, 222, 189, 141, 164, 200, 195, 207, 216],
+]
+
+
+def test_a_seed_always_gives_the_same_set(small):
+    texts = []
+    for name in ("laion", "cc_sbu"):
+        with tarfile.open(small / "stage1" / name / "00000.tar") as tar:
+            texts += [tar.extractfile(m).read().decode() for m in tar if m.name.endswith(".txt")]
+    files = [(small / name).read_text() for name in ("stage2/filter_cap.json", "heldout/annotations.json")]
+    digest = hashlib.sha256(json.dumps([texts, *files]).encode()).hexdigest()
+    assert digest == "0d0993224b33b2d58d05f0f4c7fb33d6565359103fcf6326f2b3dbc93157e6e1"
+    for i, tiles in enumerate(GREY):
+        image = Image.open(small / "heldout" / "image" / f"{i}.jpg").reduce(SIDE // 4).convert("L")
+        assert list(image.tobytes()) == pytest.approx(tiles, abs=2)
+
+
 def test_a_second_call_reuses_and_other_parameters_replace(small, tmp_path, capsys):
     out = tmp_path / "data" / "set"
     command = ["sample-set", "--out", str(out), "--stage1", "2", "--stage2", "1", "--heldout", "1"]
@@ -99,7 +120,7 @@ def test_a_break_leaves_nothing(tmp_path, monkeypatch):
     def broken(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minigpt4.tools.sample_set.compose", broken)
+    monkeypatch.setattr("recipes.quickstart.sample_set.compose", broken)
     with pytest.raises(KeyboardInterrupt):
         make_sample_set(tmp_path / "set", stage1=2, stage2=1, heldout=1)
     assert list(tmp_path.iterdir()) == []
@@ -176,7 +197,7 @@ def test_an_extra_behind_an_object_is_not_named(monkeypatch):
     drawn = [seed for seed in range(40) if draw_scene("night", random.Random(seed))[1]]
     seed = next(seed for seed in drawn if compose([APPLE], "night", random.Random(seed)).extras == ("the moon",))
     everywhere = Image.new("RGBA", (SIDE, SIDE), "red")
-    monkeypatch.setattr("minigpt4.tools.sample_pictures._sprite", lambda *_: everywhere)
+    monkeypatch.setattr("recipes.quickstart.pictures._sprite", lambda *_: everywhere)
     assert compose([APPLE], "night", random.Random(seed)).extras == ()
 
 

@@ -17,7 +17,7 @@ from minigpt4.conversation.chat_template import with_training_form
 from minigpt4.processors.image_processors import Blip2ImageEval
 from minigpt4.processors.text_processors import PlainText
 from minigpt4.tasks import ImageTextPretrain, chat_processor
-from minigpt4.tools.quickstart import Plan
+from recipes.quickstart.run import Plan
 from tests.training import lay_model
 
 PROJECT = Path(__file__).parents[2]

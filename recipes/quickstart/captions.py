@@ -5,45 +5,9 @@ Each follows from the `Picture` it is given, and says nothing that is not in it.
 
 import random
 
-from minigpt4.tools.sample_pictures import Picture, Placed
+from .pictures import Picture, Placed
+from .things import WORDS
 
-# Where it is: (phrases for any picture, phrases for one where everything stands on the ground)
-_WHERE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "beach": (("at the beach", "at a beach by the sea"), ("on a beach", "on a sandy beach")),
-    "meadow": (("in a meadow", "in a green meadow"), ("on the grass in a meadow",)),
-    "snow": (("in the snow", "in a snowy landscape"), ("on snowy ground",)),
-    "night": (("at night", "under a starry night sky"), ("on a dark hill at night",)),
-    "room": (("in a room", "in a room with a wooden floor"), ("on the wooden floor of a room",)),
-    "street": (("in a city", "in a city with a row of houses"), ("on a street", "on a city street")),
-}
-# What is always there, however the scene varies.
-_BACKGROUND: dict[str, tuple[str, ...]] = {
-    "beach": ("The sea and the sky are in the background.", "Behind the sand is the sea."),
-    "meadow": ("Green grass covers the ground.", "There are green hills in the background."),
-    "snow": ("White snow covers the ground.", "The whole ground is white with snow."),
-    "night": ("The dark sky is full of stars.", "Many stars are in the dark blue sky."),
-    "room": ("The room has a wooden floor.", "Behind is a painted wall, and the floor is made of wood."),
-    "street": ("A row of houses stands behind the road.", "There are houses along the gray road."),
-}
-_EXTRAS: dict[str, tuple[str, ...]] = {
-    "the sun": ("The sun is in the sky.", "The sun is shining."),
-    "white clouds": ("There are white clouds in the sky.", "White clouds float in the sky."),
-    "small flowers": ("Small flowers grow in the grass.", "There are small flowers in the grass."),
-    "pine trees": ("Pine trees stand in the background.", "There are pine trees in the background."),
-    "falling snow": ("Snow is falling.", "Snowflakes are in the air."),
-    "the moon": ("The moon is in the sky.", "The moon is shining."),
-    "a window": ("There is a window in the wall.", "The wall has a window."),
-    "a framed picture": ("A framed picture hangs on the wall.", "There is a framed picture on the wall."),
-}
-# Other words for the scenes, for whoever scores an answer.
-SCENE_SYNONYMS: dict[str, tuple[str, ...]] = {
-    "beach": ("sea", "ocean", "sand", "sandy", "shore"),
-    "meadow": ("grass", "field", "grassy"),
-    "snow": ("snowy", "snowfall"),
-    "night": ("stars", "starry", "moon", "night sky"),
-    "room": ("wooden floor", "indoors"),
-    "street": ("road", "city", "houses"),
-}
 LARGE, SMALL = 0.66, 0.5  # longer side of a lone object, as a share of the picture's, to be called so
 _NOTABLE = 1.25  # how many times longer one of two sides must be for a caption to say so
 
@@ -53,8 +17,8 @@ def _stand(picture: Picture) -> bool:
 
 
 def _where(picture: Picture, rng: random.Random) -> str:
-    anywhere, grounded = _WHERE[picture.scene]
-    return rng.choice(anywhere + grounded if _stand(picture) else anywhere)
+    scene = WORDS["scenes"][picture.scene]
+    return rng.choice(scene["anywhere"] + (scene["on_the_ground"] if _stand(picture) else []))
 
 
 def _size(placed: Placed) -> str:
@@ -63,8 +27,8 @@ def _size(placed: Placed) -> str:
 
 def plain_caption(picture: Picture) -> str:
     """The same words every time: "a cat and a car on a beach"."""
-    anywhere, grounded = _WHERE[picture.scene]
-    where = grounded[0] if picture.scene in ("beach", "street") and _stand(picture) else anywhere[0]
+    grounded = picture.scene in ("beach", "street") and _stand(picture)
+    where = WORDS["scenes"][picture.scene]["on_the_ground" if grounded else "anywhere"][0]
     return " and ".join(p.thing.phrase() for p in picture.placed) + " " + where
 
 
@@ -95,7 +59,8 @@ def long_caption(picture: Picture, rng: random.Random) -> str:
     if coloured and not colour and rng.random() < 0.7:
         parts = [f"the {p.thing.name} is {p.thing.colour}" for p in coloured]
         sentences.append((" and ".join(parts) + ".").capitalize())
-    about = [rng.choice(_BACKGROUND[picture.scene]), *(rng.choice(_EXTRAS[extra]) for extra in picture.extras)]
+    background, extras = WORDS["scenes"][picture.scene]["background"], WORDS["extras"]
+    about = [rng.choice(background), *(rng.choice(extras[extra]) for extra in picture.extras)]
     rng.shuffle(about)
     sentences += about[: max(0, min(rng.choice([1, 1, 2]), 4 - len(sentences)))]
     return " ".join(sentences)
