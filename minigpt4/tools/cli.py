@@ -1,10 +1,15 @@
-"""`minigpt4 VERB ...`: each verb is a module with `add_arguments(parser)` and `run(args) -> exit code`."""
+"""`minigpt4 VERB ...`: each verb is a module with `add_arguments(parser)` and `run(args) -> exit code`.
+
+Modules of recipes/ are there in a clone of the project only.
+"""
 
 import argparse
 import importlib
 import sys
+import types
 
-from ..common.errors import main_guard
+from ..common.errors import UserError, main_guard
+from ..common.paths import PROJECT
 
 VERBS = {
     "config": ("config_verb", "print a resolved config and where each value came from"),
@@ -22,8 +27,11 @@ VERBS = {
     "prepare-vicuna": ("vicuna.prepare", "make Vicuna from LLaMA and its delta, and verify it"),
     "sample-set": ("sample_set", "make the sample set that the quickstart trains on"),
     "plan": ("plan", "say whether a config fits a GPU, and how long it takes"),
-    "tiny": ("tiny", "train the small model that ships, from captioned photos to its figures"),
-    "ablations": ("ablations", "train the small model in the paper's other ways: a table and a plot with error bars"),
+    "tiny": ("recipes.tiny.train", "train the small model that ships, from captioned photos to its figures"),
+    "ablations": (
+        "recipes.tiny.ablations",
+        "train the small model in the paper's other ways: a table and a plot with error bars",
+    ),
     "quickstart": ("quickstart", "train both stages on the sample set and write a report"),
 }
 
@@ -35,17 +43,39 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     for verb, (module, summary) in VERBS.items():
         sub = verbs.add_parser(verb, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if argv[:1] == [verb]:
-            loaded = importlib.import_module(f".{module}", __package__)
+            loaded = load_verb(verb, module)
             loaded.add_arguments(sub)
             sub.set_defaults(run=loaded.run)
     return parser
 
 
+def load_verb(verb: str, module: str) -> types.ModuleType:
+    """The module of a verb.
+
+    Raises:
+        UserError: it is a recipe, and recipes/ is not here.
+    """
+    if not module.startswith("recipes."):
+        return importlib.import_module(f".{module}", __package__)
+    if not (PROJECT / "recipes").is_dir():
+        raise UserError(
+            f"minigpt4 {verb}: it is in recipes/, which is not part of the installed package; clone the project, "
+            "install it from there with `pip install -e .`, and call this again"
+        )
+    if str(PROJECT) not in sys.path:
+        sys.path.append(str(PROJECT))
+    return importlib.import_module(module)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit code: the verb's, or 1 after a user error's message."""
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser(argv).parse_args(argv)
-    return main_guard(lambda: args.run(args))
+
+    def call() -> int:
+        args = build_parser(argv).parse_args(argv)
+        return args.run(args)
+
+    return main_guard(call)
 
 
 if __name__ == "__main__":
