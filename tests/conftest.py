@@ -63,9 +63,10 @@ def tiny_model(tmp_path_factory):
 def run(tmp_path, monkeypatch):
     """run(model, task, batch_size_train=2, ...) -> its Runner after training."""
     from minigpt4.common.schema import Config, RunConfig
+    from minigpt4.runners import progress
     from minigpt4.runners import runner as runner_module
 
-    monkeypatch.setattr(runner_module, "plot_log", lambda *_: None)
+    monkeypatch.setattr(progress, "plot_log", lambda *_: None)
 
     def run(model, task, folder="out", datasets=None, **keys):
         keys = {"max_epoch": 1, "iters_per_epoch": 3, "log_freq": 1, "amp": False, "device": "cpu", **keys}

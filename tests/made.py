@@ -37,6 +37,14 @@ def take(iterable, n: int) -> list:
     return list(itertools.islice(iterable, n))
 
 
+def loss_and_gradient(model, samples) -> tuple[float, torch.Tensor]:
+    """The loss of a batch, and its gradient at the projection's weight."""
+    model.zero_grad()
+    loss = model(samples)["loss"]
+    loss.backward()
+    return loss.item(), model.llama_proj.weight.grad.clone()
+
+
 class Evil:
     """What a malicious pickle holds: unpickled, it touches `trace`."""
 

@@ -172,10 +172,6 @@ def _check_run(config: Config, problems: list[str]) -> None:
             )
         for part, info in dataset.infos():
             where = f"datasets.{name}.{part}"
-            if info.feature_dropout and not info.features:
-                problems.append(f"{where}.feature_dropout: {info.feature_dropout}, without features; leave it out")
-            if info.names > 1 and not info.classifier:
-                problems.append(f"{where}.names: {info.names}, without a classifier that knows some; leave it out")
             if info.features and not config.model.freeze_vit:
                 problems.append(f"{where}.features: set, but model.freeze_vit is False; features of a ViT that is "
                                 "trained would be old at once: leave them out")  # fmt: skip

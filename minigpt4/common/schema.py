@@ -163,25 +163,9 @@ class BuildInfo:
     images: str | None = key(None, "folder of the images, where the dataset keeps them apart", path=True)
     cache: str | None = key(None, "folder that keeps remote shards once they were read; null: streamed each time")
     splits: list[str] | None = key(None, "which splits of the file to use; null: all")
-    mixed: float = key(
-        0.0, "share of a list's samples that are two pictures laid over each other, with texts of both", least=0, most=1
-    )
-    feature_dropout: float = key(
-        0.0, "with features: share of its channels that a sample loses, others at each draw", least=0, below=1
-    )
-    share: float = key(
-        1.0, "share of a list of pictures that is used, drawn by run.seed; 0.1 lies within 0.5", above=0, most=1
-    )
     features: str | None = key(
         None, "of a list of pictures: a file.npy with what the frozen ViT makes of them; `minigpt4 features` writes it"
     )
-    classifier: str | None = key(
-        None,
-        "with features: the ViT's file, whose classifier names things; a sample is then one of its classes",
-        path=True,
-    )
-    names: int = key(1, "with classifier: how many names are drawn for a sample, as so many texts", least=1)
-    feature_crops: int = key(8, "crops of each picture in that file, the first of them the whole picture", least=1)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import file_like
-from .paths import PACKAGE, resolve_path
+from .paths import PACKAGE, PROJECT, resolve_path
 
 KEY = "run.import_modules"
 
@@ -18,11 +18,13 @@ def import_user_modules(names: Sequence[str], config_folder: Path, problems: lis
     """Import each, once in a process; what cannot be imported gets a line in `problems`.
 
     Args:
-        names: modules (`my_package.my_model`), looked for from the working directory and the config's folder as well as
-            among what is installed; or files (`my_model.py`), from the config's folder, else the working directory.
+        names: modules (`my_package.my_model`), looked for from the working directory, the config's folder and the
+            project's as well as among what is installed; or files (`my_model.py`), from the config's folder, else the
+            working directory.
     """
     # At the end of the path: a file of the user's that is called like an installed module hides nothing.
-    sys.path += [f for f in (str(Path.cwd()), str(config_folder.resolve())) if f not in sys.path]
+    folders = map(str, (Path.cwd(), config_folder.resolve(), PROJECT))
+    sys.path += [folder for folder in folders if folder not in sys.path]
     for name in names:
         try:
             if name.endswith(".py"):

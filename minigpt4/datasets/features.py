@@ -1,8 +1,7 @@
 """What a frozen vision tower makes of the pictures of a list, computed once: `build_info.features` names the file.
 
-`minigpt4 features` writes it: X.npy, float16 (photos, crops, N, D_vit), read where it is used (mapped); and X.json
-beside it, which says what it was made of. With an `eval` image processor crop 0 is the whole picture, by it; the others
-are drawn as in training.
+`minigpt4 features` writes it: X.npy, float16 (photos, crops, N, D_vit); and X.json beside it, which says what it was
+made of. With an `eval` image processor crop 0 is the whole picture, by it; the others are drawn as in training.
 """
 
 import functools
@@ -21,13 +20,13 @@ from ..common.errors import ConfigError, DataError
 from ..common.paths import sha256
 from ..common.schema import ModelConfig, ProcessorsConfig
 from .faults import Unreadable
-from .image_text import ImageTextSource
 
 Pairs = Sequence[tuple[Path, str | list[str]]]
 
 
-def made_from(model: ModelConfig, processors: ProcessorsConfig, pairs: Pairs, crops: int) -> dict:
-    """All that the features depend on; the weights by their content, the pictures by their names and sizes.
+def made_from(model: ModelConfig, processors: ProcessorsConfig, pairs: Pairs) -> dict:
+    """All that the features depend on; the weights by their content, the pictures by their names and sizes. The file
+    itself says how many crops of each picture it holds.
 
     Raises:
         ConfigError: model.vit_ckpt cannot be read.
@@ -43,7 +42,7 @@ def made_from(model: ModelConfig, processors: ProcessorsConfig, pairs: Pairs, cr
     seen_by = {split: vars(processors)[split] for split in ("train", "eval")}
     return {
         "vit_model": model.vit_model, "vit_kwargs": dict(model.vit_kwargs), "vit_precision": model.vit_precision,
-        "vit_ckpt": _content(model.vit_ckpt), "image_size": model.image_size, "crops": crops,
+        "vit_ckpt": _content(model.vit_ckpt), "image_size": model.image_size,
         "vis_processor": {s: p and {"name": p.name, **p.kwargs()} for s, p in seen_by.items()},
         "images": images.hexdigest(),
     }  # fmt: skip
@@ -83,11 +82,11 @@ def short_name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-class FeatureSource(ImageTextSource):
-    """Like the list itself, but a sample's `image` is a crop's features, float32 (N, D_vit).
+class FeatureTable:
+    """Image file -> features of one of its crops, float32 (N, D_vit), read from the .npy file at each call.
 
     Args:
-        listed: the list that has the pictures themselves.
+        pairs: the list whose pictures the file is of, in its order.
         file: the .npy file.
         expected: what `made_from` says now.
         drawn: whether the crop is drawn; else it is crop 0.
@@ -95,44 +94,32 @@ class FeatureSource(ImageTextSource):
         DataError: the file is missing, or was made of something else.
     """
 
-    def __init__(self, listed: ImageTextSource, file: Path, expected: dict, drawn: bool = True):
-        super().__init__(listed.pairs, listed.vis_processor, listed.text_processor)
+    def __init__(self, pairs: Pairs, file: Path, expected: dict, drawn: bool = True):
         again = "`minigpt4 features --cfg-path` with this config makes it"
         try:
             facts = read_facts(facts_file(file))
-            self._open(file)
+            mapped = np.load(file, mmap_mode="r")
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{file} cannot be read: {error}; {again}") from None
         if other := differing(facts, expected):
             raise DataError(f"{file} was made with other {', '.join(other)}; {again} anew")
-        if self.features.shape[:2] != (len(self.pairs), expected["crops"]):
-            shape = " x ".join(map(str, self.features.shape))
+        self.file, self.shape, self.dtype, self.offset = file, mapped.shape, mapped.dtype, mapped.offset
+        if self.shape[:2] != (len(pairs), facts.get("crops")):
+            shape = " x ".join(map(str, self.shape))
             raise DataError(
-                f"{file} holds {shape} numbers, not those of {len(self.pairs)} pictures with {expected['crops']} "
-                f"crops; delete it: {again} anew"
+                f"{file} holds {shape} numbers, not those of {len(pairs)} pictures with {facts.get('crops')} crops; "
+                f"delete it: {again} anew"
             )
         self.drawn, self.unreadable = drawn, facts.get("unreadable", {})
-        self.row = {path: i for i, (path, _) in enumerate(self.pairs)}
+        self.row = {path: i for i, (path, _) in enumerate(pairs)}
 
-    def _open(self, file: Path) -> None:
-        self.file, self.features = file, np.load(file, mmap_mode="r")
-
-    def __getstate__(self) -> dict:
-        """Without the mapped file: a pickle would hold all of it."""
-        return {key: value for key, value in vars(self).items() if key != "features"}
-
-    def __setstate__(self, state: dict) -> None:
-        vars(self).update(state)
-        self._open(self.file)
-
-    def picture(self, path: Path) -> Tensor:
-        """See `ImageTextSource`."""
+    def __call__(self, path: Path) -> Tensor:
         if why := self.unreadable.get(short_name(path)):
             raise Unreadable(f"{path.name}: when its features were made: {why}")
-        crop = int(torch.randint(self.features.shape[1], ())) if self.drawn else 0
+        _, crops, *shape = self.shape
+        crop = int(torch.randint(crops, ())) if self.drawn else 0
         # Read, not mapped: what the system has dropped of a file of gigabytes comes back in one piece, sooner.
-        _, crops, *shape = self.features.shape
         size = math.prod(shape)
-        start = self.features.offset + (self.row[path] * crops + crop) * size * self.features.itemsize
-        read = np.fromfile(self.file, self.features.dtype, size, offset=start)
+        start = self.offset + (self.row[path] * crops + crop) * size * self.dtype.itemsize
+        read = np.fromfile(self.file, self.dtype, size, offset=start)
         return torch.from_numpy(read.reshape(shape).astype(np.float32))

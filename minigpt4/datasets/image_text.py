@@ -1,6 +1,5 @@
 """Images and texts listed in one file: stage 2's `filter_cap.json`, and captioned photos in JSON lines."""
 
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..common.errors import DataError
 from ..common.paths import read_text
@@ -20,18 +18,24 @@ PHOTO_LINE = '{"image": "a.jpg", "caption": "A dog on grass."}'
 
 
 class ImageTextSource:
-    """Every pair once in each pass, in a new order each time.
+    """Every pair once in each pass, in a new order each time. Where a picture has several captions, a sample has one of
+    them, drawn anew in each pass by the sample's place in the run.
 
     Args:
         pairs: (image file, text or several captions of it).
         vis_processor, text_processor: PIL image -> (3, H, W); caption -> text.
+        features: image file -> what the frozen ViT makes of it, (N, D_vit); see features.py. None: pixels.
     """
 
     def __init__(
-        self, pairs: Sequence[tuple[Path, str | list[str]]], vis_processor: Callable, text_processor: Callable
+        self,
+        pairs: Sequence[tuple[Path, str | list[str]]],
+        vis_processor: Callable,
+        text_processor: Callable,
+        features: Callable[[Path], Tensor] | None = None,
     ):
         self.pairs = list(pairs)
-        self.vis_processor, self.text_processor = vis_processor, text_processor
+        self.vis_processor, self.text_processor, self.features = vis_processor, text_processor, features
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -43,54 +47,18 @@ class ImageTextSource:
 
     def decode(self, raw: tuple[Path, str | list[str]]) -> dict:
         """See `Source`."""
-        path, text = raw
-        captions = [clean_caption(t, self.text_processor) for t in ([text] if isinstance(text, str) else text)]
-        return {"image": self.picture(path), "text_input": captions[0] if isinstance(text, str) else captions}
+        captions = self.captions(raw)
+        chosen = int(torch.randint(len(captions), ())) if len(captions) > 1 else 0
+        return {"image": self.picture(raw[0]), "text_input": captions[chosen]}
+
+    def captions(self, raw: tuple[Path, str | list[str]]) -> list[str]:
+        """All captions of a pair, by the text processor. Raises NoCaption, BadCaption."""
+        texts = [raw[1]] if isinstance(raw[1], str) else raw[1]
+        return [clean_caption(text, self.text_processor) for text in texts]
 
     def picture(self, path: Path) -> Tensor:
-        """What the model is given of a picture: pixels (3, H, W)."""
-        return self.vis_processor(read_image_file(path))
-
-
-class MixedSource(ImageTextSource):
-    """A list, some of whose samples are two pictures laid over each other, each with a random weight; each text is the
-    one picture's or the other's, by the same weight. Source: mixup (arXiv:1710.09412).
-
-    Args:
-        plain: the list; it may give pixels or features.
-        share: of samples that are mixed.
-        dropout: share of the channels, a tensor's last dimension, that each sample then loses; for features.
-    """
-
-    def __init__(self, plain: ImageTextSource, share: float, dropout: float = 0.0):
-        super().__init__(plain.pairs, plain.vis_processor, plain.text_processor)
-        self.plain, self.share, self.dropout = plain, share, dropout
-
-    def decode(self, raw: tuple[Path, str | list[str]]) -> dict:
-        """See `Source`."""
-        sample = self.plain.decode(raw)
-        if torch.rand(()) < self.share:
-            sample = self.mix(sample)
-        if self.dropout:
-            sample["image"] = F.dropout1d(sample["image"].mT, self.dropout).mT
-        return sample
-
-    def mix(self, one: dict) -> dict:
-        """The sample with another of the list laid over it."""
-        other = self.plain.decode(self.pairs[int(torch.randint(len(self.pairs), ()))])
-        weight = torch.rand(())
-        texts = zip(listed(one), itertools.cycle(listed(other)))  # cycled: the other may have fewer texts
-        drawn = [mine if torch.rand(()) < weight else its for mine, its in texts]
-        return {
-            "image": torch.lerp(other["image"], one["image"], weight),
-            "text_input": drawn[0] if isinstance(one["text_input"], str) else drawn,
-        }
-
-
-def listed(sample: dict) -> list[str]:
-    """A sample's texts, also where it has one alone."""
-    texts = sample["text_input"]
-    return [texts] if isinstance(texts, str) else texts
+        """What the model is given of a picture: pixels (3, H, W), or features (N, D_vit)."""
+        return self.features(path) if self.features else self.vis_processor(read_image_file(path))
 
 
 def read_filter_cap(folder: str) -> list[tuple[Path, str]]:

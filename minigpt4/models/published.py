@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..common.checkpoint import load_exact, named_tensors, read_state
 from ..common.errors import CheckpointError
+from ..common.memory import check_loaded
 from . import qformer as qf
 from .adapters import llm_name, lora_tensors
 from .eva_vit import published_vit_state
@@ -16,6 +17,25 @@ PARTS = ("visual_encoder", "ln_vision", "query_tokens", "Qformer", "llama_proj",
 
 class PublishedWeights(nn.Module):
     """The file side of MiniGPT4, which has the parts as attributes, and its `config`."""
+
+    def load_vision(self, device: torch.device) -> None:
+        """The files of vit_ckpt and q_former_model, where the config names them -> this model."""
+        if self.config.vit_ckpt:
+            self.load_vit(read_state(self.config.vit_ckpt), device)
+        if self.config.q_former_model:
+            self.load_qformer(read_state(self.config.q_former_model), device)
+
+    def load_ckpt(self) -> None:
+        """The file of `ckpt`, where the config names one -> this model, which must then be whole.
+
+        Raises:
+            CheckpointError: it does not fit; or no file of the config brought some weights.
+        """
+        if self.config.ckpt:
+            self.load_trained(self.config.ckpt)
+        for name, part in self.named_children():
+            if not (name == "llama_model" and self.config.device_map):  # what lies on disk is empty here
+                check_loaded(part)
 
     def load_vit(self, state: dict[str, Tensor], device: torch.device) -> None:
         """What vit_ckpt holds -> visual_encoder. `device`: see `load_exact`."""

@@ -34,7 +34,7 @@ class StepGuard:
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
 
-    def admit(
+    def should_step(
         self, step: int, loss: float, grad_norm: float, batches: list[dict], loss_scale: float | None = None
     ) -> bool:
         """Whether the optimizer may take this step.
@@ -49,7 +49,7 @@ class StepGuard:
         """
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.in_a_row = 0
-            self._watch(step, loss)
+            self._warn_of_spike(step, loss)
             return True
         self.skipped += 1
         if math.isfinite(loss) and loss_scale is not None and loss_scale > 1:
@@ -79,7 +79,7 @@ class StepGuard:
             return f", its batch is in {file}"
         return ""
 
-    def _watch(self, step: int, loss: float) -> None:
+    def _warn_of_spike(self, step: int, loss: float) -> None:
         """Say so when a loss is far above what the last hundred steps were like."""
         away = abs(loss - self.mean)
         if self.steps >= SETTLED and loss - self.mean > SPIKE * max(self.deviation, 1e-8):

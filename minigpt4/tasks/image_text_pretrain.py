@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +19,10 @@ from ..common.precision import resolve_precision
 from ..common.registry import DATASETS, MODELS, PROCESSORS, TASKS
 from ..common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
 from ..conversation.chat import Chat
-from ..datasets.classes import ClassSource
-from ..datasets.features import FeatureSource, Pairs, made_from
-from ..datasets.image_text import ImageTextSource, MixedSource
-from ..datasets.stream import MixedLoader, SampleStream, Source, collate, make_loader, seed_of
-from ..models.mini_gpt4 import read_prompts
+from ..datasets.features import FeatureTable, made_from
+from ..datasets.image_text import ImageTextSource
+from ..datasets.stream import MixedLoader, SampleStream, Source, collate, make_loader
+from ..models.prompting import read_prompts
 
 
 def build_model(config: ModelConfig, device: torch.device | str = "cpu", **options) -> nn.Module:
@@ -76,17 +74,23 @@ def build_source(name: str, dataset: DatasetConfig, split: str, model: ModelConf
     return DATASETS.get(dataset.builder or name)(dataset, *map(build_processor, chosen))
 
 
-def drawn_share(pairs: Pairs, share: float, seed: int, name: str) -> Pairs:
-    """`share` of the pairs of the dataset `name`, at least one, in their order. A smaller share of the same seed lies
-    within a larger one."""
-    order = list(range(len(pairs)))
-    random.Random(seed_of(seed, "share", name)).shuffle(order)
-    return [pairs[i] for i in sorted(order[: max(1, round(share * len(pairs)))])]
+def use_features(source: Source, dataset: DatasetConfig, name: str, split: str, model: ModelConfig) -> None:
+    """Let `source` give the features of build_info.features instead of pixels. In validation with an `eval` processor
+    they are those of whole pictures.
+
+    Raises:
+        DataError: `source` is no list of pictures; or the file is missing, or was made of something else.
+    """
+    if not isinstance(source, ImageTextSource):
+        raise DataError(f"is for lists of pictures, not for {dataset.builder or name}; leave it out")
+    file, facts = Path(resolve_path(dataset.build_info.features)), made_from(model, dataset.vis_processor, source.pairs)
+    drawn = split == "train" or dataset.vis_processor.eval is None
+    source.features = FeatureTable(source.pairs, file, facts, drawn)
 
 
 @contextlib.contextmanager
-def blamed(key: str) -> Iterator[None]:
-    """A DataError from within begins with the key of the config that it comes of."""
+def add_config_key_to_errors(key: str) -> Iterator[None]:
+    """A DataError from within begins with the key of the config that causes it."""
     try:
         yield
     except DataError as error:
@@ -97,8 +101,8 @@ def blamed(key: str) -> Iterator[None]:
 class ImageTextPretrain:
     """The loss of a batch is the model's loss on it.
 
-    A task of one's own may replace `collate`, which makes a batch of samples in the loader's processes, and
-    `build_batch`, which makes of it what the model takes.
+    A task of one's own may replace `source_of`, which gives the samples of a dataset; `collate`, which makes a batch of
+    them in the loader's processes; and `build_batch`, which makes of it what the model takes.
 
     Raises:
         DataError: a dataset's files are not as they should be; said here, before a weight is read.
@@ -115,7 +119,7 @@ class ImageTextPretrain:
                 if dataset.sample_ratio or split == "eval":
                     there = dataclasses.replace(dataset, build_info=info)
                     try:
-                        sources[name] = self._source(name, there, split, f"datasets.{name}.{part}")
+                        sources[name] = self.source_of(name, there, split, f"datasets.{name}.{part}")
                     except DataError as error:
                         problems.append(str(error))
         if problems:
@@ -128,33 +132,20 @@ class ImageTextPretrain:
             if dataset.prompt_path
         }
 
-    def _source(self, name: str, dataset: DatasetConfig, split: str, where: str) -> Source:
+    def source_of(self, name: str, dataset: DatasetConfig, split: str, where: str) -> Source:
         """The samples of a dataset. Validation without an `eval` processor sees images as training does.
 
         Args:
+            dataset: for validation, its build_info is the config's valid_info.
+            split: train or eval.
             where: the key of the config that says where it lies, for messages.
         """
-        with blamed(f"{where}.storage"):
+        with add_config_key_to_errors(f"{where}.storage"):
             source = build_source(name, dataset, split, self.config.model)
-        info = dataset.build_info
-        used = {"features": info.features, "share": info.share < 1, "mixed": info.mixed}  # feature_dropout has features
-        of_lists = [key for key in used if used[key]]
-        if not of_lists:
-            return source
-        with blamed(f"{where}.{of_lists[0]}"):
-            if not isinstance(source, ImageTextSource):
-                raise DataError(f"is for lists of pictures, not for {dataset.builder or name}; leave it out")
-            if info.features:
-                facts = made_from(self.config.model, dataset.vis_processor, source.pairs, info.feature_crops)
-                drawn = split == "train" or dataset.vis_processor.eval is None
-                source = FeatureSource(source, Path(resolve_path(info.features)), facts, drawn)
-        if info.classifier:
-            with blamed(f"{where}.classifier"):
-                source = ClassSource(source, Path(resolve_path(info.classifier)), info.names)
-        # The features are of the whole list, so it is cut after they were held against it.
-        source.pairs = drawn_share(source.pairs, info.share, self.config.run.seed, name)
-        augmented = info.mixed or info.feature_dropout
-        return MixedSource(source, info.mixed, info.feature_dropout) if augmented else source
+        if dataset.build_info.features:
+            with add_config_key_to_errors(f"{where}.features"):
+                use_features(source, dataset, name, split, self.config.model)
+        return source
 
     def build_model(self, device: torch.device | str) -> nn.Module:
         """The config's model; where conv_template says how instructions are put, the model has read it."""

@@ -27,8 +27,11 @@ VERBS = {
     "prepare-vicuna": (".convert.vicuna.prepare", "make Vicuna from LLaMA and its delta, and verify it"),
     "sample-set": ("recipes.quickstart.sample_set", "make the sample set that the quickstart trains on"),
     "plan": ("plan", "say whether a config fits a GPU, and how long it takes"),
-    "tiny": ("tiny", "train the small model that ships, from captioned photos to its figures"),
-    "ablations": ("ablations", "train the small model in the paper's other ways: a table and a plot with error bars"),
+    "tiny": ("recipes.tiny.train", "train the small model that ships, from captioned photos to its figures"),
+    "ablations": (
+        "recipes.tiny.ablations",
+        "train the small model in the paper's other ways: a table and a plot with error bars",
+    ),
     "quickstart": ("recipes.quickstart.run", "train both stages on the sample set and write a report"),
 }
 

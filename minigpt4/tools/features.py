@@ -1,7 +1,7 @@
 """`minigpt4 features --cfg-path X`: run the frozen vision tower once over the pictures of a config.
 
 For each dataset with `build_info.features` (and `valid_info.features`) it writes that file; see datasets/features.py.
-A file that is there and made of the same is left; one that was begun is gone on with. A picture that cannot be read
+A file that is there and made of the same is kept; one that was begun is continued. A picture that cannot be read
 has zeros there, and is a bad sample in training, as it would be without features.
 """
 
@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,14 +34,20 @@ from ..datasets.features import differing, facts_file, made_from, read_facts, sh
 from ..datasets.image_text import ImageTextSource
 from ..datasets.stream import seed_of
 from ..models.eva_vit import create_vit, encode_tokens, published_vit_state
-from ..tasks.image_text_pretrain import blamed, build_processor, build_source
+from ..tasks.image_text_pretrain import add_config_key_to_errors, build_processor, build_source
 
 NOTE_EVERY = 64  # pictures after which it is noted how far the file is
+CROPS = 8  # of each training picture, unless --crops says otherwise or the file that is there has others
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg-path", required=True, help="the training config")
     parser.add_argument("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
+    parser.add_argument("--datasets", nargs="+", metavar="NAME", help="only these of the config (default: all)")
+    parser.add_argument(
+        "--crops", type=int, metavar="N", help="crops of each training picture, the first of them the whole picture "
+        f"(default: {CROPS}, or as many as the file that is there has); in validation there is one",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, default=8, help="pictures at once (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
 
@@ -57,14 +63,15 @@ class Wanted:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.batch < 1:
-        raise UserError(f"--batch: {args.batch} should be at least 1")
+    for flag, value in (("--batch", args.batch), ("--crops", args.crops)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag}: {value} should be at least 1")
     config = load_config(args.cfg_path, args.options, mode="show")
     device = choose_device(args.device, f"--device {args.device}")
     if not config.model.freeze_vit or not config.model.vit_ckpt:
         raise ConfigError(f"{config.path}: features are of a frozen ViT: set model.freeze_vit and model.vit_ckpt")
     vit = None
-    for wanted in wanted_files(config):
+    for wanted in wanted_files(config, args.datasets, args.crops):
         if finished(wanted):
             print(f"{wanted.key}: {wanted.file} is there, made of these pictures by this ViT (no other weights count); "
                   "delete it to make it anew")  # fmt: skip
@@ -80,36 +87,50 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def wanted_files(config: Config) -> list[Wanted]:
+def wanted_files(config: Config, names: Sequence[str] | None = None, crops: int | None = None) -> list[Wanted]:
     """What the datasets of the config name.
 
+    Args:
+        names: the datasets to look at; None: all.
+        crops: of each training picture; None: as many as the file has, else CROPS.
     Raises:
         ConfigError: nothing; or one file for two lists; or for what is no list.
         DataError: a list cannot be read.
     """
     found: dict[Path, Wanted] = {}
+    if unknown := [name for name in names or () if name not in config.datasets]:
+        raise ConfigError(f"--datasets {unknown[0]}: the config has {', '.join(config.datasets)}")
     for name, dataset in config.datasets.items():
         for part, info in dataset.infos():
-            if not info.features:
+            if not info.features or (names and name not in names):
                 continue
             key, file = f"datasets.{name}.{part}.features", Path(resolve_path(info.features))
-            with blamed(f"datasets.{name}.{part}.storage"):
+            with add_config_key_to_errors(f"datasets.{name}.{part}.storage"):
                 there = dataclasses.replace(dataset, build_info=info)
                 source = build_source(name, there, "train", config.model)
             if not isinstance(source, ImageTextSource):
                 raise ConfigError(f"{key}: is for lists of pictures, not for {dataset.builder or name}; leave it out")
-            with blamed(key):
-                facts = made_from(config.model, dataset.vis_processor, source.pairs, info.feature_crops)
+            count = 1 if part == "valid_info" else crops or _crops_there(file) or CROPS
+            with add_config_key_to_errors(key):
+                facts = {**made_from(config.model, dataset.vis_processor, source.pairs), "crops": count}
             if file in found and (other := differing(found[file].facts, facts)):
                 raise ConfigError(
                     f"{key}: {file} is also {found[file].key}, of other {', '.join(other)}; write a file of its own"
                 )
             whole = build_processor(dataset.vis_processor.eval) if dataset.vis_processor.eval else None
-            crops = Crops(source, whole, info.feature_crops, config.model.image_size, config.run.seed)
-            found.setdefault(file, Wanted(key, file, facts, crops))
+            pictures = Crops(source, whole, count, config.model.image_size, config.run.seed)
+            found.setdefault(file, Wanted(key, file, facts, pictures))
     if not found:
         raise ConfigError(f"{config.path}: no dataset names build_info.features; write the .npy file to be made")
     return list(found.values())
+
+
+def _crops_there(file: Path) -> int | None:
+    """Crops of a picture in the file that is there; None: there is none."""
+    try:
+        return read_facts(facts_file(file)).get("crops")
+    except (OSError, ValueError):
+        return None
 
 
 def load_vit(config: ModelConfig, device: torch.device) -> torch.nn.Module:
@@ -240,6 +261,6 @@ def open_table(wanted: Wanted, part: Path, **how) -> np.ndarray:
     if needed > free:
         raise DataError(
             f"{wanted.key}: {wanted.file} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make "
-            "room, name a file on another disk, or write fewer feature_crops"
+            "room, name a file on another disk, or write fewer --crops"
         )
     return table

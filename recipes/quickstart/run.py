@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from minigpt4.tools.weights import fetch_all
-
 from minigpt4.common.checkpoint import read_state
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import UserError
@@ -23,6 +21,7 @@ from minigpt4.common.schema import Config
 from minigpt4.conversation.prompts import DEFAULT_QUESTION
 from minigpt4.evaluation.page import table, write_json
 from minigpt4.tools.steps import Clock, call, minutes
+from minigpt4.weights.small import fetch_all
 
 from . import report, scores
 from .sample_set import PARAMETERS, make_sample_set

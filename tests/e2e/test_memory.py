@@ -31,10 +31,10 @@ def write_files(folder: Path, llm_format: str, llm_dtype: torch.dtype) -> dict:
     """The published files' formats, with made weights, as a user has them: a fp16 ViT, a Q-Former with keys beside it,
     an LLM in shards. -> ModelConfig's keys."""
     from minigpt4.common.schema import ModelConfig
-    from minigpt4.models.mini_gpt4 import MiniGPT4
+    from minigpt4.models.shapes import MiniGPT4Shapes
 
     sizes = dict(vit_kwargs=VIT, vit_precision="fp32", llama_precision="bf16", low_resource=False)
-    names = MiniGPT4(ModelConfig(**sizes), "meta", llm_config=LLM).published_tensors()
+    names = MiniGPT4Shapes(ModelConfig(**sizes), LLM).published_tensors()
     block = torch.randn(1 << 20) * 0.02
 
     def made(prefix: str, dtype: torch.dtype, keep: str = "") -> dict[str, torch.Tensor]:
@@ -87,8 +87,9 @@ def watch_loading(keys: dict) -> dict[str, float]:
     """Build the model; MB of its weights, and how much more memory than before was in use at the worst moment."""
     from minigpt4.common.schema import ModelConfig
     from minigpt4.models.mini_gpt4 import MiniGPT4
+    from minigpt4.models.shapes import MiniGPT4Shapes
 
-    MiniGPT4(ModelConfig(**keys), "meta")  # imports what building needs
+    MiniGPT4Shapes(ModelConfig(**keys))  # imports what building needs
     torch.ones(64, 64) @ torch.ones(64, 64)
     if keys["low_resource"] == "4bit":
         import bitsandbytes  # noqa: F401

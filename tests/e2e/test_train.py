@@ -19,7 +19,7 @@ from minigpt4 import tasks
 from minigpt4.common.checkpoint import resume_path
 from minigpt4.common.config import load_config
 from minigpt4.datasets import shards
-from minigpt4.runners import runner
+from minigpt4.runners import progress
 
 PROJECT = Path(__file__).parents[2]
 STEPS = 12
@@ -113,7 +113,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_killed_twice_it_ends_as_if_it_had_not_been(write_config, child, tmp_path, case, monkeypatch):
-    monkeypatch.setattr(runner, "plot_log", lambda *_: None)  # half of the time of so short a run
+    monkeypatch.setattr(progress, "plot_log", lambda *_: None)  # half of the time of so short a run
     stage, model, run = CASES[case]
     run = run | {"save_every_steps": 2, "keep_last": 2}
     assert main(write_config(stage, "whole", model, run)) == 0

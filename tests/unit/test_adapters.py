@@ -19,7 +19,7 @@ from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.optims import parameter_groups
 from minigpt4.common.schema import LoraConfig, ModelConfig
 from minigpt4.models.adapters import create_projection
-from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.models.shapes import MiniGPT4Shapes
 from minigpt4.serve import build_chat
 from minigpt4.tools.golden import write_published_files
 
@@ -316,7 +316,7 @@ def test_the_full_size_on_the_meta_device(golden_dir):
     llm = LlamaConfig(hidden_size=5120, num_hidden_layers=40, num_attention_heads=40, intermediate_size=13824)
 
     def trained(**changes) -> int:
-        model = MiniGPT4(ModelConfig(vit_kwargs={"depth": 1}, **changes), "meta", llm_config=llm)
+        model = MiniGPT4Shapes(ModelConfig(vit_kwargs={"depth": 1}, **changes), llm)
         assert {p.device.type for p in model.parameters()} == {"meta"}
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
 

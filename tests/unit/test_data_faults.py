@@ -26,7 +26,7 @@ from PIL import EpsImagePlugin, Image
 from minigpt4.datasets import faults, shard_files, shards
 from minigpt4.datasets import stream as stream_module
 from minigpt4.datasets.faults import NoCaption
-from minigpt4.datasets.image_text import ImageTextSource, MixedSource
+from minigpt4.datasets.image_text import ImageTextSource
 from minigpt4.datasets.shard_files import read_shard
 from minigpt4.datasets.shards import ShardSource
 from minigpt4.datasets.stream import MixedLoader, SampleStream, make_loader
@@ -264,7 +264,6 @@ def test_a_caption_of_which_nothing_is_left_is_skipped(processor, texts, tmp_pat
             (shard.decode, {"png": picture(), "json": caption(text)}),
             (listed.decode, (tmp_path / "a.png", text)),
             (listed.decode, (tmp_path / "a.png", ["a dog", text])),
-            (MixedSource(listed, 0.0).decode, (tmp_path / "a.png", text)),
         ):
             with pytest.raises(NoCaption, match="caption"):
                 decode(raw)

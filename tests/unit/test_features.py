@@ -1,6 +1,5 @@
-"""What the frozen vision tower makes of pictures, kept in a file; and the warm start that needs nothing else."""
+"""What the frozen vision tower makes of pictures, kept in a file."""
 
-import dataclasses
 import json
 import pickle
 import shutil
@@ -11,14 +10,18 @@ import torch
 import yaml
 
 from minigpt4.common.config import load_config, read_config
-from minigpt4.common.errors import ConfigError, DataError
+from minigpt4.common.errors import DataError
 from minigpt4.datasets.decoding import read_image_file
 from minigpt4.datasets.faults import Unreadable
-from minigpt4.models import MiniGPT4Words
 from minigpt4.tasks import ImageTextPretrain
 from minigpt4.tasks.image_text_pretrain import build_processor
 from minigpt4.tools import cli, features
 from tests.training import COLOURS, lay_model, picture
+
+
+def make(config: str, *flags: str) -> int:
+    """`minigpt4 features` of three crops, on the CPU."""
+    return cli.main(["features", "--cfg-path", config, "--device", "cpu", "--crops", "3", *flags])
 
 
 @pytest.fixture
@@ -36,8 +39,8 @@ def laid(golden_dir, tmp_path):
     size = {"image_size": published["image_size"]}
     dataset = {
         "builder": "captioned_photos",
-        "build_info": {**info, "feature_crops": 3},
-        "valid_info": {**info, "splits": ["val"], "features": str(tmp_path / "f/val.npy"), "feature_crops": 1},
+        "build_info": info,
+        "valid_info": {**info, "splits": ["val"], "features": str(tmp_path / "f/val.npy")},
         "vis_processor": {"train": {"name": "blip2_image_train", **size}, "eval": {"name": "blip2_image_eval", **size}},
         "text_processor": {"train": {"name": "plain_text"}},
     }
@@ -49,7 +52,7 @@ def laid(golden_dir, tmp_path):
 
 
 def test_features_stand_in_for_pictures(laid, tmp_path, tiny_model, capsys):
-    assert cli.main(["features", "--cfg-path", laid, "--batch", "2", "--device", "cpu"]) == 0
+    assert make(laid, "--batch", "2") == 0
     out = capsys.readouterr().out
     size = np.load(tmp_path / "f/train.npy").nbytes / 1e6
     assert f"build_info.features: 5 pictures x 3 crops, about 0 s and {size:.0f} MB on the disk" in out
@@ -58,7 +61,7 @@ def test_features_stand_in_for_pictures(laid, tmp_path, tiny_model, capsys):
     task = ImageTextPretrain(config)
     whole = build_processor(config.datasets["photos"].vis_processor.eval)
     (batch,) = task.validation_batches(0, 1)
-    order = [int(captions == ["a blue ball"]) for captions in batch["text_input"]]  # pictures 5 (green) and 6 (blue)
+    order = [int(captions == "a blue ball") for captions in batch["text_input"]]  # pictures 5 (green) and 6 (blue)
     images = torch.stack([whole(read_image_file(tmp_path / "photos" / f"{5 + i}.png")) for i in order])
     with torch.no_grad():
         seen, kept = tiny_model.encode_img(images), tiny_model.encode_img(batch["image"])
@@ -73,13 +76,13 @@ def test_features_stand_in_for_pictures(laid, tmp_path, tiny_model, capsys):
 
     (tmp_path / "other.pth").touch()
     other = ["--options", f"model.ckpt={tmp_path / 'other.pth'}"]  # features do not depend on it
-    assert cli.main(["features", "--cfg-path", laid, "--device", "cpu", *other]) == 0
+    assert cli.main(["features", "--cfg-path", laid, "--device", "cpu", *other]) == 0  # of as many crops as there are
     said = "is there, made of these pictures by this ViT (no other weights count); delete it to make it anew"
     assert capsys.readouterr().out.count(said) == 2
 
 
 def test_features_go_on_where_they_stopped(laid, tmp_path, monkeypatch):
-    cli.main(["features", "--cfg-path", laid, "--batch", "1", "--device", "cpu"])
+    make(laid, "--batch", "1")
     whole = np.load(tmp_path / "f/train.npy")
     for file in (tmp_path / "f").iterdir():
         file.unlink()
@@ -93,10 +96,10 @@ def test_features_go_on_where_they_stopped(laid, tmp_path, monkeypatch):
 
     monkeypatch.setattr(features, "NOTE_EVERY", 2)
     monkeypatch.setattr(features, "encode", dies)
-    assert cli.main(["features", "--cfg-path", laid, "--batch", "1", "--device", "cpu"]) == 130
+    assert make(laid, "--batch", "1") == 130
     assert not (tmp_path / "f/train.npy").exists()
     calls[:] = [1] * 10
-    assert cli.main(["features", "--cfg-path", laid, "--batch", "1", "--device", "cpu"]) == 0
+    assert make(laid, "--batch", "1") == 0
     assert len(calls) == 10 + 3 + 2  # two were done, and noted
     assert np.array_equal(np.load(tmp_path / "f/train.npy"), whole)
 
@@ -104,9 +107,8 @@ def test_features_go_on_where_they_stopped(laid, tmp_path, monkeypatch):
 def test_features_of_something_else_are_refused(laid, tmp_path, capsys):
     with pytest.raises(DataError, match=r"build_info\.features: .*train\.npy cannot be read.*minigpt4 features"):
         ImageTextPretrain(load_config(laid, mode="show"))
-    cli.main(["features", "--cfg-path", laid, "--device", "cpu"])
+    make(laid)
     for options, what in (
-        (["datasets.photos.build_info.feature_crops=2"], "crops"),
         (["datasets.photos.build_info.splits=[val]"], "images"),
         (["datasets.photos.vis_processor.train.min_scale=0.9"], "vis_processor"),
         (["datasets.photos.vis_processor.eval.mean=[0.1,0.1,0.1]"], "vis_processor"),
@@ -132,8 +134,7 @@ def test_features_of_something_else_are_refused(laid, tmp_path, capsys):
 
 def test_a_table_begun_anew_forgets_what_was_done_of_another(laid, tmp_path, monkeypatch):
     """A is stopped, then B; what A is gone on with must not be B's."""
-    features_of = ["features", "--cfg-path", laid, "--batch", "1", "--device", "cpu"]
-    cli.main(features_of)
+    make(laid, "--batch", "1")
     whole = np.load(tmp_path / "f/train.npy")
     shutil.rmtree(tmp_path / "f")
     encode, left = features.encode, []
@@ -149,13 +150,13 @@ def test_a_table_begun_anew_forgets_what_was_done_of_another(laid, tmp_path, mon
     other = ["--options", "datasets.photos.vis_processor.train.min_scale=0.9"]
     for batches, options in ((3, []), (1, other), (99, [])):  # B ends before it notes anything
         left[:] = [1] * batches
-        cli.main([*features_of, *options])
+        make(laid, "--batch", "1", *options)
     assert np.array_equal(np.load(tmp_path / "f/train.npy"), whole)
 
 
 def test_a_picture_that_cannot_be_read_is_a_bad_sample(laid, tmp_path, capsys):
     (tmp_path / "photos" / "3.png").write_bytes(b"no picture")
-    assert cli.main(["features", "--cfg-path", laid, "--device", "cpu"]) == 0
+    assert make(laid) == 0
     assert "1 cannot be read, bad samples in training: photos/3.png (BrokenImage" in capsys.readouterr().out
     assert not np.load(tmp_path / "f/train.npy")[3].any()
     source = ImageTextPretrain(load_config(laid, mode="train")).sources["photos"]
@@ -167,15 +168,17 @@ def test_a_picture_that_cannot_be_read_is_a_bad_sample(laid, tmp_path, capsys):
 
     for i in range(5):
         (tmp_path / "photos" / f"{i}.png").write_bytes(b"none at all")
-    assert cli.main(["features", "--cfg-path", laid, "--device", "cpu"]) == 1
+    assert make(laid) == 1
     assert "none of the first 5 pictures can be read, e.g. photos/0.png" in capsys.readouterr().err
 
 
 def test_validation_sees_whole_pictures_and_a_pickle_holds_no_features(laid, tmp_path):
-    several = ["datasets.photos.valid_info.feature_crops=6"]
-    cli.main(["features", "--cfg-path", laid, "--device", "cpu", "--options", *several])
-    source = ImageTextPretrain(load_config(laid, several, mode="train")).valid_sources["photos"]
-    table = np.load(tmp_path / "f/val.npy")
+    make(laid)
+    assert np.load(tmp_path / "f/val.npy").shape[1] == 1
+    train = tmp_path / "f/train.npy"
+    of_training = ["datasets.photos.valid_info.splits=[train]", f"datasets.photos.valid_info.features={train}"]
+    source = ImageTextPretrain(load_config(laid, of_training, mode="train")).valid_sources["photos"]
+    table = np.load(train)
     whole = torch.tensor(table[1, 0]).float()
     assert all(torch.equal(source.decode(source.pairs[1])["image"], whole) for _ in range(8))
     kept = pickle.dumps(source)
@@ -192,25 +195,28 @@ def test_what_a_config_says_of_features_is_checked_at_once(laid, tmp_path, capsy
     assert of_validation.startswith("datasets.photos.valid_info.features: ")
     assert f"`minigpt4 features --cfg-path {laid}` makes it" in missing
     assert all("model.freeze_vit is False" in p for p in problems("model.freeze_vit=False"))
-    crops, key = "datasets.photos.build_info.feature_crops=0", "datasets.photos.build_info.features"
-    assert problems(crops, mode="show") == [f"{key[:-1]}_crops: 0 should be at least 1"]
+    key = "datasets.photos.build_info.features"
     for options, said in (
-        ([crops], "feature_crops: 0 should be at least 1"),
         ([f"{key}=a.bin"], f"{key}: 'a.bin' should end in .npy"),
-        ([f"{key}={tmp_path / 'f/val.npy'}"], f"is also {key}, of other crops, images; write a file of its own"),
+        ([f"{key}={tmp_path / 'f/val.npy'}"], f"is also {key}, of other images, crops; write a file of its own"),
         (["model.vit_ckpt=/nowhere/vit.pth"], "model.vit_ckpt: /nowhere/vit.pth: No such file"),
     ):
         assert cli.main(["features", "--cfg-path", laid, "--options", *options]) == 1
         assert said in capsys.readouterr().err
-    assert cli.main(["features", "--cfg-path", laid, "--batch", "0"]) == 1
-    assert "--batch: 0 should be at least 1" in capsys.readouterr().err
+    for flags, said in (
+        (["--batch", "0"], "--batch: 0 should be at least 1"),
+        (["--crops", "0"], "--crops: 0 should be at least 1"),
+        (["--datasets", "photo"], "--datasets photo: the config has photos"),
+    ):
+        assert cli.main(["features", "--cfg-path", laid, *flags]) == 1
+        assert said in capsys.readouterr().err
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: shutil._ntuple_diskusage(1, 1, 0))
-    assert cli.main(["features", "--cfg-path", laid, "--device", "cpu"]) == 1
+    assert make(laid) == 1
     assert "GB are free there" in capsys.readouterr().err
 
 
 def test_facts_and_tables_that_are_none_are_told(laid, tmp_path):
-    cli.main(["features", "--cfg-path", laid, "--device", "cpu"])
+    make(laid)
     table = np.load(tmp_path / "f/train.npy")
     np.save(tmp_path / "f/train.npy", table[:4])
     with pytest.raises(DataError, match=r"train\.npy holds 4 x 3 x .* not those of 5 pictures"):
@@ -221,59 +227,3 @@ def test_facts_and_tables_that_are_none_are_told(laid, tmp_path):
     (tmp_path / "f/train.json").write_text("[1]")
     with pytest.raises(DataError, match=r"train\.json holds a list"):
         ImageTextPretrain(load_config(laid, mode="train"))
-
-
-# -- words --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def words_model(make_model, tmp_path):
-    (tmp_path / "words.txt").write_text("dog\nhouse\nriver\n")
-    config = make_model(extra={"words": str(tmp_path / "words.txt")}, freeze_qformer=False).config
-    return MiniGPT4Words(config)
-
-
-def test_the_words_of_the_captions_are_what_is_wanted(words_model):
-    table = words_model.targets([["A Dog in a house.", "a dog, dog"], "nothing known"])
-    dog, house = ({words_model.column[t] for t in words_model.words[w]} for w in ("dog", "house"))
-    shared = [(c in dog | house) + (c in dog) for c in range(table.shape[1])]  # in one caption both, in one the dog
-    assert table[0].tolist() == pytest.approx([n / sum(shared) for n in shared])
-    assert 0 < sum(shared) > max(shared)
-    assert table[1].sum() == 0
-
-
-def test_a_query_on_a_word_says_that_word(words_model, monkeypatch):
-    """The loss is near 0 when every query lies on the wanted embedding, and high when it lies on another."""
-    said = words_model.column[words_model.words["dog"][-1]]
-    query = words_model.vocabulary[said]
-    longer = query * 4 * words_model.vocabulary.norm(dim=1).mean() / query.norm()
-    monkeypatch.setattr(words_model, "encode_img", lambda image: longer.expand(1, 4, -1))
-    losses = []
-    for wanted in (said, 1 - min(said, 1)):
-        row = torch.eye(len(words_model.column))[[wanted]]
-        monkeypatch.setattr(words_model, "targets", lambda texts, row=row: row)
-        losses.append(words_model({"image": None, "text_input": [""]})["loss"].item())
-    assert losses[0] < 0.1 < 5 < losses[1]
-
-
-def test_the_warm_start_trains_the_projection_and_the_queries(words_model, golden):
-    image = torch.from_numpy(golden("forward")["image"])
-    words_model({"image": image, "text_input": ["a dog", "a house", ["the river", "a dog"], "a dog"]})[
-        "loss"
-    ].backward()
-    for name in ("llama_proj.weight", "query_tokens"):
-        assert words_model.trained_tensors()[name].grad.abs().max() > 0
-
-
-def test_a_file_of_words_is_needed(make_model, tmp_path):
-    config = make_model().config
-    with pytest.raises(ConfigError, match=r"model\.extra\.words: not set"):
-        MiniGPT4Words(config)
-    with pytest.raises(ConfigError, match=r"model\.extra\.words: '.*none\.txt' should be a text file"):
-        MiniGPT4Words(dataclasses.replace(config, extra={"words": str(tmp_path / "none.txt")}))
-
-
-def test_it_can_be_built_without_memory(words_model):
-    meta = MiniGPT4Words(words_model.config, device="meta")
-    assert {t.device.type for t in [*meta.parameters(), meta.vocabulary]} == {"meta"}
-    assert sum(p.numel() for p in meta.parameters()) == sum(p.numel() for p in words_model.parameters())

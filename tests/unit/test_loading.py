@@ -23,6 +23,7 @@ from minigpt4.models import llm_loading
 from minigpt4.models.llm import create_llm, load_tokenizer
 from minigpt4.models.llm_loading import load_llm
 from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.models.shapes import MiniGPT4Shapes
 from minigpt4.tools.golden import write_published_files
 from minigpt4.tools.plan.count import find_llm
 
@@ -356,7 +357,7 @@ def test_the_whole_model_on_the_meta_device(published, tiny_model, tmp_path):
     shutil.copy(Path(published["llama_model"], "config.json"), tmp_path / "llm")
     missing = {"vit_ckpt": "gone.pth", "q_former_model": "gone.pth", "ckpt": "gone.pth"}
     keys = published | missing | {"llama_model": str(tmp_path / "llm"), "prompt_path": "prompts/alignment.txt"}
-    model = MiniGPT4(ModelConfig(**keys), "meta")
+    model = MiniGPT4Shapes(ModelConfig(**keys))
     assert all(t.is_meta for t in [*model.parameters(), *model.buffers()])
     assert model.tokenizer is None and len(model.prompt_list) == 4
     shapes = {name: (t.shape, t.dtype) for name, t in model.published_tensors().items()}
@@ -366,7 +367,7 @@ def test_the_whole_model_on_the_meta_device(published, tiny_model, tmp_path):
 
 def test_a_config_stands_in_for_the_llms_folder(published):
     llm_config = LlamaConfig(hidden_size=96, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
-    model = MiniGPT4(ModelConfig(**published | {"llama_model": "gone"}), "meta", llm_config=llm_config)
+    model = MiniGPT4Shapes(ModelConfig(**published | {"llama_model": "gone"}), llm_config)
     assert model.llama_proj.weight.shape == (96, 64)
     assert next(create_llm(llm_config, torch.float16).parameters()).dtype == torch.float16
 

@@ -9,9 +9,10 @@ from minigpt4.common.checkpoint import atomic_save, read_state, save_weights
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.optims import parameter_groups
 from minigpt4.common.schema import QFormerConfig
-from minigpt4.models.batch import PromptError, full_labels, split_prompt
+from minigpt4.models.batch import PromptError, full_labels
 from minigpt4.models.eva_vit import create_vit, encode_tokens
-from minigpt4.models.mini_gpt4 import read_prompts
+from minigpt4.models.prompting import read_prompts, split_prompt
+from tests.made import loss_and_gradient
 
 CAPTIONS = ["a small dog is sitting on the grass", "a house", "the river near a mountain", "two people walk"]
 
@@ -19,45 +20,6 @@ CAPTIONS = ["a small dog is sitting on the grass", "a house", "the river near a 
 @pytest.fixture
 def image(golden):
     return torch.from_numpy(golden("forward")["image"])  # (4, 3, 56, 56)
-
-
-def loss_and_gradient(model, samples):
-    model.zero_grad()
-    loss = model(samples)["loss"]
-    loss.backward()
-    return loss.item(), model.llama_proj.weight.grad.clone()
-
-
-# -- packed captions ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("prompt", ["", "###Human: <Img><ImageHere></Img> Describe this. ###Assistant: "])
-def test_captions_that_share_an_image_are_as_good_as_rows_of_their_own(make_model, image, prompt):
-    model = make_model()
-    model.prompt_list = [prompt] if prompt else []
-    packed = {"image": image[:2], "text_input": [CAPTIONS[:3], CAPTIONS[3:]]}
-    apart = {"image": image[[0, 0, 0, 1]], "text_input": CAPTIONS}
-    loss, gradient = loss_and_gradient(model, packed)
-    loss_apart, gradient_apart = loss_and_gradient(model, apart)
-    assert loss == pytest.approx(loss_apart, abs=1e-5)
-    assert (gradient - gradient_apart).abs().max() < 1e-5
-    assert gradient.abs().max() > 1e-3
-    assert model.build_batch(packed)["input_ids"].numel() < model.build_batch(apart)["input_ids"].numel()
-
-
-def test_captions_of_a_pack_do_not_see_each_other(make_model, image):
-    """The loss of two captions in a pack is the mean of theirs alone, weighted by their tokens."""
-    model = make_model()
-
-    def one(captions):
-        samples = {"image": image[:1], "text_input": [captions]}
-        labels = len(model.build_batch(samples)["target_ids"])
-        return model(samples)["loss"].item() * labels, labels
-
-    with torch.no_grad():
-        both, parts = one(CAPTIONS[:2]), [one([c]) for c in CAPTIONS[:2]]
-    assert both[1] == parts[0][1] + parts[1][1]
-    assert both[0] == pytest.approx(parts[0][0] + parts[1][0], abs=1e-4)
 
 
 def test_a_text_is_cut_with_its_end_symbol(make_model, image):

@@ -180,7 +180,7 @@ def test_one_look_at_the_device_in_a_step(run, make_model, golden, monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, spied)
     run(make_model(), GivenTask([{"image": image, "text_input": ["a dog"] * 4}], lambda n: step.append(n)))
     # The last step writes a checkpoint, which must look.
-    assert looks[:3] == [("tolist", "_step_facts")] * 3
+    assert looks[:3] == [("tolist", "_all_reduce_step_facts")] * 3
 
 
 def test_another_optimizer(run, monkeypatch):
@@ -265,9 +265,9 @@ def test_a_loss_spike_is_told(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(runner_module.log, "propagate", True)
     guard = StepGuard(tmp_path, 1, 0)
     for step in range(1, 101):
-        assert guard.admit(step, 2 + 0.1 * (step % 3), 1.0, [])
+        assert guard.should_step(step, 2 + 0.1 * (step % 3), 1.0, [])
     assert not caplog.text
-    assert guard.admit(101, 3.5, 1.0, [])
+    assert guard.should_step(101, 3.5, 1.0, [])
     assert "loss spike at step 101: 3.500, where 2.1" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""The configs in train_configs/: those that belong together fit together, and one's own photos need nothing else."""
+"""The configs that ship: those that belong together fit together, and one's own photos need nothing else."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from recipes.quickstart.run import Plan
 from tests.training import lay_model
 
 PROJECT = Path(__file__).parents[2]
-CONFIGS = sorted((PROJECT / "train_configs").glob("tiny_*.yaml"))
+CONFIGS = sorted([*PROJECT.glob("train_configs/tiny_*.yaml"), *PROJECT.glob("recipes/*/*.yaml")])
 
 
 def outputs() -> set[str]:
@@ -79,7 +79,7 @@ def test_ten_photos_with_a_sentence_each_become_batches(my_photos):
     task = ImageTextPretrain(load_config(my_photos, ["run.num_workers=0"], mode="train"))
     _, batch = next(iter(task.build_loader(0, 1, 0)))
     assert batch["image"].shape == (5, 3, 56, 56) and not batch["bad"]
-    assert all(re.fullmatch(r"A grey square, number \d\.", text) for (text,) in batch["text_input"])
+    assert all(re.fullmatch(r"A grey square, number \d\.", text) for text in batch["text_input"])
 
 
 def test_processors_have_defaults(my_photos):

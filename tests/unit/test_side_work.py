@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from minigpt4.common.errors import DataError, UserError
 from minigpt4.common.logger import MetricLog, read_log
 from minigpt4.common.schema import BuildInfo, Config, DatasetConfig, ModelConfig, RunConfig
+from minigpt4.runners import checkpointing, progress
 from minigpt4.runners import runner as runner_module
 from minigpt4.tasks import ImageTextPretrain
 
@@ -52,13 +53,13 @@ def warnings(monkeypatch, caplog):
 
 
 FAULTS = {  # what is broken, its error, and the warning
-    "plot": (runner_module, "plot_log", ImportError("no backend"), "loss.png: ImportError: no backend"),
+    "plot": (progress, "plot_log", ImportError("no backend"), "loss.png: ImportError: no backend"),
     "TensorBoard does not start": (SummaryWriter, "__init__", OSError("no"), "TensorBoard: OSError: no"),
     "TensorBoard": (SummaryWriter, "add_scalar", OSError("full"), "TensorBoard: OSError: full"),
     "tracker does not start": (Accelerator, "init_trackers", OSError("no key"), "run.report_to: OSError: no key"),
     "tracker": (Accelerator, "log", ConnectionError("gone"), "run.report_to: ConnectionError: gone"),
     "tracker does not end": (Accelerator, "end_training", OSError("gone"), "run.report_to: OSError: gone"),
-    "old checkpoints": (runner_module, "prune_checkpoints", OSError("not yours"), "old checkpoints: OSError: not yo"),
+    "old checkpoints": (checkpointing, "prune_checkpoints", OSError("not yours"), "old checkpoints: OSError: not yo"),
 }
 
 
@@ -67,7 +68,7 @@ def test_a_run_outlives(run, tmp_path, monkeypatch, warnings, fault):
     owner, name, error, said = FAULTS[fault]
     monkeypatch.setattr(Accelerator, "init_trackers", lambda *_, **__: None)
     monkeypatch.setattr(owner, name, failing(error))
-    monkeypatch.setattr(runner_module, "PLOT_EVERY", 0)
+    monkeypatch.setattr(progress, "PLOT_EVERY", 0)
     assert run(Slope(), Watched(), iters_per_epoch=6, report_to=["wandb"] if "tracker" in fault else []).step == 6
     assert (tmp_path / "out/checkpoint_0.pth").exists()
     assert warnings.text.count(said) == 1  # not again at every step

@@ -7,10 +7,11 @@ import torch
 
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import DataError
-from minigpt4.datasets.classes import imagenet_names
 from minigpt4.datasets.image_text import read_photos
-from minigpt4.tools import cli, steps, tiny
-from minigpt4.tools.tiny_data import make_photos, sentence, with_article, words_of
+from minigpt4.tools import cli, steps
+from recipes.tiny import train as tiny
+from recipes.tiny.classes import imagenet_names
+from recipes.tiny.photos import make_photos, sentence, with_article, words_of
 from tests.made import picture
 
 
@@ -142,11 +143,11 @@ def test_the_recipe_runs_its_commands_in_order_and_goes_on(photos, tmp_path, mon
     monkeypatch.setattr(steps, "run_to_end", run_to_end)
     arguments = ["tiny", "--photos", str(photos), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 1
-    assert "tiny_photos_stage1.yaml did not finish" in capsys.readouterr().err
-    assert ran == ["weights", "features", "words", "stage0", "stage1"]
+    assert "recipes/tiny/stage1.yaml did not finish" in capsys.readouterr().err
+    assert ran == ["weights", "features", "features", "words", "stage0", "stage1"]
     ran.clear(), fails.clear()
     assert cli.main(arguments) == 0
-    assert ran == ["weights", "features", "stage1", "curate", "stage2", *["eval"] * 7]
+    assert ran == ["weights", "features", "features", "stage1", "curate", "stage2", *["eval"] * 7]
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert len(figures) == 7 and figures["stage2, caption: words an answer"] == [0.5, 0.4, 0.6]
     assert sorted(f.name for f in (tmp_path / "out" / "weights").iterdir()) == [

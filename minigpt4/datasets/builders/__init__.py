@@ -30,7 +30,7 @@ def detailed_descriptions(config: DatasetConfig, vis_processor: Callable, text_p
 
 @DATASETS.register("captioned_photos")
 def captioned_photos(config: DatasetConfig, vis_processor: Callable, text_processor: Callable) -> Source:
-    """Stage 0 of the small model: JSON lines with one or more captions a photo."""
+    """JSON lines with one or more captions a photo; of several, a sample has one, drawn anew in each pass."""
     info = config.build_info
     pairs = read_photos(resolve_path(info.storage), info.images, info.splits)
     return ImageTextSource(pairs, vis_processor, text_processor)

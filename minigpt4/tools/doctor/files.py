@@ -20,6 +20,7 @@ from ...common.registry import CONVERSATIONS, DATASETS
 from ...common.schema import Config, ModelConfig
 from ...convert.vicuna.llama_meta import MODEL_SIZES
 from ...models.mini_gpt4 import MiniGPT4
+from ...models.shapes import MiniGPT4Shapes
 from .llm import KEY as LLM_KEY
 from .llm import LlmFolder, look_at_llm
 from .page import LOOK, OK, WRONG, Row
@@ -113,7 +114,7 @@ def _model_of_shapes(model: ModelConfig, files: Files) -> tuple[MiniGPT4 | None,
             llm = LlamaConfig(vocab_size=8, hidden_size=width or 8, intermediate_size=8, num_hidden_layers=1,
                               num_attention_heads=1)  # fmt: skip
             model = replace(model, lora=None)
-        return MiniGPT4(replace(model, prompt_path=None), META, llm), ""
+        return MiniGPT4Shapes(replace(model, prompt_path=None), llm), ""
     except (UserError, ValueError, RuntimeError, OSError) as error:
         return None, str(error).splitlines()[0]
 

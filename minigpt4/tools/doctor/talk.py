@@ -9,7 +9,7 @@ from ...common.training_form import training_form_problems
 from ...conversation.chat_template import conversation_of, with_training_form
 from ...conversation.prompts import VICUNA_V0, Conversation
 from ...models.llm import pad_apart_from
-from ...models.mini_gpt4 import read_prompts
+from ...models.prompting import read_prompts
 from .llm import VICUNA, LlmFolder
 from .page import LOOK, OK, WRONG, Row
 from .tokenizer import FAMILIES, family, look_at_tokenizer

@@ -23,8 +23,10 @@ from ...conversation.generation import Decoding
 from ...models.eva_vit import encode_tokens
 from ...models.llm import llm_source
 from ...models.llm_loading import bits_of
-from ...models.mini_gpt4 import MiniGPT4, read_prompts
+from ...models.mini_gpt4 import MiniGPT4
+from ...models.prompting import read_prompts
 from ...models.published import PARTS
+from ...models.shapes import MiniGPT4Shapes
 from . import original as plan_original
 from .meter import MetaRules, Meter
 
@@ -164,7 +166,7 @@ def workload(config: Config, llm: PreTrainedConfig, gpu: Gpu, tokens: int | None
 @lru_cache(maxsize=4)
 def _build(load: Workload) -> MiniGPT4:
     precision = Precision(load.autocast, DTYPES[load.model.llama_precision], DTYPES[load.model.vit_precision], "meta")
-    model = MiniGPT4(load.model, device="meta", llm_config=load.llm, precision=precision)
+    model = MiniGPT4Shapes(load.model, load.llm, precision)
     model.tokenizer = StandInTokenizer()
     if load.original:
         plan_original.as_it_ran(model)

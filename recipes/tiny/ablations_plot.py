@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ..common.logger import pyplot
-from ..evaluation.page import INK, LINE, SOFT
+from minigpt4.common.logger import pyplot
 
+INK, SOFT, LINE = "#1d2733", "#5b6774", "#e3e6ea"
 COLOURS = {"valid_loss": "#c26a1b", "cider": "#0b7a75"}
 AXES = {"valid_loss": "validation loss\n(less is better)", "cider": "CIDEr\n(more is better)"}
 ARCHITECTURES = {

@@ -10,19 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..common.checkpoint import read_state, save_weights
-from ..common.config import load_config
-from ..common.errors import UserError
-from ..common.paths import sha256
-from .steps import Clock, call, minutes
-from .tiny_data import make_photos
+from minigpt4.common.checkpoint import read_state, save_weights
+from minigpt4.common.config import load_config
+from minigpt4.common.errors import UserError
+from minigpt4.common.paths import sha256
+from minigpt4.tools.steps import Clock, call, minutes
 
-CONFIGS = {
-    "words": "train_configs/tiny_words.yaml",
-    "stage0": "train_configs/tiny_stage0_qformer.yaml",
-    "stage1": "train_configs/tiny_photos_stage1.yaml",
-    "stage2": "train_configs/tiny_photos_stage2.yaml",
-}
+from .photos import make_photos
+
+CONFIGS = {stage: f"recipes/tiny/{stage}.yaml" for stage in ("words", "stage0", "stage1", "stage2")}
+CROPS = {"human_captions": 12, "class_labels": 3}  # of each training picture; class_names has those of class_labels
 STEPS = ("weights", "data", "features", "words", "stage0", "stage1", "curate", "stage2", "export", "figures")
 SHIPPED = ("qformer", "stage1", "stage2")  # .safetensors, as checkpoints/tiny/ has them
 MEASURED = {  # of each file, by which suites
@@ -117,7 +114,11 @@ def run(args: argparse.Namespace) -> int:
     with clock.step("data", "Photos: captions written one way, a tenth of Caltech held out", seconds=max):
         print(", ".join(f"{split} {count}" for split, count in make_photos(args.photos, args.data).items()))
     with clock.step("features", "Features: what the frozen encoder sees, several crops a photo", seconds=operator.add):
-        call("minigpt4", "features", "--cfg-path", CONFIGS["stage0"], "--options", *places.options())
+        for name, crops in CROPS.items():
+            call(
+                "minigpt4", "features", "--cfg-path", CONFIGS["stage0"], "--datasets", name, "--crops", str(crops),
+                "--options", *places.options(),
+            )  # fmt: skip
     titles = {
         "words": "Words: the Q-Former learns which words the captions use",
         "stage0": "Stage 0: the Q-Former and the projection, through the frozen language model",

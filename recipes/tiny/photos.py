@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..common.english import article
-from ..common.errors import DataError
-from ..common.paths import write_whole
-from ..datasets.classes import imagenet_names
-from ..datasets.image_text import read_photos
-from ..models.words import WORD
+from minigpt4.common.english import article
+from minigpt4.common.errors import DataError
+from minigpt4.common.paths import write_whole
+from minigpt4.datasets.image_text import read_photos
 
+from .classes import imagenet_names
+
+WORD = re.compile(r"[a-z'-]+")
 # Which splits of the photos' own list make up which of ours; a label split is parted by LABEL_HELD_OUT.
 HUMAN = {"human_train": ["flickr_train", "coco_train"], "human_val": ["flickr_val"]}
 LABELS = {"caltech": ["caltech_train"], "imagenet": ["imagenet_sample"]}

@@ -1,29 +1,26 @@
 """The names that a frozen vision tower's own classifier knows, as training samples: features, "a photo of a NAME".
 
 Half of them are the features of pictures, two of them mixed, with the name that the classifier finds; half are moved
-along a class's weights until it is as good as sure of that class. So a Q-Former from scratch learns a thousand names of
-which the lists have one photo each. It is distillation, of a head that MiniGPT-4 cuts off.
+along a class's weights until the classifier is nearly sure of that class. So a Q-Former from scratch learns a thousand
+names of which the lists have one photo each. It is distillation of a head that MiniGPT-4 cuts off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from ..common.checkpoint import read_state
-from ..common.english import article
-from ..common.errors import DataError
-from .features import FeatureSource
-from .image_text import ImageTextSource
-from .stream import Source
+from minigpt4.common.checkpoint import read_state
+from minigpt4.common.english import article
+from minigpt4.common.errors import DataError
 
 REAL = 0.5  # share of samples whose features are those of pictures
 RELU6 = 6.0  # EfficientNet-Lite's last activation: no feature is larger
 LARGEST, HALVINGS = 60.0, 8  # how far features are moved at most; the step is found by bisection
 SHARE_OF_TOKENS = (0.3, 1.0)  # a thing may fill a part of the picture
-SURE = (0.5, 0.97)  # how sure the classifier is to be
+SURE = (0.5, 0.97)  # the probability that the classifier is to give the class
 
 
 def imagenet_names() -> list[str]:
@@ -32,31 +29,27 @@ def imagenet_names() -> list[str]:
     return [info.index_to_description(i).split(",")[0] for i in range(info.num_classes())]
 
 
-class ClassSource(ImageTextSource):
-    """The list of its features, but a sample is of a class: features that are drawn, "a photo of a NAME".
+class ClassNames:
+    """Makes samples of the classes that a classifier knows.
 
     Args:
-        features: what samples begin with; only its features count, not its texts.
-        names: how many names a sample gets, each drawn by the classifier's probabilities.
         classifier: file with `classifier.weight` (1000, D_vit) and `classifier.bias` of ImageNet, applied to the
             mean of the tokens (EfficientNet-Lite).
+        width: D_vit of the features.
+        draws: how many names a sample gets, each drawn by the classifier's probabilities.
     Raises:
-        DataError: there are no features; the file has no classifier, or one that does not fit them.
+        DataError: the file has no classifier, or one that does not fit the features.
         CheckpointError: it cannot be read.
     """
 
-    def __init__(self, features: Source, classifier: Path, names: int = 1):
-        if not isinstance(features, FeatureSource):
-            raise DataError("needs features beside it; write build_info.features")
-        super().__init__(features.pairs, features.vis_processor, features.text_processor)
-        self.features, self.draws = features, names
+    def __init__(self, classifier: Path, width: int, draws: int = 1):
+        self.draws, self.names = draws, imagenet_names()
         try:
             state = read_state(str(classifier))
             self.weight, self.bias = (state[f"classifier.{part}"].float() for part in ("weight", "bias"))
         except KeyError as error:
             raise DataError(f"{classifier} has no {error.args[0]}; write the file of model.vit_ckpt") from None
-        self.names = imagenet_names()
-        expected = (len(self.names), features.features.shape[-1])
+        expected = (len(self.names), width)
         if self.weight.shape != expected:
             raise DataError(
                 f"{classifier}: classifier.weight is {tuple(self.weight.shape)}, for these features and ImageNet's "
@@ -64,23 +57,21 @@ class ClassSource(ImageTextSource):
             )
         self.direction = self.weight - self.weight.mean(0)
 
-    def decode(self, raw: tuple[Path, str | Sequence[str]]) -> dict:
-        """See `Source`. Half of the samples are features of pictures; all are named by the classifier."""
-        tokens = self.picture(raw[0])
+    def sample(self, tokens: Tensor, another: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
+        """A picture's features (N, D_vit) -> features of a class (N, D_vit), and captions that name it.
+
+        Args:
+            another: gives the features of another picture.
+        """
         if torch.rand(()) < REAL:
-            tokens = self.beside(tokens, self.picture(self.pairs[int(torch.randint(len(self.pairs), ()))][0]))
+            tokens = self.beside(tokens, another())
         else:
             tokens = self.toward(tokens, int(torch.randint(len(self.names), ())))
         drawn = self.probabilities(tokens).multinomial(self.draws, replacement=True).tolist()
-        names = [self.names[i] for i in drawn]
-        return {"image": tokens, "text_input": [self.text_processor(f"a photo of {article(n)} {n}") for n in names]}
-
-    def picture(self, path: Path) -> Tensor:
-        """See `ImageTextSource`."""
-        return self.features.picture(path)
+        return tokens, [f"a photo of {article(self.names[i])} {self.names[i]}" for i in drawn]
 
     def probabilities(self, tokens: Tensor) -> Tensor:
-        """tokens (N, D_vit) -> what the classifier makes of their mean (classes,)"""
+        """tokens (N, D_vit) -> the probability of each class by their mean (classes,)"""
         return (self.weight @ tokens.mean(0) + self.bias).softmax(0)
 
     def beside(self, tokens: Tensor, others: Tensor) -> Tensor:

@@ -5,18 +5,18 @@ costs a twentieth of what it costs through the LLM, and the weights are those th
 """
 
 import math
-import re
 
 import torch
 from torch import Tensor
 
-from ..common.errors import ConfigError
-from ..common.paths import read_text, resolve_path
-from ..common.registry import MODELS
-from .batch import to_device
-from .mini_gpt4 import MiniGPT4
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.paths import read_text, resolve_path
+from minigpt4.common.registry import MODELS
+from minigpt4.models import MiniGPT4
+from minigpt4.models.batch import to_device
 
-WORD = re.compile(r"[a-z'-]+")
+from .captions import texts_of
+from .photos import WORD
 
 
 @MODELS.register("mini_gpt4_words")
@@ -28,9 +28,7 @@ class MiniGPT4Words(MiniGPT4):
 
     def __init__(self, config, *args, **keys):
         super().__init__(config, *args, **keys)
-        # On the meta device, where sizes are counted, there may be no tokenizer to read words with.
-        meta = self.device.type == "meta"
-        self.words = {} if meta else self._read_words(config.extra.get("words"))
+        self.words = self._read_words(config.extra.get("words"))
         ids = sorted({i for tokens in self.words.values() for i in tokens})
         self.column = {token: column for column, token in enumerate(ids)}
         embeddings = self.llama_model.get_input_embeddings().weight.detach()
@@ -51,18 +49,18 @@ class MiniGPT4Words(MiniGPT4):
             raise ConfigError(f"model.extra.words: {path} is empty")
         return {word: self.token_ids(f" {word}") for word in words}
 
-    def targets(self, texts: list[str | list[str]]) -> Tensor:
+    def targets(self, rows: list[list[str]]) -> Tensor:
         """(B, V): the share of each token among the words of a row's captions; a word counts once a caption."""
-        table = torch.zeros(len(texts), len(self.column))
-        for row, captions in enumerate(texts):
-            for caption in [captions] if isinstance(captions, str) else captions:
+        table = torch.zeros(len(rows), len(self.column))
+        for row, captions in enumerate(rows):
+            for caption in captions:
                 for token in {t for w in WORD.findall(caption.lower()) for t in self.words.get(w, ())}:
                     table[row, self.column[token]] += 1
         return table / table.sum(1, keepdim=True).clamp(min=1)
 
     def build_batch(self, samples: dict) -> dict[str, Tensor]:
         """The image, and the words of its captions."""
-        return {"image": samples["image"], "words": self.targets(samples["text_input"])}
+        return {"image": samples["image"], "words": self.targets(texts_of(samples))}
 
     def forward(self, samples: dict) -> dict[str, Tensor]:
         """Cross-entropy between the captions' words and the mean of the queries' choices: {"loss": scalar}."""

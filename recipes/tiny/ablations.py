@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from ..common.config import describe_config, load_config
-from ..common.errors import UserError, some
-from ..common.logger import read_log
-from ..common.paths import sha256
-from ..common.schema import Config
-from ..evaluation.page import write_json
-from .ablations_picture import draw
-from .steps import Clock, call, minutes
-from .tiny import Places, chat_model
+from minigpt4.common.config import describe_config, load_config
+from minigpt4.common.errors import UserError, some
+from minigpt4.common.logger import read_log
+from minigpt4.common.paths import sha256
+from minigpt4.common.schema import Config
+from minigpt4.evaluation.page import write_json
+from minigpt4.tools.steps import Clock, call, minutes
 
-CONFIG = "train_configs/tiny_ablation.yaml"
+from .ablations_plot import draw
+from .train import Places, chat_model
+
+CONFIG = "recipes/tiny/ablation.yaml"
 HELD_OUT, LIMIT = "human_val", "100"  # photos that no stage trains on; so many are described
 
 
@@ -46,7 +47,7 @@ class Arm:
 
 def _of_the_data(percent: int) -> Arm:
     names = ("human_captions", "class_labels")
-    shares = tuple(f"datasets.{name}.build_info.share={percent / 100}" for name in names)
+    shares = tuple(f"datasets.{name}.extra.share={percent / 100}" for name in names)
     return Arm(f"{percent} % of the data", training=shares)
 
 

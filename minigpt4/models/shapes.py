@@ -1,0 +1,49 @@
+"""MiniGPT4 without memory: every name, shape and dtype of a model whose files need not be here."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..common.memory import empty_weights
+from ..common.paths import resolve_path
+from ..common.precision import Precision, resolve_precision
+from ..common.schema import ModelConfig
+from .llm import create_llm, load_tokenizer
+from .mini_gpt4 import MiniGPT4
+
+META = torch.device("meta")
+
+
+class MiniGPT4Shapes(MiniGPT4):
+    """MiniGPT4 on the meta device. No weight file is opened; of the LLM's folder, config.json and the tokenizer are.
+
+    Args:
+        llm_config: stands in for the LLM's folder, which need not exist then.
+        precision: the dtypes; None: those that the config says.
+    """
+
+    def __init__(
+        self, config: ModelConfig, llm_config: PreTrainedConfig | None = None, precision: Precision | None = None
+    ):
+        self.llm_config = llm_config
+        with empty_weights():
+            super().__init__(config, META, precision or resolve_precision(config, META))
+
+    def load_llm(self, device: torch.device, apart: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        """The LLM by its config alone, and its tokenizer, or None where there is none."""
+        path = resolve_path(self.config.llama_model)
+        llm = create_llm(self.llm_config or path, self.precision.llm)
+        here = self.llm_config is None and (path.endswith(".gguf") or any(Path(path).glob("tokenizer.*")))
+        return llm, load_tokenizer(path, self.config.pad_token) if here else None
+
+    def load_vision(self, device: torch.device) -> None:
+        """Nothing: shapes need no file."""
+
+    def load_ckpt(self) -> None:
+        """Nothing: shapes need no file."""
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """ids (...), wherever they are -> embeddings (..., D_llm)."""
+        return self.llama_model.get_input_embeddings()(ids)
