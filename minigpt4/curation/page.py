@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from ..evaluation.page import MORE_STYLE, SHOWN, STYLE, thumbnail
+from ..evaluation.page import SHOWN, STYLE, thumbnail
 from .clean import DROPS, LOSSES
 
 
@@ -53,7 +53,7 @@ def html_page(entries: Sequence[dict], args: argparse.Namespace) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Stage 2's pairs · MiniGPT-4 curation</title>
-<style>{STYLE}{MORE_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <header>
