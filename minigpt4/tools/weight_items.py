@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt4.common.errors import UserError
+from minigpt4.common.packages import require_packages
 
 # The ids that the prompts and stop strings of the ChatML template rest on.
 SMOLLM2_SPECIAL_IDS = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
@@ -53,6 +54,7 @@ def convert_smollm2(source: Path, folder: Path) -> None:
     Raises:
         WeightsError: the tokenizer's special tokens do not have the ids that our prompts rely on.
     """
+    require_packages("minigpt4 weights", "gguf", "gguf")
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
