@@ -1,20 +1,20 @@
-# `make quickstart` and `make test` work on a fresh clone: each makes its own .venv and reuses it.
+# Every target works on a fresh clone: it makes .venv with the versions in requirements.lock, and later ones reuse it.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -c requirements.lock
 
-.PHONY: help quickstart tiny test test-fast gpu-check demo lint format clean
+.PHONY: help quickstart demo tiny test test-fast gpu-check lint format lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 	  { echo "error: Python 3.11 or 3.12 is needed, $(PYTHON) is another; write make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@# A python without pip is what a failed call leaves, e.g. on a Debian without python3-venv.
+	@# A failed call leaves a python without pip, e.g. on a Debian without python3-venv.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	@echo "Installing the pinned packages into $(VENV) (about 6 GB with PyTorch; once)"
-	$(PIP) -e .
+	@echo "Installing the versions of requirements.lock into $(VENV) (about 6 GB with PyTorch; once)"
+	$(PIP) -e '.[demo,quickstart,lora,int8]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
@@ -24,22 +24,23 @@ $(VENV)/installed-dev: $(VENV)/installed
 quickstart: $(VENV)/installed  ## train both stages on a sample set and write output/quickstart/report.html
 	$(BIN)/minigpt4 quickstart
 
-tiny: $(VENV)/installed-dev  ## train the small model that ships: make tiny PHOTOS=/path/to/photos.jsonl
-	@test -n "$(PHOTOS)" || { echo "error: write make tiny PHOTOS=/path/to/photos.jsonl; checkpoints/tiny/README.md says what it holds" >&2; exit 1; }
-	$(BIN)/minigpt4 tiny --photos "$(PHOTOS)"
-
 demo: $(VENV)/installed  ## open the chat with the small model on http://127.0.0.1:7860
 	$(BIN)/minigpt4 weights
 	$(BIN)/python demo.py --cfg-path eval_configs/tiny_eval.yaml
+
+tiny: $(VENV)/installed-dev  ## train the small model that ships: make tiny PHOTOS=/path/to/photos.jsonl
+	@test -n "$(PHOTOS)" || { echo "error: write make tiny PHOTOS=/path/to/photos.jsonl; checkpoints/tiny/README.md says what it holds" >&2; exit 1; }
+	$(BIN)/minigpt4 tiny --photos "$(PHOTOS)"
 
 test: $(VENV)/installed-dev  ## run all tests (unit, golden, end to end)
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 	  { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	  echo "note: no Chromium here and it cannot be installed; the browser test will be skipped"
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -n 2
+	$(BIN)/python -m pytest tests/e2e
 
 test-fast: $(VENV)/installed-dev  ## run the unit and golden tests only
-	$(BIN)/python -m pytest tests/unit tests/golden
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -n 2
 
 gpu-check: $(VENV)/installed-dev  ## on a GPU of 80 GB, 8 minutes: the numbers, speed and memory (docs/gpu.md)
 	$(BIN)/python -m tests.gpu
@@ -51,6 +52,10 @@ lint: $(VENV)/installed-dev  ## check the style
 format: $(VENV)/installed-dev  ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: $(VENV)/installed-dev  ## write requirements.lock from what is installed in .venv
+	$(BIN)/python -m pip freeze --exclude minigpt4 > requirements.lock
+	touch $(VENV)/installed $(VENV)/installed-dev
 
 clean:  ## remove the environment, weights, made data and outputs
 	rm -rf $(VENV) weights data output

@@ -10,6 +10,7 @@ from minigpt4.common.config import load_config
 from minigpt4.common.dist_utils import choose_device
 from minigpt4.common.errors import main_guard
 from minigpt4.common.logger import setup_logging
+from minigpt4.common.packages import require_packages
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -28,6 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     setup_logging()
+    require_packages("the chat page", "demo", "gradio")
     from minigpt4.serve import build_chat
     from minigpt4.serve.start import find_address, prepare_uploads
 

@@ -14,15 +14,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..common.errors import UserError
+from ..common.packages import require_packages
 from .statistics import Measure, mean
 
 JAVA, PLAIN = "PTB tokenizer (Java)", "a plain tokenizer, and no METEOR: there is no Java here"
 WORD = re.compile(r"\w+(?:['.,:/\-]\w+)*|[$%&#@]")
-
-
-class MissingLibrary(UserError):
-    """An optional package that is not installed."""
 
 
 def has_java() -> bool:
@@ -72,12 +68,11 @@ def caption_measures(
     Args:
         java: use the Java tools (default: where there is Java).
     """
-    try:
-        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError:
-        raise MissingLibrary("caption metrics need pycocoevalcap: pip install -e '.[eval]'") from None
+    require_packages("--suite caption", "eval", "pycocoevalcap")
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
     java = has_java() if java is None else java
     said = tokenize({str(i): [answer] for i, answer in enumerate(answers)}, java)
     wanted = tokenize({str(i): refs for i, refs in enumerate(references)}, java)

@@ -26,7 +26,7 @@ WHERE = {
     "https://okvqa.allenai.org/download.html",
     "gqa": "testdev_balanced_questions.json of https://cs.stanford.edu/people/dorarad/gqa/download.html",
     "aokvqa": "aokvqa_v1p0_val.json of https://github.com/allenai/aokvqa",
-    "easy-vqa": "pip install easy-vqa, then --data easy-vqa",
+    "easy-vqa": "pip install -e '.[eval]', then --data easy-vqa",
     "folder": "a folder of pictures",
 }  # fmt: skip
 EXAMPLES = {  # what a line of one's own holds besides the image

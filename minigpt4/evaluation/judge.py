@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.packages import require_packages
 from ..processors.image_processors import decode_image, open_image
-from .captions import MissingLibrary
 
 
 class JudgeError(UserError):
@@ -38,12 +38,11 @@ class Judge:
         again.
 
         Raises:
-            MissingLibrary, JudgeError: no client; the endpoint does not answer.
+            MissingPackage, JudgeError: no client; the endpoint does not answer.
         """
-        try:
-            import openai
-        except ImportError:
-            raise MissingLibrary("--judge needs the openai package: pip install -e '.[eval]'") from None
+        require_packages("--judge", "eval", "openai")
+        import openai
+
         client = openai.OpenAI(base_url=self.url, api_key=os.environ.get(self.key_env) or "none", max_retries=3)
         known = {}
         if file.is_file():

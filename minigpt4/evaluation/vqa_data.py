@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..common.errors import DataError
+from ..common.packages import require_packages
 from ..datasets.image_text import folder_of_images, inside
 from .data import EXAMPLES, WHERE, Record, by_coco_id, image_folder
 
@@ -110,10 +111,9 @@ def _easy_vqa(split: str) -> list[Record]:
     """The PyPI package easy-vqa: drawn shapes, 13 possible answers."""
     if split not in ("train", "test"):
         raise DataError(f"--split {split}: easy-vqa has train and test")
-    try:
-        import easy_vqa
-    except ImportError:
-        raise DataError(f"--data easy-vqa: the package is not installed: {WHERE['easy-vqa']}") from None
+    require_packages("--data easy-vqa", "eval", "easy_vqa")
+    import easy_vqa
+
     texts, answers, owners = getattr(easy_vqa, f"get_{split}_questions")()
     places = getattr(easy_vqa, f"get_{split}_image_paths")()
     choices = easy_vqa.get_answers()

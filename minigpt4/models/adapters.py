@@ -12,6 +12,7 @@ import warnings
 from torch import nn
 
 from ..common.errors import ConfigError
+from ..common.packages import require_packages
 from ..common.schema import LoraConfig
 
 ADAPTER = "default"  # peft's name for the one adapter; part of its parameter names
@@ -40,6 +41,7 @@ def add_lora(llm: nn.Module, lora: LoraConfig) -> None:
     Raises:
         ConfigError: the LLM has no such layers, or peft cannot adapt their kind.
     """
+    require_packages("model.lora", "lora", "peft")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; see llm_loading.quantization_config
     from peft import LoraConfig as PeftLoraConfig
     from peft import inject_adapter_in_model

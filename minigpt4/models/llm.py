@@ -16,8 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..common.errors import CheckpointError, ConfigError
+from ..common.errors import CheckpointError, ConfigError, UserError
 from ..common.identify import KINDS, identify
+from ..common.packages import require_packages
 from .llm_checks import check_finite, check_not_quantized, check_tokenizer_files
 
 log = logging.getLogger("minigpt4")
@@ -81,6 +82,7 @@ def llm_source(path: str) -> tuple[str, dict[str, str]]:
     facts = identify(path)
     if facts.kind != "gguf":
         raise CheckpointError(f"model.llama_model: {path} is {KINDS[facts.kind]}; download it again")
+    require_packages(f"model.llama_model: {path}", "gguf", "gguf")
     return str(Path(path).parent), {"gguf_file": Path(path).name}
 
 
@@ -98,7 +100,7 @@ def create_llm(config: PreTrainedConfig | str, dtype: torch.dtype) -> PreTrained
             config = AutoConfig.from_pretrained(folder, local_files_only=True, **source)
         with torch.device("meta"):
             llm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except CheckpointError:
+    except UserError:
         raise
     except Exception as error:  # transformers raises any kind
         raise CheckpointError(f"model.llama_model: no causal LM can be built from its config.json: {error}") from error

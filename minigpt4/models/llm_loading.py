@@ -6,7 +6,6 @@ import shutil
 import sys
 import tempfile
 import weakref
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from ..common.checkpoint import HARMLESS
 from ..common.errors import CheckpointError, ConfigError
 from ..common.logger import quiet_transformers
+from ..common.packages import require_packages
 from .llm import check_head, llm_source
 from .llm_checks import weight_files
 
@@ -92,19 +92,16 @@ def quantization_config(
         dtype: what the layers compute in.
         spread: the layers go to several devices (model.device_map).
     Raises:
-        ConfigError: the library that does it is not installed.
+        MissingPackage: the library that does it is not installed.
     """
     if spread and device.type != "cuda":
         raise ConfigError("model.low_resource: with device_map only on CUDA; write low_resource: False on CPU")
     if bits == 8 and device.type == "cpu":
+        require_packages("model.low_resource: 8 bit on CPU", "int8", "torchao")
         from torchao.quantization import Int8WeightOnlyConfig
 
         return TorchAoConfig(Int8WeightOnlyConfig())
-    if find_spec("bitsandbytes") is None:
-        raise ConfigError(
-            f"model.low_resource: {bits} bit on this device is done by bitsandbytes, which is not installed: "
-            "`pip install -e .[gpu]`, or write low_resource: False"
-        )
+    require_packages(f"model.low_resource: {bits} bit on {device.type}", "gpu", "bitsandbytes")
     # Without the optional package `kernels` each start would tell of a faster routine that is not there.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if bits == 8:

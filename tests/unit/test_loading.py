@@ -15,11 +15,10 @@ from torch import nn
 from transformers import LlamaConfig
 
 from minigpt4.common.checkpoint import atomic_save, load_exact, named_tensors, read_state
-from minigpt4.common.errors import CheckpointError, ConfigError
+from minigpt4.common.errors import CheckpointError
 from minigpt4.common.memory import check_loaded, empty_weights
 from minigpt4.common.schema import ModelConfig
 from minigpt4.conversation.chat import Chat
-from minigpt4.models import llm_loading
 from minigpt4.models.llm import create_llm, load_tokenizer
 from minigpt4.models.llm_loading import load_llm
 from minigpt4.models.mini_gpt4 import MiniGPT4
@@ -321,12 +320,6 @@ def test_four_bits_are_half_a_byte(published):
     model = load_llm(published["llama_model"], torch.float32, CPU, low_resource="4bit")
     assert model.model.layers[0].mlp.up_proj.weight.nbytes == 172 * 64 // 2
     assert model.is_loaded_in_4bit
-
-
-def test_without_bitsandbytes(published, monkeypatch):
-    monkeypatch.setattr(llm_loading, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"model\.low_resource: 4 bit .* bitsandbytes, which is not installed: `pip"):
-        load_llm(published["llama_model"], torch.float32, CPU, low_resource="4bit")
 
 
 # -- spread over devices --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from ...common.checkpoint import HARMLESS
 from ...common.errors import CheckpointError, some
 from ...common.identify import DOWNLOAD_AGAIN, NO_WEIGHTS, FileFacts, amount, gigabytes, identify
+from ...common.packages import MissingPackage, require_packages
 from ...convert.vicuna.llama_meta import MODEL_SIZES
 from ...convert.vicuna.prepare import DELTA_NORM
 from ...models.llm import create_llm
@@ -105,7 +106,12 @@ def look_at_llm(path: Path) -> LlmFolder:
 def _look_at_gguf(folder: LlmFolder, facts: FileFacts) -> None:
     path = folder.path
     try:
+        require_packages(str(path), "gguf", "gguf")
         folder.config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).to_dict()
+    except MissingPackage as error:
+        message, _, remedy = str(error).partition("; ")
+        folder.say(WRONG, message, remedy)
+        return
     except Exception as error:  # the gguf package and transformers raise any kind
         folder.say(WRONG, f"{path}\n{facts.describe()}: its head cannot be read: {error}", DOWNLOAD_AGAIN["damaged"])
         return

@@ -2,9 +2,8 @@
 
 import os
 import platform
-import re
 import shutil
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import psutil
@@ -13,6 +12,7 @@ import torch
 from ...common.dist_utils import choose_device
 from ...common.errors import UserError
 from ...common.identify import gigabytes
+from ...common.packages import installed_version, wanted_versions
 from ...common.paths import resolve_path
 from ...common.precision import Precision, resolve_precision
 from ...common.schema import Config
@@ -42,28 +42,21 @@ def look_at_machine(
 
 
 def versions() -> Row:
-    """Python and the pinned packages that are installed, against the pins of this project."""
+    """Python and the installed packages, compared with requirements.lock or the ranges of pyproject.toml."""
     python = f"Python {platform.python_version()}"
     try:
-        pins = dict(re.findall(r"^([\w-]+)==([^\s;]+)$", "\n".join(requires("minigpt4") or []), re.M))
+        wanted = wanted_versions()
     except PackageNotFoundError:
         return Row(SECTION, LOOK, "versions", f"{python}; this project is not installed", "run `pip install -e .`")
-    here = {name: _version(name) for name in pins}
-    missing = [name for name, found in here.items() if not found]
-    other = [f"{n} {here[n]} (pinned: {pins[n]})" for n in pins if here[n] and here[n].split("+")[0] != pins[n]]
+    here = {name: installed_version(name) for name in wanted}
+    missing = [f"{name} is missing" for name in wanted if not here[name]]
+    other = [f"{name} {here[name]} (tested: {want.specifier})" for name, want in wanted.items()
+             if here[name] and not want.specifier.contains(here[name], prereleases=True)]  # fmt: skip
     if missing or other:
-        missing = [f"{name} is missing" for name in missing]
         return Row(SECTION, WRONG if missing else LOOK, "versions", f"{python}; {', '.join(missing + other)}",
-                   "run `pip install -e .` in the project's folder")  # fmt: skip
+                   "run `pip install -c requirements.lock -e .` in the project's folder")  # fmt: skip
     shown = ", ".join(f"{name} {here[name]}" for name in SHOWN if name in here)
-    return Row(SECTION, OK, "versions", f"{python}, {shown}; all {len(pins)} pinned packages are as pinned")
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""
+    return Row(SECTION, OK, "versions", f"{python}, {shown}; all {len(wanted)} packages have the tested versions")
 
 
 def _device(name: str | None, key: str) -> tuple[torch.device, Row]:

@@ -1,0 +1,61 @@
+"""Installed packages: the versions this project should run with, and the optional ones that a feature needs.
+
+pyproject.toml has ranges and names an extra for each optional package; requirements.lock has the tested versions.
+"""
+
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from .errors import UserError
+from .paths import PROJECT
+
+LOCK = PROJECT / "requirements.lock"
+
+
+class MissingPackage(UserError):
+    """A feature needs an optional package that is not installed."""
+
+
+def require_packages(feature: str, extra: str, *modules: str) -> None:
+    """Raise MissingPackage, with the extra to install, unless every module of `modules` can be imported.
+
+    Args:
+        feature: what needs them, e.g. `run.report_to: wandb`; the message begins with it.
+        extra: the extra of pyproject.toml that installs them.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise MissingPackage(
+            f"{feature} needs {' and '.join(missing)}, not installed here; "
+            f"run `pip install -e '.[{extra}]'` in the project's folder"
+        )
+
+
+def installed_version(name: str) -> str:
+    """The version of a package; empty where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def wanted_versions() -> dict[str, Requirement]:
+    """Each package that this project needs, and each optional one that is installed -> the version it should have.
+
+    That is the tested version in requirements.lock; where the file or its line is missing, the range in pyproject.toml.
+
+    Raises:
+        PackageNotFoundError: this project itself is not installed.
+    """
+    lines = LOCK.read_text(encoding="utf-8").splitlines() if LOCK.is_file() else []
+    tested = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+    wanted = {}
+    for need in map(Requirement, requires("minigpt4") or []):
+        optional = need.marker is not None and not need.marker.evaluate({"extra": ""})
+        name = canonicalize_name(need.name)
+        if name != "minigpt4" and (not optional or installed_version(name)):
+            wanted[name] = tested.get(name, need)
+    return wanted
