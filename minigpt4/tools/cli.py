@@ -21,7 +21,7 @@ VERBS = {
     "weights": ("weights", "fetch and convert the small frozen weights"),
     "prepare-vicuna": ("vicuna.prepare", "make Vicuna from LLaMA and its delta, and verify it"),
     "sample-set": ("sample_set", "make the sample set that the quickstart trains on"),
-    "plan": ("plan", "say whether a config fits a GPU, and how long it takes"),
+    "plan": (".checkup.plan.page", "say whether a config fits a GPU, and how long it takes"),
     "tiny": ("tiny", "train the small model that ships, from captioned photos to its figures"),
     "ablations": ("ablations", "train the small model in the paper's other ways: a table and a plot with error bars"),
     "quickstart": ("quickstart", "train both stages on the sample set and write a report"),
