@@ -1,13 +1,13 @@
 """Published figures of common devices, and the roofline that turns counted work into seconds."""
 
 import re
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import ConfigError
 
-# The one constant of the planner: what share of its published peaks, in arithmetic and in memory alike, a device
-# reaches on average. It was chosen once, on the two run times the paper gives (docs/plan.md), and serves everywhere.
+# The fraction of its published peaks that a device reaches on average, in arithmetic and in memory alike. It was chosen
+# once, so that the two run times that the paper gives come out (docs/plan.md), and is used everywhere.
 EFFICIENCY = 0.6
 
 CUDA_CONTEXT = 0.8  # GiB: CUDA's context, loaded kernels, cuBLAS workspace; 0.5 to 1.2 by GPU and CUDA version
@@ -15,7 +15,7 @@ PROCESS = 0.6  # GiB: Python with torch and transformers imported, on a CPU
 IMAGES_PER_SECOND = 250  # a loader process decodes, crops and normalizes: PIL, one thread, pictures of 256 px
 NETWORK = 12.5  # GB/s between nodes: 100 Gbit/s
 
-Work = Counter  # {(FLOPs, bytes of a number, bytes moved): how often}, one entry for each kind of operation
+Operation = tuple[float, int, float]  # FLOPs, bytes of a number, bytes read and written
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,18 @@ class Gpu:
     bandwidth: float  # GB/s of the device's memory
     link: float  # GB/s to another GPU of the same machine, one direction
     source: str
-    bf16: bool = True
     kind: str = "cuda"
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("t4-16g", "T4 16 GB", 15, 65, 8.1, 320, 8, "NVIDIA T4 product brief", bf16=False),
+        Gpu("t4-16g", "T4 16 GB", 15, 65, 8.1, 320, 8, "NVIDIA T4 product brief"),
         Gpu("3090-24g", "RTX 3090 24 GB", 24, 71, 35.6, 936, 16, "NVIDIA Ampere GA102 white paper"),
         Gpu("4090-24g", "RTX 4090 24 GB", 24, 165.2, 82.6, 1008, 16, "NVIDIA Ada white paper"),
         Gpu("a10-24g", "A10 24 GB", 22.5, 125, 31.2, 600, 16, "NVIDIA A10 data sheet"),
         Gpu("l4-24g", "L4 24 GB", 22.5, 121, 30.3, 300, 16, "NVIDIA L4 data sheet"),
-        Gpu("v100-32g", "V100 SXM2 32 GB", 32, 125, 15.7, 900, 150, "NVIDIA V100 data sheet", bf16=False),
+        Gpu("v100-32g", "V100 SXM2 32 GB", 32, 125, 15.7, 900, 150, "NVIDIA V100 data sheet"),
         Gpu("a100-40g", "A100 SXM 40 GB", 40, 312, 19.5, 1555, 300, "NVIDIA A100 data sheet"),
         Gpu("a6000-48g", "RTX A6000 48 GB", 48, 154.8, 38.7, 768, 16, "NVIDIA Ampere GA102 white paper"),
         Gpu("l40s-48g", "L40S 48 GB", 45, 362, 91.6, 864, 16, "NVIDIA L40S data sheet"),
@@ -51,16 +50,10 @@ GPUS = {
         Gpu("h200-141g", "H200 SXM 141 GB", 140.4, 989, 66.9, 4800, 450, "NVIDIA H200 data sheet"),
         Gpu(
             "cpu", "CPU, 16 cores, 64 GB", 64, 1.54, 1.54, 76.8, 10,
-            "16 cores x 3.0 GHz x 32 fp32 FLOP a cycle (AVX2 FMA); two channels of DDR5-4800", bf16=False, kind="cpu",
+            "16 cores x 3.0 GHz x 32 fp32 FLOP a cycle (AVX2 FMA); two channels of DDR5-4800", kind="cpu",
         ),
     )
 }  # fmt: skip
-
-
-def peak_flops(name: str) -> float | None:
-    """The 16-bit peak, FLOP/s, of the GPU that PyTorch calls `name`, e.g. `NVIDIA A100-SXM4-80GB`; None: not known."""
-    words = re.findall(r"\w+", name.lower())
-    return next((gpu.tflops16 * 1e12 for gpu in GPUS.values() if gpu.name.split("-")[0] in words), None)
 
 
 def find_gpu(name: str) -> Gpu:
@@ -76,23 +69,20 @@ def find_gpu(name: str) -> Gpu:
     raise ConfigError(f"--gpu {name}: {which}: {', '.join(gpu.name for gpu in found or GPUS.values())}")
 
 
-def roofline(work: Work, gpu: Gpu) -> float:
+def roofline(work: Iterable[Operation], gpu: Gpu) -> float:
     """Seconds for all of `work`: each operation takes as long as its arithmetic or its memory traffic, whichever is
     slower, both at EFFICIENCY of the published peak."""
     half, single, memory = gpu.tflops16 * 1e12, gpu.tflops32 * 1e12, gpu.bandwidth * 1e9
-    ideal = 0.0
-    for (flops, size, moved), times in work.items():
-        ideal += times * max(flops / (single if size > 2 else half), moved / memory)
-    return ideal / EFFICIENCY
+    return sum(max(flops / (single if size > 2 else half), moved / memory) for flops, size, moved in work) / EFFICIENCY
 
 
 def all_reduce(size: int, gpu: Gpu, nproc: int, nodes: int) -> float:
-    """Seconds in which `size` bytes are summed over all processes, in a ring: each sends 2 (n - 1) / n of them."""
+    """Seconds to sum `size` bytes over all processes, in a ring: each sends 2 (n - 1) / n of them."""
     return 2 * all_gather(size, gpu, nproc, nodes)
 
 
 def all_gather(size: int, gpu: Gpu, nproc: int, nodes: int) -> float:
-    """Seconds in which all processes get the `size` bytes that are parted among them: each receives (n - 1) / n."""
+    """Seconds until each process has all of `size` bytes that are sharded over them: each receives (n - 1) / n."""
     n = nproc * nodes
     return (n - 1) / n * size / ((NETWORK if nodes > 1 else gpu.link) * 1e9)
 

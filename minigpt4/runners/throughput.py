@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..common.gpus import peak_flops
+from ..common.gpus import card_called
 
 
 class Throughput:
@@ -20,7 +20,8 @@ class Throughput:
     def __init__(self, device: torch.device, count_flops: bool = True):
         self.device = device
         known = device.type == "cuda" and count_flops
-        self.peak = peak_flops(torch.cuda.get_device_name(device)) if known else None
+        card = card_called(torch.cuda.get_device_name(device)) if known else None
+        self.peak = card.tflops16 * 1e12 if card else None
         self.flops_per_position = 0.0
         self._start()
 

@@ -26,7 +26,7 @@ VERBS = {
     "weights": (".weights.small", "fetch and convert the small frozen weights"),
     "prepare-vicuna": (".convert.vicuna.prepare", "make Vicuna from LLaMA and its delta, and verify it"),
     "sample-set": ("recipes.quickstart.sample_set", "make the sample set that the quickstart trains on"),
-    "plan": ("plan", "say whether a config fits a GPU, and how long it takes"),
+    "plan": (".checkup.plan.page", "say whether a config fits a GPU, and how long it takes"),
     "tiny": ("recipes.tiny.train", "train the small model that ships, from captioned photos to its figures"),
     "ablations": (
         "recipes.tiny.ablations",

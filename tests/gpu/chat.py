@@ -14,13 +14,14 @@ from pathlib import Path
 import psutil
 import torch
 
+from minigpt4.checkup.plan.costs import first_token_work, next_token_work
+from minigpt4.checkup.plan.setup import Setup
+from minigpt4.checkup.plan.shapes import read_shapes
+from minigpt4.common.gpus import roofline
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.prompts import VICUNA_V0
 from minigpt4.models.llm import create_llm, load_tokenizer
 from minigpt4.models.llm_loading import load_llm
-from minigpt4.tools.plan import plan_chat
-from minigpt4.tools.plan.count import count_parts
-from minigpt4.tools.plan.predict import Setup
 
 from .full import card_of, fill, free_memory, llm_config, random_model, read_config
 from .setting import GIB, GOLDEN, NotRun, Setting, relative_error, synchronize
@@ -144,15 +145,13 @@ class Bench:
         if gpu is None:
             return {"note": "the planner does not know this card"}
         config = replace(config, model=replace(config.model, low_resource=BITS[bits]))
-        setup = Setup(config, self.llm_config, gpu)
-        weights = next(part.weights for part in count_parts(setup.load) if part.name == "llama_model") / GIB
-        found = {"planned_weights_gib": round(weights, 2)}
+        setup = Setup(config, read_shapes(config.model, self.llm_config), gpu)
+        found = {"planned_weights_gib": round(setup.weights("llama_model") / GIB, 2)}
         if bits == "16 bit":
-            plan = plan_chat(setup)
-            found["planned_first_token_s"] = round(plan["first_token"], 3)
-            found["planned_tokens_per_second"] = round(plan["tokens_per_second"], 1)
-            ratio = values["turn1_tokens_per_second"] / plan["tokens_per_second"]
-            found["speed_measured_by_planned"] = round(ratio, 3)
+            speed = 1 / roofline(next_token_work(setup), gpu)
+            found["planned_first_token_s"] = round(roofline(first_token_work(setup), gpu), 3)
+            found["planned_tokens_per_second"] = round(speed, 1)
+            found["speed_measured_by_planned"] = round(values["turn1_tokens_per_second"] / speed, 3)
         return found
 
 

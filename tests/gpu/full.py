@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,15 @@ from torch import nn
 from transformers import LlamaConfig
 
 from minigpt4 import conversation, tasks  # noqa: F401  (fill the registries)
+from minigpt4.checkup.plan.shapes import LLMS
 from minigpt4.common.config import load_config
 from minigpt4.common.gpus import GPUS, Gpu, card_called
 from minigpt4.common.logger import read_log
 from minigpt4.common.precision import resolve_precision
 from minigpt4.common.schema import Config
 from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.models.shapes import MiniGPT4Shapes
 from minigpt4.runners.runner import Runner
-from minigpt4.tools.plan.count import LLMS, StandInTokenizer
 
 from .setting import GIB, Setting
 
@@ -47,6 +49,17 @@ def read_config(setting: Setting, what: str, *options: str) -> Config:
     return load_config(CONFIGS[what], [*size, *options], mode="show")
 
 
+class StandInTokenizer:
+    """One id for each word, sign and newline: about LLaMA's count for plain English, without a tokenizer's files."""
+
+    bos_token_id, eos_token_id, pad_token_id, pad_token = 1, 2, 2, "</s>"
+
+    def __call__(self, text: str | list[str], add_special_tokens: bool = False) -> dict[str, list]:
+        if isinstance(text, list):
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
+        return {"input_ids": [3] * len(re.findall(r"\n|\w+|[^\w\s]+", text))}
+
+
 def llm_config(setting: Setting, layers: int | None = None) -> LlamaConfig:
     """LLaMA-13B's sizes, with fewer layers if asked."""
     sizes = SMALL_LLM if setting.small else LLMS["vicuna-13b"]
@@ -58,7 +71,7 @@ def llm_config(setting: Setting, layers: int | None = None) -> LlamaConfig:
 def random_model(setting: Setting, config: Config, llm: LlamaConfig, training: bool = True) -> MiniGPT4:
     """The real model class. For a chat the LLM stays on the meta device: another takes its place."""
     precision = resolve_precision(config.model, setting.device, config.run if training else None)
-    model = MiniGPT4(config.model, "meta", llm_config=llm, precision=precision)
+    model = MiniGPT4Shapes(config.model, llm, precision)
     for name, part in model.named_children():
         if training or name != "llama_model":
             fill(part, setting.device)

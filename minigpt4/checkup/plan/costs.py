@@ -1,0 +1,113 @@
+"""What a training step and a chat cost on one device, by formula: bytes of memory, and operations for the roofline.
+
+Notation: a row is one picture with its texts; b is bytes of a number: 2 in 16 bit, 4 in fp32.
+"""
+
+from collections.abc import Iterator
+
+from ...common.gpus import Operation
+from ...conversation.generation import Decoding
+from .setup import Setup
+
+MAX_CONTEXT = 2000  # tokens of a chat's context and answer together, as Chat's default
+FIRST_CONTEXT = 100  # tokens of the system text, picture and first question
+# Between matrix products (casts, norms, rotary embeddings, residual sums) each number that a layer makes is read or
+# written this often in forward, and twice as often in backward. Counted once, on Vicuna's layers.
+TRAFFIC = 4
+
+
+def kept_by_layer(setup: Setup, length: int) -> int:
+    """Bytes that a layer of the LLM keeps for backward, of one row of `length` tokens. Its weights are frozen, so the
+    inputs of its linear layers are not kept."""
+    llm, b = setup.shapes.llm, setup.llm_bytes
+    width, fused = llm.heads * llm.head_width, not (setup.on_cpu or setup.original)
+    token = 2 * 4 * llm.hidden  # the inputs of both norms, in fp32
+    token += 3 * b * width  # queries, keys, values
+    token += b * width if fused else (6 if b == 2 else 4) * llm.heads * length  # output, or weights in fp32 and 16 bit
+    token += 3 * b * llm.intermediate  # gate, its activation, and what that is multiplied with
+    token += (setup.amp_bytes + 1) * llm.lora_inputs // llm.layers  # LoRA's inputs, and the mask of their dropout
+    if setup.original:  # transformers 4.28: scores, and the norms' inputs in 16 bit, are kept too
+        token += b * (llm.heads * length + 2 * llm.hidden)
+    if setup.bits == 8 and not setup.on_cpu:  # bitsandbytes keeps the inputs of linear layers
+        token += b * (2 * llm.hidden + llm.intermediate)
+    return length * token
+
+
+def activations(setup: Setup) -> tuple[int, int]:
+    """Bytes kept for backward in a training step, and bytes needed beside them at its peak."""
+    model, shapes, length = setup.config.model, setup.shapes, setup.row_tokens
+    again, llm, b = model.use_grad_checkpoint, shapes.llm, setup.llm_bytes
+    layer = kept_by_layer(setup, length)
+    row = llm.layers * (b * llm.hidden * length if again else layer)
+    row += (4 + b) * llm.hidden * length  # embeddings, and the input of the last norm in fp32
+    row += 4 * _logits(setup)  # log-probabilities in fp32
+    if not model.freeze_vit and setup.features != "all":
+        row += setup.amp_bytes * shapes.vit.outputs
+    if shapes.qformer and not (model.freeze_qformer and model.freeze_vit):
+        row += setup.amp_bytes * shapes.qformer.outputs
+    # At the peak: gradients of the logits in fp32 and 16 bit, or a layer's backward, which first makes the layer again.
+    beside = max((4 + 2 * b) * _logits(setup), (2 if again else 1) * layer)
+    batch = setup.config.run.batch_size_train
+    return batch * row, batch * beside
+
+
+def _logits(setup: Setup) -> int:
+    """How many logits of a row the loss reads: those of its text; in the original, those of all tokens."""
+    return setup.shapes.llm.vocabulary * (setup.row_tokens if setup.original else setup.text_tokens)
+
+
+def training_work(setup: Setup) -> Iterator[Operation]:
+    """Forward and backward of one batch."""
+    model, shapes, batch = setup.config.model, setup.shapes, setup.config.run.batch_size_train
+    llm, b, length = shapes.llm, setup.llm_bytes, setup.row_tokens
+    if setup.features != "all":
+        yield from _vision(setup, "visual_encoder", batch, 1 if model.freeze_vit else 3)
+    if shapes.qformer:
+        yield from _vision(setup, "Qformer", batch, 1 if model.freeze_vit and model.freeze_qformer else 3)
+    # A frozen matrix costs one product in forward and one in backward, for the gradient of its input; attention costs
+    # two in forward and four in backward, five when it is fused. With checkpointing, all of forward runs twice.
+    forward = 2 if model.use_grad_checkpoint else 1
+    tokens = batch * length
+    yield (forward + 1) * 2 * llm.weights * tokens, b, (forward + 1) * setup.layer_weights
+    attention = 4 * length * llm.heads * llm.head_width * llm.layers * tokens
+    yield (forward + (2 if setup.on_cpu or setup.original else 2.5)) * attention, b, 0
+    yield 0, b, (forward + 2) * TRAFFIC * batch * llm.layers * kept_by_layer(setup, length)
+    logits = batch * _logits(setup)
+    yield 2 * 2 * llm.hidden * logits, b, 3 * TRAFFIC * 4 * logits
+
+
+def _vision(setup: Setup, part: str, batch: int, passes: int) -> Iterator[Operation]:
+    """ViT or Q-Former; passes: 1 for forward alone, 3 with backward."""
+    tower = setup.shapes.vit if part == "visual_encoder" else setup.shapes.qformer
+    b = setup.vit_bytes if passes == 1 and part == "visual_encoder" else setup.amp_bytes
+    yield passes * batch * tower.flops, b, passes * setup.weights(part)
+    yield 0, b, passes * TRAFFIC * b * batch * tower.outputs
+
+
+def longest_context(setup: Setup) -> tuple[int, int]:
+    """Tokens before the last answer of the longest chat, and with it."""
+    longest = min(MAX_CONTEXT, setup.shapes.llm.positions or MAX_CONTEXT)
+    return max(longest - Decoding().max_new_tokens, 1), longest
+
+
+def chat_activations(setup: Setup) -> tuple[int, int]:
+    """Bytes of keys and values at the end of the longest chat; bytes to read its context, layer by layer."""
+    llm, (context, longest) = setup.shapes.llm, longest_context(setup)
+    cache = 2 * llm.layers * llm.key_heads * llm.head_width * setup.llm_bytes * longest
+    return cache, kept_by_layer(setup, context)
+
+
+def first_token_work(setup: Setup) -> Iterator[Operation]:
+    """Encode a picture and read the first context."""
+    yield from _vision(setup, "visual_encoder", 1, 1)
+    if setup.shapes.qformer:
+        yield from _vision(setup, "Qformer", 1, 1)
+    yield 2 * setup.shapes.llm.weights * FIRST_CONTEXT, setup.llm_bytes, setup.layer_weights
+
+
+def next_token_work(setup: Setup) -> Iterator[Operation]:
+    """Make one token at the end of the longest chat: read all weights, read and copy all keys and values."""
+    llm, b = setup.shapes.llm, setup.llm_bytes
+    head = llm.hidden * llm.vocabulary
+    yield 2 * (llm.weights + head), b, setup.layer_weights + b * head
+    yield 0, b, 3 * chat_activations(setup)[0]
