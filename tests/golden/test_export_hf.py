@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import AutoProcessor, Blip2Config, Blip2ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
+from minigpt4.checkup.golden import read_meta, write_published_files
 from minigpt4.common.checkpoint import read_state
 from minigpt4.common.config import load_config
 from minigpt4.common.registry import CONVERSATIONS, PROCESSORS
@@ -22,7 +23,6 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.prompts import ChatState, Turn
 from minigpt4.tasks import build_model
 from minigpt4.tools import cli
-from minigpt4.tools.golden import read_meta, write_published_files
 from minigpt4.tools.hf import export_hf
 from minigpt4.tools.hf import text as hf_text
 from minigpt4.tools.hf import wide as hf_wide

@@ -10,11 +10,11 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from minigpt4.tools import doctor
+from minigpt4.checkup import doctor
+from minigpt4.checkup.doctor import smoke as doctor_smoke
+from minigpt4.checkup.doctor.page import LOOK, OK, WRONG, Row, page
+from minigpt4.checkup.golden import write_published_files
 from minigpt4.tools.cli import main
-from minigpt4.tools.doctor import smoke as doctor_smoke
-from minigpt4.tools.doctor.page import LOOK, OK, WRONG, Row, page
-from minigpt4.tools.golden import write_published_files
 
 
 @pytest.fixture(scope="session")
@@ -521,7 +521,7 @@ def test_answers_are_judged(text, hit_limit, mark, said):
 
 
 def test_versions_are_compared_with_the_pins(monkeypatch):
-    from minigpt4.tools.doctor import machine as doctor_machine
+    from minigpt4.checkup.doctor import machine as doctor_machine
 
     assert doctor_machine.versions().mark == OK
     monkeypatch.setattr(
@@ -536,7 +536,7 @@ def test_versions_are_compared_with_the_pins(monkeypatch):
 def test_too_little_memory(files, monkeypatch, capsys):
     from types import SimpleNamespace
 
-    from minigpt4.tools.doctor import machine as doctor_machine
+    from minigpt4.checkup.doctor import machine as doctor_machine
 
     monkeypatch.setattr(
         doctor_machine.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000, total=200_000)

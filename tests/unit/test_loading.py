@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig
 
+from minigpt4.checkup.golden import write_published_files
 from minigpt4.common.checkpoint import atomic_save, load_exact, named_tensors, read_state
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.memory import check_loaded, empty_weights
@@ -23,7 +24,6 @@ from minigpt4.models import llm_loading
 from minigpt4.models.llm import create_llm, load_tokenizer
 from minigpt4.models.llm_loading import load_llm
 from minigpt4.models.mini_gpt4 import MiniGPT4
-from minigpt4.tools.golden import write_published_files
 from minigpt4.tools.plan.count import find_llm
 
 CPU = torch.device("cpu")

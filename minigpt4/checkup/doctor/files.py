@@ -19,7 +19,7 @@ from ...common.paths import REMOTE, expand_shards, resolve_path
 from ...common.registry import CONVERSATIONS, DATASETS
 from ...common.schema import Config, ModelConfig
 from ...models.mini_gpt4 import MiniGPT4
-from ..vicuna.llama_meta import MODEL_SIZES
+from ...tools.vicuna.llama_meta import MODEL_SIZES
 from .llm import KEY as LLM_KEY
 from .llm import LlmFolder, look_at_llm
 from .page import LOOK, OK, WRONG, Row

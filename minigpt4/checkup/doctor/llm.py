@@ -17,8 +17,8 @@ from ...common.errors import CheckpointError, some
 from ...common.identify import DOWNLOAD_AGAIN, NO_WEIGHTS, FileFacts, amount, gigabytes, identify
 from ...models.llm import create_llm
 from ...models.llm_checks import WEIGHT_FILES, no_weights, quantized_by, read_json
-from ..vicuna.llama_meta import MODEL_SIZES
-from ..vicuna.prepare import DELTA_NORM
+from ...tools.vicuna.llama_meta import MODEL_SIZES
+from ...tools.vicuna.prepare import DELTA_NORM
 from .page import LOOK, OK, WRONG, Row
 
 KEY = "model.llama_model"

@@ -1,7 +1,7 @@
 """The doctor's smoke generation: build the model, ask one question about a made picture, within a time limit.
 
 It runs in a process of its own, which can be ended at the limit whatever it is doing, and whose end by lack of memory
-is only one more thing to tell. `python -m minigpt4.tools.doctor.smoke REQUEST` is that process; it writes JSON lines.
+is only one more thing to tell. `python -m minigpt4.checkup.doctor.smoke REQUEST` is that process; it writes JSON lines.
 """
 
 import json
@@ -33,7 +33,7 @@ def smoke(cfg_path: str, options: list[str], device: str, seconds: float, traine
         trained: the config names a checkpoint; without one the projection is random, and the answer means nothing.
     """
     request = json.dumps({"cfg_path": cfg_path, "options": options, "device": device})
-    command = [sys.executable, "-m", "minigpt4.tools.doctor.smoke", request]
+    command = [sys.executable, "-m", "minigpt4.checkup.doctor.smoke", request]
     return judge(watch(command, seconds), seconds, trained)
 
 

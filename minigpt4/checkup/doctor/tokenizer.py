@@ -8,8 +8,8 @@ from transformers.utils import logging as transformers_logging
 from ...common.errors import UserError, some
 from ...models.llm import load_tokenizer
 from ...models.llm_checks import read_json, tokenizer_faults
-from ..vicuna.tokenizer import PAD
-from ..vicuna.verify import read_record
+from ...tools.vicuna.tokenizer import PAD
+from ...tools.vicuna.verify import read_record
 from .llm import VICUNA, LlmFolder
 from .page import OK, WRONG, Row
 
