@@ -247,7 +247,7 @@ def test_shards_without_an_index(folder, names, index):
     for name in names:
         (folder / name).write_bytes(b"x")
     shards = f"{len(names)} shards?"
-    refused(folder, rf"{folder} has {shards}, but no index: fetch {index} too$")
+    refused(folder, rf"{folder} has {shards}, but no index; fetch {index} too$")
 
 
 def test_a_resume_file_that_holds_code_is_no_advice(tmp_path):

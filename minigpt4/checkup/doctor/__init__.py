@@ -1,22 +1,24 @@
 """`minigpt4 doctor --cfg-path X`: is everything that this config needs there, whole, and what it should be?
 
-One page: the machine, every file (identified by what is in it), how the LLM is spoken to, and a question answered. It
-reads headers, not weights, so a full-size model is looked at in seconds; only the smoke generation loads it.
+One page: the machine, every file (identified by what is in it), the form of prompts and answers, and a question
+answered. Headers are read, not weights, so that a full-size model takes seconds; only the smoke generation loads it.
+
+`checks.py` is the table: which check is made in which order. A check is a function in `machine.py`, `files.py` or
+`llm.py`; what several of them need to know is in `context.py`. `smoke.py` asks the question, `page.py` prints.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from ...common.config import read_config
-from ...common.schema import Config
-from .page import WRONG, Row, as_json, counts, name_width, page, terminal, verdict
+from .page import WRONG, counts, page, terminal, verdict
 
 if TYPE_CHECKING:
-    import torch
+    from .context import Context
 
 SECONDS = 20
 
@@ -38,62 +40,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the page; exit code 1 when something is wrong."""
     seen = examine(args.cfg_path, args.options, args.mode, args.device)
-    rows, (width, colour), names = seen.rows, terminal(), name_width(seen.rows)
+    config, findings, (width, colour) = seen.config, seen.findings, terminal()
+    names = min(max(len(finding.name) for finding in findings), 26)  # a few long ones need not make it wide
     if not args.json:
-        print(f"minigpt4 doctor: {seen.config.path}, for {seen.mode}\n")
-        print(page(rows, names, width, colour), flush=True)
+        print(f"minigpt4 doctor: {config.path}, for {seen.mode}\n")
+        print(page(findings, names, width, colour), flush=True)
     if not args.no_generate and not seen.no_smoke:
         from .smoke import smoke
 
-        trained = bool(seen.config.model.ckpt)
-        rows = [*rows, smoke(seen.config.path, args.options, str(seen.device), args.seconds, trained)]
+        answer = smoke(config.path, args.options, str(seen.device), args.seconds, bool(config.model.ckpt))
+        findings = [*findings, replace(answer, section="Smoke generation", name="answer")]
         if not args.json:
-            print("\n" + page(rows[-1:], names, width, colour))
+            print("\n" + page(findings[-1:], names, width, colour))
     if args.json:
-        print(json.dumps(as_json(rows, config=seen.config.path, mode=seen.mode), indent=2, ensure_ascii=False))
+        rows = [asdict(finding) for finding in findings]
+        told = {"config": config.path, "mode": seen.mode, "counts": counts(findings), "rows": rows}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
     else:
         skipped = f" No smoke generation: {seen.no_smoke}." if seen.no_smoke and not args.no_generate else ""
-        print(f"\n{verdict(rows)}{skipped}")
-    return 1 if counts(rows)[WRONG] else 0
+        print(f"\n{verdict(findings)}{skipped}")
+    return 1 if counts(findings)[WRONG] else 0
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What was found without loading a weight."""
-
-    config: Config
-    mode: str  # chat or train: what the config is for
-    device: torch.device
-    rows: list[Row]
-    no_smoke: str  # why a smoke generation would make no sense; empty when it can be tried
-
-
-def examine(cfg_path: str, options: list[str], mode: str | None = None, device: str | None = None) -> Seen:
-    """Everything but the smoke generation.
+def examine(cfg_path: str, options: list[str], mode: str | None = None, device: str | None = None) -> Context:
+    """Make every check; only the smoke generation is not tried.
 
     Raises:
         ConfigError: the config file itself cannot be read.
     """
     from ... import runners, serve, tasks  # noqa: F401  (fill the registries, so that names are checked)
-    from .files import look_at_files
-    from .machine import look_at_machine
-    from .talk import look_at_talk
+    from .checks import make_checks
+    from .context import Context
 
     if mode is None:
-        config, _ = read_config(cfg_path, options, mode="show")
-        mode = "train" if "run.max_epoch" in config.origin else "chat"
+        mode = "train" if "run.max_epoch" in read_config(cfg_path, options, mode="show")[0].origin else "chat"
     config, found = read_config(cfg_path, options, mode=mode)
-    problems = dict(line.split(": ", 1) for line in found)
-    files = look_at_files(config, mode, problems)
-    machine, chosen, enough = look_at_machine(config, files, mode, device)
-    talk = look_at_talk(config, files.llm) if files.llm and files.llm.config else []
-    rows = files.rows + [row for row in talk if row.name not in problems]
-    told = {row.name for row in rows}
-    rest = [Row("Config", WRONG, key, text) for key, text in problems.items() if key not in told]
-    rows = [*machine, *rest, *rows]
-    no_smoke = ""
-    if counts(rows)[WRONG]:
-        no_smoke = "first put right what is wrong"
-    elif not enough or files.to_fetch:
-        no_smoke = "a file is not fetched yet" if files.to_fetch else "too little memory"
-    return Seen(config, mode, chosen, rows, no_smoke)
+    return make_checks(Context(config, mode, dict(line.split(": ", 1) for line in found), device))

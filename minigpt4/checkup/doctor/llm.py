@@ -1,269 +1,212 @@
-"""The doctor on `model.llama_model`: is the folder whole, is it one model, and is it no delta?
+"""Checks of the LLM: its folder, its tokenizer, and whether training and chat speak to it in the form it was tuned on.
 
-Of each shard only the header is read, and a few norms. The tokenizer and the way of talking: talk.py.
+Of the weights only headers are read, and a few norms.
 """
 
-from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import re
+from dataclasses import replace
 
-import torch
-from torch import Tensor
-from transformers import AutoConfig
-
-from ...common.checkpoint import HARMLESS
-from ...common.errors import CheckpointError, some
-from ...common.identify import DOWNLOAD_AGAIN, NO_WEIGHTS, FileFacts, amount, gigabytes, identify
-from ...models.llm import create_llm
-from ...models.llm_checks import WEIGHT_FILES, no_weights, quantized_by, read_json
+from ...common.errors import UserError, some
+from ...common.identify import DOWNLOAD_AGAIN, amount, gigabytes
+from ...common.training_form import training_form_problems
+from ...conversation.prompts import VICUNA_V0
+from ...models.llm_checks import VICUNA, read_json
 from ...tools.vicuna.llama_meta import MODEL_SIZES
 from ...tools.vicuna.prepare import DELTA_NORM
-from .page import LOOK, OK, WRONG, Row
+from ...tools.vicuna.tokenizer import PAD
+from ...tools.vicuna.verify import read_record
+from .context import LLM, Context, LlmFacts
+from .page import LOOK, OK, WRONG, Finding, of_error
 
-KEY = "model.llama_model"
-VICUNA = "make Vicuna v0 from LLaMA and its delta with `minigpt4 prepare-vicuna`; PrepareVicuna.md says how"
+FETCH = "fetch the tokenizer's files from where the weights came"
+OWN = "write auto, for the chat template in the LLM's folder"
 
 
-@dataclass
-class LlmFolder:
-    """What is known of the folder.
+def check_llm(context: Context) -> Finding | None:
+    """The folder of the LLM is whole, its weights are those of its config.json, and it is no delta."""
+    llm = context.llm
+    if "llm" in context.errors:
+        return of_error(context.errors["llm"])
+    if llm is None:  # a problem of the config, or not fetched
+        fetch = LLM in context.to_fetch
+        return Finding(LOOK, f"{context.config.model.llama_model}\nnot fetched yet") if fetch else None
+    text = f"{llm.path}\n{describe(llm)}"
+    if llm.misfit:
+        do = "fetch config.json and all weights again, from one place: files of two models may be mixed (7B and 13B?)"
+        return Finding(WRONG if llm.surely_differs else LOOK, f"config.json and weights differ: {llm.misfit}", do)
+    if not is_delta(llm):
+        return Finding(OK, text)
+    norm = final_norm(llm)
+    if norm == 0 and _only_zeros(llm):
+        return Finding(WRONG, f"{text}\nholds zeros alone: the download was not finished", DOWNLOAD_AGAIN["truncated"])
+    if norm != norm or norm == float("inf"):
+        return Finding(WRONG, f"{text}\nmodel.norm.weight holds NaN or infinity: damaged", "fetch it again")
+    text += f"\nlooks like a delta that was not added to LLaMA: the final norm's weights average {norm:.4f}"
+    return Finding(WRONG, f"{text}, in a whole LLaMA 1 and more", VICUNA)
 
-    Args:
-        config: config.json.
-        files: the weight files that transformers would read, identified.
-        tensors: name -> tensor (shape and dtype), over all files.
-        rows: what is to be said about it.
-        mixed: config.json and the weights, or the weights themselves, are of different models: no size is sure.
-        delta: it looks like a delta that was not added.
+
+def describe(llm: LlmFacts) -> str:
+    """E.g. `llama 13B: 40 layers, width 5,120, vocabulary 32,001; 3 files, 13.0B numbers, float16, 26.0 GB`."""
+    config, rows = llm.model.config.get_text_config(), llm.model.get_input_embeddings().num_embeddings
+    dtypes = {str(t.dtype).removeprefix("torch.") for file in llm.files for t in file.tensors.values()}
+    numbers = [f"{amount(llm.parameters)} numbers", "+".join(sorted(dtypes))] if dtypes else ["GGUF"]
+    files = f"{len(llm.files)} file{'s' if len(llm.files) > 1 else ''}"
+    return (
+        f"{config.model_type} {MODEL_SIZES.get(config.hidden_size, '')}".strip()
+        + f": {config.num_hidden_layers} layers, width {config.hidden_size:,}, vocabulary {rows:,}; "
+        + ", ".join([files, *numbers, gigabytes(sum(file.bytes for file in llm.files))])
+    )
+
+
+def final_norm(llm: LlmFacts) -> float | None:
+    """The mean size of the final norm's weights: 1 and more in a LLaMA, near 0 in a delta. None: no LLaMA."""
+    holder = next((file for file in llm.files if "model.norm.weight" in file.tensors), None)
+    if holder is None or llm.model.config.model_type != "llama":
+        return None
+    return float(holder.value("model.norm.weight").float().abs().mean())
+
+
+def is_delta(llm: LlmFacts) -> bool:
+    """Whether the weights are what has to be added to a LLaMA; or zeros, or NaN."""
+    norm = final_norm(llm)
+    return norm is not None and not norm >= DELTA_NORM
+
+
+def _only_zeros(llm: LlmFacts) -> bool:
+    """Whether the first layer's matrices begin with zeros; a delta has numbers there."""
+    found = ((f, n) for f in llm.files for n in f.tensors if n.startswith("model.layers.0.") and "proj" in n)
+    return not any(file.value(name)[0].any() for file, name in found)
+
+
+# -- tokenizer --------------------------------------------------------------------------------------------------------
+
+
+def check_tokenizer(context: Context) -> list[Finding]:
+    """The tokenizer can be read, has BOS and EOS, fits the weights, and pads with a token that no text holds."""
+    tokenizer, rows, pad = context.tokenizer, context.llm_size[0], context.config.model.pad_token
+    if tokenizer is None:
+        return [of_error(context.errors["tokenizer"], "tokenizer")] if "tokenizer" in context.errors else []
+    found = _check_bos(context, tokenizer)
+    if tokenizer.eos_token_id is None:
+        do = 'write "eos_token": "</s>" into tokenizer_config.json'
+        found.append(Finding(WRONG, "has no EOS, which is also the padding", do))
+    ids = tokenizer.get_vocab()
+    if rows and (beyond := sorted((i, token) for token, i in ids.items() if i >= rows)):
+        text = f"{some(f'{token} = {i}' for i, token in beyond)} past the embedding's {rows:,} rows: "
+        v0 = PAD in (token for _, token in beyond)
+        text += "the tokenizer is Vicuna v0's, the weights are not" if v0 else "another model's tokenizer"
+        found.append(Finding(WRONG, text, VICUNA if v0 else FETCH))
+    elif rows and len(ids) < 0.9 * rows:  # some models have a few spare rows
+        text = f"has {len(ids):,} tokens, the embedding {rows:,} rows: another model's tokenizer"
+        found.append(Finding(WRONG, text, FETCH))
+    special = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
+    if pad and pad not in special | {*map(str, tokenizer.added_tokens_decoder.values())}:
+        text = f"model.pad_token {pad!r} is an ordinary word: padding is never trained on, so it is not learned"
+        found.append(Finding(WRONG, text, "write null, or a special token of the vocabulary"))
+    text = f"{len(tokenizer):,} tokens; BOS {tokenizer.bos_token} = {tokenizer.bos_token_id}, "
+    text += f"EOS {tokenizer.eos_token} = {tokenizer.eos_token_id}, padding {tokenizer.pad_token}"
+    return found or [Finding(OK, text)]
+
+
+def _check_bos(context: Context, tokenizer) -> list[Finding]:
+    folder = context.local(LLM)
+    expected, bos = read_json(folder / "config.json")[0].get("bos_token_id"), tokenizer.bos_token_id
+    settings = read_json(folder / "special_tokens_map.json")[0] | read_json(folder / "tokenizer_config.json")[0]
+    if isinstance(expected, int) and bos is None and has_llama_pieces(tokenizer):
+        text = f"has no BOS, but config.json has bos_token_id {expected}: a prompt would begin without it"
+        return [Finding(WRONG, text, 'write "bos_token": "<s>" into tokenizer_config.json')]
+    if isinstance(expected, int) and bos not in (None, expected):
+        text = f"its BOS {tokenizer.bos_token} is {bos}, by config.json {expected}: another model's tokenizer?"
+        return [Finding(WRONG, text, FETCH)]
+    if settings.get("add_bos_token") is False and has_llama_pieces(tokenizer):
+        text = ("add_bos_token is false in tokenizer_config.json, and LLaMA was trained with BOS (this project adds it "
+                "all the same; other programs that open the folder do not)")  # fmt: skip
+        return [Finding(WRONG, text, 'write "add_bos_token": true')]
+    return []
+
+
+def has_llama_pieces(tokenizer) -> bool:
+    """LLaMA's kind of vocabulary: sentencepiece with byte pieces, and <unk> <s> </s> in front."""
+    ids = tokenizer.get_vocab()
+    return "<0x0A>" in ids and ids.get("<s>") == 1 and ids.get("</s>") == 2
+
+
+# -- the form of prompts and answers ----------------------------------------------------------------------------------
+
+
+def check_template(context: Context) -> Finding | None:
+    """model.conv_template is the form of conversation that this LLM was tuned on."""
+    template, name = context.template, context.config.model.conv_template
+    if template is None or not context.llm_size[0]:
+        return of_error(context.errors["template"]) if "template" in context.errors else None
+    mark, like, why, do = family(context)
+    marks = dict.fromkeys(re.findall(r"<\|[^|<>\s]+\|>", template.user + template.assistant + template.answer))
+    if split := [token for token in marks if len(context.ids(token)) != 1]:
+        text = f"{name}: the LLM has no token {some(split)}, so it was not tuned on this template"
+        return Finding(WRONG, text, f"write {VICUNA_V0.name}" if mark == OK else OWN)
+    if name != VICUNA_V0.name:
+        return Finding(OK, f"{name}: answers end with {some(map(repr, template.stop))}")
+    if mark == OK:
+        return Finding(OK, f"{name}: the LLM has Vicuna v0's form ({why})")
+    return Finding(mark, f"{name} is Vicuna v0's form of a conversation, but this looks like {like} ({why})", do)
+
+
+def family(context: Context) -> tuple[str, str, str, str]:
+    """Which LLM this is: (mark for Vicuna v0's template, words after "this looks like", why, what to do).
+
+    Vicuna v0 has one row more than LLaMA, for [PAD]. Raw LLaMA and Vicuna v1.1 have the same names, shapes and
+    vocabulary: only what their files say of themselves tells them apart.
     """
-
-    path: Path
-    config: dict[str, Any] = field(default_factory=dict)
-    files: list[FileFacts] = field(default_factory=list)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
-    mixed: bool = False
-    delta: bool = False
-
-    @property
-    def width(self) -> int | None:
-        """D_llm: of the embedding that is there, else what config.json says."""
-        return self._size(1, "hidden_size")
-
-    @property
-    def vocabulary(self) -> int | None:
-        """Rows of the embedding."""
-        return self._size(0, "vocab_size")
-
-    @property
-    def parameters(self) -> int:
-        return sum(t.numel() for t in self.tensors.values())
-
-    def _size(self, axis: int, said: str) -> int | None:
-        embeddings = (t for n, t in self.tensors.items() if n.endswith("embed_tokens.weight") and t.ndim == 2)
-        embedding = next(embeddings, None)
-        if self.mixed:
-            return None
-        return embedding.shape[axis] if embedding is not None else self.config.get(said)
-
-    def say(self, mark: str, text: str, do: str = "", name: str = KEY) -> None:
-        self.rows.append(Row("Files", mark, name, text, do))
+    tokenizer, config, rows = context.tokenizer, context.llm.model.config, context.llm_size[0]
+    ids = tokenizer.get_vocab()
+    if "<|im_start|>" in ids:
+        return WRONG, "an LLM that talks ChatML", "its vocabulary has <|im_start|>", OWN
+    if config.model_type != "llama" or not has_llama_pieces(tokenizer):
+        return WRONG, "another LLM", f"model_type {config.model_type}, and a vocabulary that is not LLaMA's", OWN
+    pieces = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    if rows > pieces and ids.get(PAD) == pieces:
+        return OK, "Vicuna v0", f"{rows:,} rows: LLaMA's {pieces:,} and {PAD}", ""
+    if rows > pieces:
+        why = f"{rows:,} rows, but {pieces:,} pieces and no {PAD} in the tokenizer"
+        do = f"fetch added_tokens.json too; if the LLM was not tuned on {VICUNA_V0.assistant!r}, {OWN}"
+        return LOOK, "Vicuna v0 without its added_tokens.json, or a LLaMA with tokens of its own", why, do
+    said, later = read_json(context.llm.path / "config.json")[0], "Vicuna v1.1 or later, not v0"
+    name, positions, made = str(said.get("_name_or_path", "")), said.get("max_position_embeddings", 0), _made(context)
+    for is_it, like, why in (
+        (is_delta(context.llm), "a delta of Vicuna v1.1 or later, not of v0", "its final norm is near 0"),
+        (made == "LLaMA", "raw LLaMA, not Vicuna", "prepare_vicuna.json says so"),
+        (made == "Vicuna v1.1 or later", later, "prepare_vicuna.json says so"),
+        ("vicuna" in name.lower(), later, f"config.json names {name!r}"),
+        ("USER:" in str(tokenizer.chat_template or ""), later, "its chat template has USER:"),
+        (positions >= 4096 or said.get("rms_norm_eps") == 1e-5, "Llama 2, or Vicuna v1.5 that was made from it",
+         f"{positions} positions"),
+        ("llama" in name.lower(), "raw LLaMA, not Vicuna", f"config.json names {name!r}"),
+        (True, "raw LLaMA, or Vicuna v1.1 or later; their files cannot be told apart", "nothing else is known"),
+    ):  # fmt: skip
+        if is_it:
+            return WRONG, like, f"{rows:,} rows, no {PAD}; {why}", VICUNA
 
 
-def look_at_llm(path: Path) -> LlmFolder:
-    """Everything but the tokenizer. Never raises for what the folder may hold."""
-    folder = LlmFolder(path)
-    if path.is_file():
-        facts = identify(path)
-        if facts.kind == "gguf":
-            _look_at_gguf(folder, facts)
-            return folder
-        do = f"write the folder it lies in: {path.parent}" if facts.kind == "llm" else _belongs(facts)
-        folder.say(WRONG, f"{path}\n{facts.describe()}; a folder in transformers' format is wanted", do)
-        return folder
-    if not (path / "config.json").is_file():
-        folder.say(WRONG, f"{path}\nhas no config.json: {_without_config(path)}", _what_instead(path))
-        return folder
-    config, problem = read_json(path / "config.json")
-    if problem:
-        folder.say(WRONG, f"{path / 'config.json'} {problem}", "fetch it again")
-        return folder
-    folder.config = config
-    if how := quantized_by(path):
-        do = "write the folder of the same LLM in 16 or 32 bit, with model.low_resource: 8bit or 4bit"
-        folder.say(WRONG, f"{path}\nits weights are quantized by {how}, which is not supported", do)
-        return folder
-    if _find_weights(folder):
-        _compare_with_config(folder)
-        _look_for_delta(folder)
-    if not folder.rows:
-        folder.say(OK, f"{path}\n{_describe(folder)}")
-    return folder
-
-
-def _look_at_gguf(folder: LlmFolder, facts: FileFacts) -> None:
-    path = folder.path
+def _made(context: Context) -> str:
+    """What `minigpt4 prepare-vicuna` wrote down of the folder it made; empty for none."""
     try:
-        folder.config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).to_dict()
-    except Exception as error:  # the gguf package and transformers raise any kind
-        folder.say(WRONG, f"{path}\n{facts.describe()}: its head cannot be read: {error}", DOWNLOAD_AGAIN["damaged"])
-        return
-    c = folder.config
-    sizes = f"{c.get('num_hidden_layers')} layers, width {c.get('hidden_size')}, vocabulary {c.get('vocab_size')}"
-    folder.say(OK, f"{path}\n{facts.describe()}: {c.get('model_type')}: {sizes}")
+        return (read_record(context.llm.path) or {}).get("kind", "")
+    except UserError:
+        return ""
 
 
-def _describe(folder: LlmFolder) -> str:
-    c = folder.config
-    size = MODEL_SIZES.get(folder.width, "")
-    layers = c.get("num_hidden_layers", "?")
-    kinds = "+".join(sorted({str(t.dtype).removeprefix("torch.") for t in folder.tensors.values()}))
-    files = f"{len(folder.files)} file{'s' if len(folder.files) > 1 else ''}"
-    return (
-        f"{c.get('model_type', 'an LLM')} {size}".strip() + f": {layers} layers, width {folder.width:,}, vocabulary "
-        f"{folder.vocabulary:,}; {files}, {amount(folder.parameters)} numbers, {kinds}, "
-        f"{gigabytes(sum(f.bytes for f in folder.files))}"
-    )
-
-
-def _belongs(facts: FileFacts) -> str:
-    return DOWNLOAD_AGAIN.get(facts.kind, "write the folder that holds config.json and the weights of the LLM")
-
-
-def _without_config(path: Path) -> str:
-    if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
-        return "LLaMA in Meta's own form"
-    if (path / "adapter_config.json").is_file():
-        return "a LoRA adapter"
-    if any(path.glob("*.gguf")):
-        return "GGUF files"
-    return "the folder is empty" if not any(path.iterdir()) else "not the folder of an LLM in transformers' format"
-
-
-def _what_instead(path: Path) -> str:
-    if (path / "params.json").is_file() or any(path.glob("consolidated.*.pth")):
-        return VICUNA
-    below = sorted(p.parent for p in path.glob("*/config.json"))
-    return f"write {below[0]}" if below else "write the folder that holds config.json and the weights of the LLM"
-
-
-def _find_weights(folder: LlmFolder) -> bool:
-    """Fill `files` and `tensors`; False when they are not whole."""
-    path = folder.path
-    found = next((name for name in WEIGHT_FILES if (path / name).is_file()), None)
-    if found is None:
-        folder.say(WRONG, f"{path}\n{no_weights(path)}", "fetch the whole folder again")
-        return False
-    if not found.endswith("index.json"):
-        return _read_shards(folder, [found])
-    index, problem = read_json(path / found)
-    placed = index.get("weight_map")
-    if problem or not isinstance(placed, dict) or not placed:
-        folder.say(WRONG, f"{path / found} {problem or 'has no weight_map'}", "fetch it again")
-        return False
-    names = sorted(set(map(str, placed.values())))
-    missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        folder.say(
-            WRONG, f"{path}\n{len(missing)} of the {len(names)} files its index names are missing: {some(missing)}",
-            "fetch the missing files",
-        )  # fmt: skip
-    whole = _read_shards(folder, [name for name in names if name not in missing]) and not missing
-    astray = [n for n, file in placed.items() if n not in folder.tensors and not HARMLESS.search(n)]
-    if whole and astray:
-        folder.say(
-            WRONG, f"{path}\n{len(astray)} tensors of the index are in no file: {some(astray)}: index and files are of "
-            "different downloads", "fetch the whole folder again",
-        )  # fmt: skip
-    return whole and not astray
-
-
-def _read_shards(folder: LlmFolder, names: list[str]) -> bool:
-    """Identify each; a row for those that are no weights, one for all of a kind."""
-    folder.files = [identify(folder.path / name) for name in names]
-    broken = Counter((f.kind, f.note if f.kind not in ("lfs", "truncated") else "") for f in folder.files
-                     if f.kind in NO_WEIGHTS)  # fmt: skip
-    for (kind, _), count in broken.items():
-        one = next(f for f in folder.files if f.kind == kind)
-        which = one.path.name if count == 1 else f"{count} of {len(names)} weight files, e.g. {one.path.name},"
-        are = "is" if count == 1 else "are each"
-        folder.say(WRONG, f"{folder.path}\n{which} {are} {one.describe()}", DOWNLOAD_AGAIN[kind])
-    others = [f for f in folder.files if f.kind not in NO_WEIGHTS and f.kind in ("eva_vit", "qformer", "minigpt4",
-              "llm_meta", "blip2_transformers", "adapter", "resume")]  # fmt: skip
-    for facts in others:
-        folder.say(WRONG, f"{facts.path}\n{facts.describe()}; not the weights of an LLM", "fetch the right file")
-    for facts in folder.files:
-        folder.tensors |= facts.tensors
-    return not broken and not others
-
-
-def _compare_with_config(folder: LlmFolder) -> None:
-    """Names and shapes against the model that config.json describes, built on the meta device."""
-    try:
-        llm = create_llm(str(folder.path), torch.float16)
-    except (CheckpointError, Exception) as error:  # remote code, sizes that do not divide: transformers raises any kind
-        folder.say(WRONG, f"{folder.path / 'config.json'}: no LLM can be built from it: {error}", "fetch it again")
-        return
-    wanted = llm.state_dict()
-    tied = set(getattr(llm, "_tied_weights_keys", None) or ()) if llm.config.tie_word_embeddings else set()
-    missing = sorted(n for n in wanted if n not in folder.tensors and n not in tied)
-    other = {n: t for n, t in folder.tensors.items() if n in wanted and t.shape != wanted[n].shape}
-    extra = sorted(n for n in folder.tensors if n not in wanted and n not in tied and not HARMLESS.search(n))
-    strict = folder.config.get("model_type") == "llama"  # of other models transformers may translate names as it loads
-    if other:
-        folder.mixed = True
-        folder.say(WRONG, f"{folder.path}\n{_other_shapes(folder, other, wanted)}", _mixed_hint(other))
-    elif missing:
-        folder.say(
-            WRONG if strict else LOOK, f"{folder.path}\n{len(missing)} of {len(wanted)} tensors are missing: "
-            f"{some(missing)}", "fetch the whole folder again",
-        )  # fmt: skip
-    elif extra:
-        more = "its config.json describes a smaller model" if any(".layers." in n for n in extra) else "not used"
-        folder.say(
-            WRONG if ".layers." in extra[0] else LOOK, f"{folder.path}\n{_describe(folder)}\n{len(extra)} tensors more "
-            f"than config.json's model has ({some(extra, 2)}): {more}", "is config.json of this model?",
-        )  # fmt: skip
-
-
-def _other_shapes(folder: LlmFolder, other: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    name = min(other, key=lambda n: (not n.endswith("embed_tokens.weight"), n))
-    held, said = tuple(other[name].shape), tuple(wanted[name].shape)
-    by_file = Counter(f.path.name for f in folder.files for n in f.tensors if n in other)
-    where = f" in {some(by_file)}" if len(by_file) < len(folder.files) else ""
-    return (
-        f"{len(other)} of {len(wanted)} tensors{where} have other shapes than config.json says, e.g. {name} "
-        f"is {held}, by config.json {said}"
-    )
-
-
-def _mixed_hint(other: dict[str, Tensor]) -> str:
-    if all(n.endswith(("embed_tokens.weight", "lm_head.weight")) for n in other):
-        return "config.json's vocab_size is another model's: fetch config.json again, from where the weights came"
-    return "files of two models are mixed (7B and 13B?): fetch all of one, config.json too, into a folder of its own"
-
-
-def _look_for_delta(folder: LlmFolder) -> None:
-    """A delta is a difference: its norms' weights are near 0, a LLaMA's final norm averages 1 and more."""
-    holder = next((f for f in folder.files if "model.norm.weight" in f.tensors), None)
-    if holder is None or folder.config.get("model_type") != "llama":
-        return
-    size = float(holder.value("model.norm.weight").float().abs().mean())
-    if not size < float("inf"):
-        folder.say(WRONG, f"{holder.path}: model.norm.weight holds NaN or infinity: damaged", "fetch it again")
-    elif size == 0 and _only_zeros(folder):
-        folder.say(WRONG, f"{folder.path}\n{_describe(folder)}\nholds zeros alone: a download that was not finished",
-                   DOWNLOAD_AGAIN["truncated"])  # fmt: skip
-    elif size < DELTA_NORM:
-        folder.delta = True
-        folder.say(
-            WRONG, f"{folder.path}\n{_describe(folder)}\nlooks like a delta that was not added to LLaMA: the final "
-            f"norm's weights average {size:.4f}, in a whole LLaMA 1 and more", VICUNA,
-        )  # fmt: skip
-
-
-def _only_zeros(folder: LlmFolder) -> bool:
-    """Of the first layer's matrices; a delta has numbers there."""
-    found = ((f, n) for f in folder.files for n in f.tensors if n.startswith("model.layers.0.") and "proj" in n)
-    return not any(f.value(name)[0].any() for f, name in found)
+def check_training_form(context: Context) -> list[Finding] | None:
+    """A model can be built from the config, and training asks and ends an answer as the chat does."""
+    error = context.errors.get("model" if context.model is None else "", None)
+    if context.shapes is None:
+        error = error or context.errors["shapes"]
+    if error:
+        return [of_error(error)]
+    if context.model is None or context.template is None:
+        return None
+    config = replace(context.config, model=context.model.config)
+    found = training_form_problems(config, context.template)
+    count = len(context.model.prompt_list)
+    asked = f"{count} instructions, asked as the chat asks" if count else "captions without an instruction"
+    text = f"a text ends with {config.model.end_sym!r}; {asked}"
+    return [Finding(WRONG, *said, name=key) for key, said in found.items()] or [Finding(OK, text)]

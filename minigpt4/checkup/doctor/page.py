@@ -1,10 +1,11 @@
-"""The doctor's page: rows with a mark each, as text for people or JSON for programs."""
+"""Findings, and the page that shows them: text for people, JSON for programs."""
 
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 OK, LOOK, WRONG = "ok", "look", "wrong"
 SHOWN = {OK: "ok", LOOK: "LOOK", WRONG: "WRONG"}
@@ -12,79 +13,68 @@ COLOURS = {OK: "32", LOOK: "33", WRONG: "1;31"}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One thing that was looked at.
+class Finding:
+    """What a check found.
 
     Args:
-        section: heading it stands under.
-        mark: ok; look (may be meant, a person should see it); wrong (it will not work as it should).
-        name: the config's key, or a word.
+        mark: ok; look (it may be intended, a person should decide); wrong (it will not work as it should).
         text: what was found.
         do: what to do about it; empty when all is well.
+        name: the config's key, or a word; empty: that of the check.
+        section: heading on the page; filled in from the table of checks.
     """
 
-    section: str
     mark: str
-    name: str
     text: str
     do: str = ""
+    name: str = ""
+    section: str = ""
 
 
-def counts(rows: Sequence[Row]) -> dict[str, int]:
-    return {mark: sum(row.mark == mark for row in rows) for mark in SHOWN}
+def of_error(error: Exception | str, name: str = "") -> Finding:
+    """A user error, `KEY: what is wrong; what to do`, as a finding. Its name is `name`, or else KEY."""
+    key = re.match(r"((?:model|run|datasets)(?:\.\w+)+): ", str(error))
+    text, _, do = str(error).removeprefix(key[0] if key else "").rpartition("; ")
+    return Finding(WRONG, text or do, do if text else "", name or (key[1] if key else ""))
 
 
-def as_json(rows: Sequence[Row], **facts) -> dict:
-    """For `--json`: the facts, how many rows of each mark, and the rows."""
-    return {**facts, "counts": counts(rows), "rows": [asdict(row) for row in rows]}
+def counts(findings: Sequence[Finding]) -> dict[str, int]:
+    """How many findings have each mark."""
+    return {mark: sum(finding.mark == mark for finding in findings) for mark in SHOWN}
 
 
-def name_width(rows: Sequence[Row]) -> int:
-    """Columns for the names; a few long ones need not make it wide."""
-    return min(max((len(row.name) for row in rows), default=0), 26)
-
-
-def page(rows: Sequence[Row], names: int, width: int, colour: bool = False) -> str:
-    """Marks in one column and names in the next, so that the eye finds the wrong ones; texts wrapped at `width`."""
-    indent = 2 + 7 + names + 2
-    lines: list[str] = []
-    section = None
-    for row in rows:
-        if row.section != section:
-            section = row.section
+def page(findings: Sequence[Finding], names: int, width: int, colour: bool = False) -> str:
+    """One column of marks, one of names (`names` wide), and texts wrapped at `width`."""
+    indent = " " * (2 + 7 + names + 2)
+    lines, section = [], None
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
             lines += ["", section]
-        mark = f"{SHOWN[row.mark]:7}"
+        mark = f"{SHOWN[finding.mark]:7}"
         if colour:
-            mark = f"\033[{COLOURS[row.mark]}m{mark}\033[0m"
-        first, *more = _wrapped(row.text, width - indent)
-        name = f"{row.name:{names}}"
-        if len(row.name) > names:  # a long key has a line of its own
-            lines.append(f"  {mark}{row.name}")
-            lines.append(" " * indent + first)
+            mark = f"\033[{COLOURS[finding.mark]}m{mark}\033[0m"
+        texts = _wrapped(finding.text, width - len(indent))
+        texts += _wrapped(f"-> {finding.do}", width - len(indent), "   ") if finding.do else []
+        if len(finding.name) > names:  # a long key has a line of its own
+            lines.append(f"  {mark}{finding.name}")
         else:
-            lines.append(f"  {mark}{name}  {first}".rstrip())
-        lines += [" " * indent + line for line in more]
-        lines += [" " * indent + line for line in _wrapped(f"-> {row.do}", width - indent, "   ")] if row.do else []
+            lines.append(f"  {mark}{finding.name:{names}}  {texts.pop(0)}".rstrip())
+        lines += [indent + text for text in texts]
     return "\n".join(lines[1:])
 
 
 def _wrapped(text: str, width: int, hanging: str = "") -> list[str]:
-    lines = []
-    for paragraph in text.split("\n"):
-        lines += textwrap.wrap(
-            paragraph, width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False
-        ) or [""]
-    return lines
+    wrapper = textwrap.TextWrapper(width, subsequent_indent=hanging, break_long_words=False, break_on_hyphens=False)
+    return [line for paragraph in text.split("\n") for line in wrapper.wrap(paragraph) or [""]]
 
 
-def verdict(rows: Sequence[Row]) -> str:
+def verdict(findings: Sequence[Finding]) -> str:
     """The last line of the page."""
-    n = counts(rows)
-    parts = [f"{n[WRONG]} wrong" if n[WRONG] else "Nothing wrong", f"{n[LOOK]} to look at" if n[LOOK] else ""]
-    return ", ".join(filter(None, parts)) + "."
+    n = counts(findings)
+    return (f"{n[WRONG]} wrong" if n[WRONG] else "Nothing wrong") + (f", {n[LOOK]} to look at." if n[LOOK] else ".")
 
 
 def terminal() -> tuple[int, bool]:
     """(width of the page in columns, whether to colour it)."""
-    columns = shutil.get_terminal_size((100, 24)).columns
-    return max(min(columns, 100), 72), sys.stdout.isatty()
+    return max(min(shutil.get_terminal_size((100, 24)).columns, 100), 72), sys.stdout.isatty()
