@@ -38,7 +38,7 @@ def golden():
 
 @pytest.fixture(scope="session")
 def meta() -> dict:
-    from minigpt4.tools.golden import read_meta
+    from minigpt4.checkup.golden import read_meta
 
     return read_meta(GOLDEN)
 
@@ -46,7 +46,7 @@ def meta() -> dict:
 @pytest.fixture
 def make_model(tmp_path):
     """make_model(max_txt_len=48, ...) -> a fresh tiny MiniGPT4 with the golden weights."""
-    from minigpt4.tools.golden import golden_model
+    from minigpt4.checkup.golden import golden_model
 
     return lambda **changes: golden_model(GOLDEN, tmp_path / "published", **changes)
 
@@ -54,7 +54,7 @@ def make_model(tmp_path):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """One tiny MiniGPT4 with the golden weights, for tests that do not change it."""
-    from minigpt4.tools.golden import golden_model
+    from minigpt4.checkup.golden import golden_model
 
     return golden_model(GOLDEN, tmp_path_factory.mktemp("published")).eval()
 

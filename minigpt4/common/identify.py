@@ -1,7 +1,7 @@
-"""What a weight file really is: told by the names and shapes in its header, never by its file name.
+"""What a weight file holds: decided by the names and shapes in its header, never by its file name.
 
-Only headers are read (safetensors: the JSON in front; torch: the pickle, with the tensors mapped and not read), so that
-26 GB of shards are known in a second. Nothing here knows a model or a config.
+Only headers are read, so that 26 GB of shards take a second. safetensors: the JSON at the start; torch: the pickle,
+with the tensors memory-mapped. Nothing here knows a model or a config.
 """
 
 import json
@@ -17,7 +17,7 @@ from torch import Tensor
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
                       "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
                       "BOOL": torch.bool}  # fmt: skip
-WRAPPERS = ("model", "state_dict", "module")  # what a checkpoint may keep its state dict under
+WRAPPERS = ("model", "state_dict", "module")  # keys under which a checkpoint may keep its state dict
 
 # What DDP, torch.compile, FSDP and Lightning put before a module's names, or into them.
 WRAPPED = re.compile(
@@ -25,6 +25,7 @@ WRAPPED = re.compile(
     r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 UNWRAPPED = {"minigpt4", "qformer", "eva_vit", "vit"}  # kinds whose own names never begin so
+
 # What a file can be, in words that follow "is".
 KINDS = {
     "eva_vit": "an EVA ViT",
@@ -36,7 +37,7 @@ KINDS = {
     "llm_meta": "LLaMA in Meta's own format, not converted yet",
     "blip2_transformers": "BLIP-2 in transformers' format; here LAVIS's file is read",
     "adapter": "a LoRA adapter",
-    "resume": "what a training run goes on from (optimizer, random state), without weights",
+    "resume": "the optimizer and random state of a training run, without weights",
     "gguf": "a GGUF file",
     "lfs": "a git-lfs pointer, not weights",
     "html": "a web page, not weights",
@@ -50,7 +51,7 @@ KINDS = {
     "missing": "not there",
     "unknown": "a weight file of another model",
 }
-NO_WEIGHTS = {"lfs", "html", "text", "archive", "empty", "truncated", "damaged", "code", "folder", "missing"}
+# What to do about the kinds that hold no weights.
 DOWNLOAD_AGAIN = {
     "lfs": "run `git lfs pull` in the folder it was cloned to",
     "html": "the download went to a page about the file (or an error page): fetch the file itself",
@@ -63,6 +64,41 @@ DOWNLOAD_AGAIN = {
     "folder": "write the path of the weight file in it",
     "missing": "write the path of the file",
 }
+NO_WEIGHTS = set(DOWNLOAD_AGAIN)
+
+# The first pattern that a tensor name matches decides the kind. A group is the prefix that all names have.
+NAMES = (
+    ("minigpt4", r"^llama_proj\."),
+    ("adapter", r"\.lora_[AB]\."),
+    ("qformer", r"^Qformer\.bert\."),
+    ("blip2_transformers", r"^qformer\."),
+    ("llm_meta", r"(?:^|\.)attention\.w[qkv]\.weight$|^tok_embeddings\.weight$"),
+    ("llm", r"^(?:model|transformer)\.(?:layers|h)\.\d+\.|^(?:model\.embed_tokens|lm_head)\.weight$"),
+    ("eva_vit", r"^(.*?)blocks\.\d+\.attn\.q_bias$"),
+    ("vit", r"^(.*?)blocks\.\d+\.attn\.(?:qkv|q_proj)\.weight$"),
+)
+# What shapes say of a model: (size, names of tensors, axis). Without an axis, the numbers in the names are counted.
+VIT_SIZES = (
+    ("width", r"patch_embed\.proj\.weight$", 0),
+    ("depth", r"blocks\.(\d+)\.", None),
+    ("patch", r"patch_embed\.proj\.weight$", 2),
+    ("grid", r"pos_embed$", 1),
+)
+QFORMER_SIZES = (
+    ("queries", r"query_tokens$", 1),
+    ("Q-Former width", r"query_tokens$", 2),
+    ("depth", r"Qformer\.bert\.encoder\.layer\.(\d+)\.", None),
+    ("image width", r"Qformer\.bert\.encoder\.layer\.0\.crossattention\.self\.key\.weight$", 1),
+    ("from width", r"llama_proj\.(?:.*\.)?weight$", 1),
+    ("to LLM width", r"llama_proj\.(?:.*\.)?weight$", 0),
+)
+LLM_SIZES = (
+    ("vocabulary", r"model\.embed_tokens\.weight$", 0),
+    ("width", r"model\.embed_tokens\.weight$", 1),
+    ("depth", r"(?:model\.)?layers\.(\d+)\.", None),
+)
+SIZES = {"eva_vit": VIT_SIZES, "vit": VIT_SIZES, "qformer": QFORMER_SIZES, "minigpt4": QFORMER_SIZES,
+         "llm": LLM_SIZES, "llm_meta": LLM_SIZES}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,8 +108,8 @@ class FileFacts:
     Args:
         kind: a key of KINDS.
         bytes: size on disk.
-        note: what the reader should know beside the kind, e.g. how much is missing.
-        tensors: name -> tensor with the right shape and dtype; its values may not be there, see `value`.
+        note: a detail for the reader, e.g. how much of the file is missing.
+        tensors: name -> tensor with the right shape and dtype; it may be on the meta device, see `value`.
         facts: what the file holds beside weights: epoch, step, config, ...
         sizes: what the shapes say: width, depth, queries, ...
     """
@@ -88,7 +124,7 @@ class FileFacts:
 
     @property
     def parameters(self) -> int:
-        """Numbers in all tensors."""
+        """How many numbers all tensors hold."""
         return sum(t.numel() for t in self.tensors.values())
 
     def value(self, name: str) -> Tensor:
@@ -110,30 +146,25 @@ class FileFacts:
         text = KINDS[self.kind] + (f" ({self.note})" if self.note else "")
         if self.kind in NO_WEIGHTS:
             return text
-        shown = [
-            f"{name} {value:,}" for name, value in self.sizes.items() if "from" not in name and "to LLM" not in name
-        ]
-        if "from width" in self.sizes:
-            shown.append(f"projection {self.sizes['from width']:,} -> {self.sizes['to LLM width']:,}")
-        sizes = ", ".join(shown)
+        sizes = dict(self.sizes)
+        ends = sizes.pop("from width", 0), sizes.pop("to LLM width", 0)
+        shown = [f"{name} {value:,}" for name, value in sizes.items()]
+        shown += [f"projection {ends[0]:,} -> {ends[1]:,}"] if all(ends) else []
         numbers = f"{len(self.tensors)} tensors, {amount(self.parameters)} numbers, " if self.tensors else ""
-        return f"{text}{': ' if sizes else ''}{sizes}; {numbers}{gigabytes(self.bytes)}"
+        return f"{text}{': ' if shown else ''}{', '.join(shown)}; {numbers}{gigabytes(self.bytes)}"
 
 
 def amount(n: float) -> str:
     """3937280 -> 3.9M"""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= size:
-            return f"{n / size:.1f}{unit}"
-    return f"{n:.0f}"
+    return next(
+        (f"{n / size:.1f}{unit}" for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)) if n >= size), f"{n:.0f}"
+    )
 
 
 def gigabytes(n: float) -> str:
     """Bytes in the unit that fits, 1000s: 26.0 GB, 16.4 MB, 130 bytes."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= size:
-            return f"{n / size:.1f} {unit}"
-    return f"{n:.0f} bytes"
+    text = amount(n)
+    return f"{text[:-1]} {text[-1].replace('B', 'G')}B" if n >= 1e3 else f"{text} bytes"
 
 
 def identify(path: str | Path) -> FileFacts:
@@ -147,16 +178,14 @@ def identify(path: str | Path) -> FileFacts:
             head = file.read(4096)
     except OSError as error:
         return FileFacts(path, "missing", note=error.strerror or "")
-    kind, note = _sniff(head, size)
+    kind, note = _kind_of_head(head)
     if kind:
         return FileFacts(path, kind, size, note)
-    if _begins_safetensors(head):
-        return _identify_safetensors(path, size)
-    return _identify_torch(path, head, size)
+    return _identify_safetensors(path, size) if _begins_safetensors(head) else _identify_torch(path, head, size)
 
 
-def _sniff(head: bytes, size: int) -> tuple[str, str]:
-    """(kind, note) of what is no safetensors or torch file; ("", "") when it may be one."""
+def _kind_of_head(head: bytes) -> tuple[str, str]:
+    """(kind, note) of a file that is neither safetensors nor torch; ("", "") when it may be one of them."""
     start = head.lstrip()[:2000].lower()
     if not head:
         return "empty", ""
@@ -180,7 +209,7 @@ def _sniff(head: bytes, size: int) -> tuple[str, str]:
 
 
 def is_safetensors(path: Path) -> bool:
-    """By its content, whatever it is called."""
+    """Whether the content is safetensors; the file name does not matter."""
     with path.open("rb") as file:
         return _begins_safetensors(file.read(16))
 
@@ -193,6 +222,8 @@ def _identify_safetensors(path: Path, size: int) -> FileFacts:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         raw = file.read(length)
+    if len(raw) < length:
+        return FileFacts(path, "truncated", size, "even the header is not whole")
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
@@ -202,12 +233,10 @@ def _identify_safetensors(path: Path, size: int) -> FileFacts:
         }
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        if len(raw) < length:
-            return FileFacts(path, "truncated", size, "even the header is not whole")
         return FileFacts(path, "damaged", size, f"safetensors header: {error}")
     if size < end:
         return FileFacts(path, "truncated", size, f"{gigabytes(size)} of {gigabytes(end)} are there")
-    return _classified(path, size, tensors, {})
+    return _by_names(path, size, tensors, {})
 
 
 def _identify_torch(path: Path, head: bytes, size: int) -> FileFacts:
@@ -216,19 +245,21 @@ def _identify_torch(path: Path, head: bytes, size: int) -> FileFacts:
             warnings.simplefilter("ignore")
             data = load_torch(path)
     except Exception as error:  # torch.load raises many kinds
-        return FileFacts(path, *_why_not_torch(head, size, str(error)))
+        return FileFacts(path, *_why_not_torch(head, size, error))
     if not isinstance(data, dict):
         return FileFacts(path, "unknown", size, f"it holds a {type(data).__name__}")
     wrapper = next((w for w in WRAPPERS if isinstance(data.get(w), dict)), None)
     state = data[wrapper] if wrapper else data
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
     facts = {str(k): v for k, v in data.items() if k != wrapper and not isinstance(v, Tensor)}
-    return _classified(path, size, tensors, facts)
+    return _by_names(path, size, tensors, facts)
 
 
 def load_torch(path: Path) -> Any:
-    """What torch.save wrote, its tensors mapped where they can be. No code of the file runs. torch.load raises many
-    kinds of exceptions."""
+    """What torch.save wrote, with its tensors memory-mapped where possible. No code of the file runs.
+
+    torch.load raises many kinds of exceptions.
+    """
     with path.open("rb") as file:
         if path.suffix == ".safetensors":  # by this name torch would take it for one
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -237,109 +268,71 @@ def load_torch(path: Path) -> Any:
 
 
 def said_by_torch(error: Exception) -> str:
-    """The first line of what torch.load raised; not its advice to run the file's code."""
+    """The first line of what torch.load raised, without its advice to run the file's code."""
     first = str(error).split("\n")[0][:100] or type(error).__name__
     return "it holds more than tensors and plain values" if first.startswith("Weights only load failed") else first
 
 
-def _why_not_torch(head: bytes, size: int, error: str) -> tuple[str, int, str]:
-    first = "" if error.startswith("Weights only load failed") else error.split("\n")[0][:100]
-    if wanted := re.search(r"GLOBAL ([\w.]+)", error):
+def _why_not_torch(head: bytes, size: int, error: Exception) -> tuple[str, int, str]:
+    """(kind, size, note) of a file that torch.load does not read."""
+    text, zipped = str(error), head.startswith(b"PK")
+    if wanted := re.search(r"GLOBAL ([\w.]+)", text):
         return "code", size, f"it wants {wanted[1]}"
-    if head.startswith(b"\x80") and "Unsupported operand" in error:
+    if head.startswith(b"\x80") and "Unsupported operand" in text:
         return "code", size, "a pickle that torch did not write"
-    if "central directory" in error or "unexpected EOF" in error or "Ran out of input" in error:
-        zipped = head.startswith(b"PK") or "unexpected EOF" in error
-        return ("truncated" if zipped else "damaged"), size, f"{gigabytes(size)} are there"
-    if head.startswith(b"PK"):
+    if "unexpected EOF" in text or (zipped and "central directory" in text):
+        return "truncated", size, f"{gigabytes(size)} are there"
+    if zipped:
         return "archive", size, "a zip that is not torch's"
-    return "damaged", size, first
+    return "damaged", size, "" if text.startswith("Weights only load failed") else text.split("\n")[0][:100]
 
 
-def _classified(path: Path, size: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> FileFacts:
+def _by_names(path: Path, size: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> FileFacts:
+    """The facts of a file whose header could be read."""
     tensors, wrapper = bare_names(tensors)
-    kind, prefix = _kind(tensors, facts)
-    bare = {name.removeprefix(prefix): t for name, t in tensors.items()} if prefix else tensors
+    kind, prefix = _kind(tensors)
+    if not tensors and {"optimizer", "param_groups"} & set(facts):
+        kind = "resume"
     note = f"its names begin with {prefix!r}" if prefix else ""
     if wrapper:
         note = f"its names have {wrapper!r}, which is left out"
     if kind == "unknown":
-        names = ", ".join(list(tensors)[:3])
-        note = f"{names}, ..." if names else f"it holds {', '.join(list(facts)[:5])}"
-    return FileFacts(path, kind, size, note, tensors, facts, _sizes(kind, bare))
+        note = f"{', '.join(list(tensors)[:3])}, ..." if tensors else f"it holds {', '.join(list(facts)[:5])}"
+    sizes = _sizes(kind, {name.removeprefix(prefix): t for name, t in tensors.items()})
+    return FileFacts(path, kind, size, note, tensors, facts, sizes)
 
 
 def bare_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors without what a wrapper put into their names, where that makes them names of UNWRAPPED; and what it
-    was. An LLM's own names begin with `model.`: they stay."""
+    """The tensors without what a wrapper put into their names, and what that was.
+
+    Names change only where the result is one of UNWRAPPED. An LLM's own names begin with `model.`: they stay.
+    """
     bare = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
-    if list(bare) == list(tensors) or len(bare) < len(tensors) or _kind(tensors, {})[0] == "llm":
-        return tensors, ""
-    if _kind(bare, {})[0] not in UNWRAPPED:
+    same = list(bare) == list(tensors) or len(bare) < len(tensors) or _kind(tensors)[0] == "llm"
+    if same or _kind(bare)[0] not in UNWRAPPED:
         return tensors, ""
     return bare, next(match[0] for name in tensors if (match := WRAPPED.search(name)))
 
 
-def _kind(tensors: dict[str, Tensor], facts: dict[str, Any]) -> tuple[str, str]:
+def _kind(tensors: dict[str, Tensor]) -> tuple[str, str]:
     """(kind, prefix that all names of it have)."""
-
-    def has(pattern: str) -> re.Match | None:
-        return next((m for name in tensors if (m := re.search(pattern, name))), None)
-
-    if not tensors and {"optimizer", "param_groups"} & set(facts):
-        return "resume", ""
-    if has(r"\.lora_[AB]\."):
-        return ("minigpt4", "") if has(r"^llama_proj\.") else ("adapter", "")
-    if has(r"^llama_proj\."):
-        return "minigpt4", ""
-    if has(r"^Qformer\.bert\."):
-        return "qformer", ""
-    if has(r"^qformer\.") and has(r"^(query_tokens|language_projection\.)"):
-        return "blip2_transformers", ""
-    if has(r"(^|\.)attention\.w[qkv]\.weight$") or has(r"^tok_embeddings\.weight$"):
-        return "llm_meta", ""
-    if has(r"^(model|transformer)\.(layers|h)\.\d+\.") or has(r"^(model\.embed_tokens|lm_head)\.weight$"):
-        return "llm", ""
-    if vit := has(r"^(.*?)blocks\.\d+\.attn\.(qkv\.weight|q_proj\.weight|q_bias)$"):
-        prefix = vit[1]
-        return ("eva_vit" if has(r"\.attn\.q_bias$") else "vit"), prefix
-    if any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values()):
-        return "vision", ""
-    return "unknown", ""
+    for kind, pattern in NAMES:
+        if match := next(filter(None, (re.search(pattern, name) for name in tensors)), None):
+            return kind, match[1] if match.re.groups else ""
+    image = any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values())
+    return ("vision" if image else "unknown"), ""
 
 
 def _sizes(kind: str, tensors: dict[str, Tensor]) -> dict[str, int]:
     """What the shapes of the tensors say of the model, for the kinds that a config names."""
     found: dict[str, int] = {}
-
-    def note(what: str, name: str, axis: int) -> None:
-        if name in tensors and tensors[name].ndim > axis:
-            found[what] = tensors[name].shape[axis]
-
-    def layers(pattern: str) -> None:
-        numbers = {int(m[1]) for name in tensors if (m := re.match(pattern, name))}
-        if numbers:
-            found["depth"] = len(numbers)
-
-    if kind in ("eva_vit", "vit"):
-        note("width", "patch_embed.proj.weight", 0)
-        layers(r"blocks\.(\d+)\.")
-        note("patch", "patch_embed.proj.weight", 2)
-        if "pos_embed" in tensors:
-            found["grid"] = int((tensors["pos_embed"].shape[1] - 1) ** 0.5)
-    elif kind in ("qformer", "minigpt4"):
-        note("queries", "query_tokens", 1)
-        note("Q-Former width", "query_tokens", 2)
-        layers(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
-        note("image width", "Qformer.bert.encoder.layer.0.crossattention.self.key.weight", 1)
-        matrices = sorted(n for n in tensors if re.match(r"llama_proj\..*weight$", n) and tensors[n].ndim == 2)
-        if matrices:
-            note("from width", matrices[0], 1)
-            note("to LLM width", matrices[-1], 0)
-    elif kind == "llm":
-        note("vocabulary", "model.embed_tokens.weight", 0)
-        note("width", "model.embed_tokens.weight", 1)
-        layers(r"model\.layers\.(\d+)\.")
-    elif kind == "llm_meta":
-        layers(r"layers\.(\d+)\.")
-    return found
+    for size, pattern, axis in SIZES.get(kind, ()):
+        names = sorted(name for name in tensors if re.match(pattern, name))
+        if axis is None:
+            found[size] = len({re.match(pattern, name)[1] for name in names})
+        elif names:  # of several layers, the first takes the input and the last (axis 0) gives the output
+            shape = tensors[names[-1 if axis == 0 else 0]].shape
+            found[size] = shape[axis] if len(shape) > axis else 0
+    if "grid" in found:  # patches and one class token -> patches a side
+        found["grid"] = int((found["grid"] - 1) ** 0.5)
+    return {size: value for size, value in found.items() if value}

@@ -19,7 +19,7 @@ from transformers import (
 from ..common.errors import CheckpointError, ConfigError, UserError
 from ..common.identify import KINDS, identify
 from ..common.packages import require_packages
-from .llm_checks import check_finite, check_not_quantized, check_tokenizer_files
+from .llm_checks import check_finite, check_not_quantized, check_tokenizer_files, without_config
 
 log = logging.getLogger("minigpt4")
 
@@ -55,10 +55,7 @@ def _dict(value: object) -> dict:
 def check_folder(path: str) -> None:
     """Raises CheckpointError when `path` is not the folder of an LLM, or its JSON files name ids that do not exist."""
     if not (Path(path) / "config.json").is_file():
-        raise CheckpointError(
-            f"model.llama_model: {path} has no config.json; write the folder of an LLM in transformers format, "
-            "or a .gguf file"
-        )
+        raise CheckpointError(f"model.llama_model: {path} {without_config(Path(path))}")
     size = vocabulary_size(path)
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     for name in ("config.json", "generation_config.json"):

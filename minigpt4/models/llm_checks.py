@@ -18,6 +18,7 @@ WEIGHT_FILES = (
 )  # fmt: skip
 TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 TOKENIZER_JSON = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+VICUNA = "make Vicuna v0 from LLaMA and its delta with `minigpt4 prepare-vicuna` (PrepareVicuna.md)"
 OTHER_QUANTIZERS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # before config.json said it
 
 
@@ -62,14 +63,30 @@ def no_weights(folder: Path) -> str:
         return f"has no weights: none of {', '.join(WEIGHT_FILES)}"
     index = WEIGHT_FILES[1 if shards[0].endswith("safetensors") else 3]
     count = f"{len(shards)} shard{'s' if len(shards) > 1 else ''}"
-    return f"has {count}, but no index: fetch {index} too"
+    return f"has {count}, but no index; fetch {index} too"
+
+
+def without_config(folder: Path) -> str:
+    """What a path without config.json is instead, and what to write."""
+    write = "write the folder that holds config.json and the weights of the LLM, or a .gguf file"
+    if folder.is_file():
+        facts = identify(folder)
+        write = f"write the folder it lies in: {folder.parent}" if facts.kind == "llm" else write
+        return f"is {facts.describe()}, and a folder is wanted; {DOWNLOAD_AGAIN.get(facts.kind, write)}"
+    if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
+        return f"has no config.json: it is LLaMA in Meta's own form; {VICUNA}"
+    below = sorted(file.parent for file in folder.glob("*/config.json"))
+    for file, what in (("adapter_config.json", "a LoRA adapter"), ("*.gguf", "a folder of GGUF files")):
+        if any(folder.glob(file)):
+            return f"has no config.json: it is {what}; {write}"
+    return f"has no config.json; {f'write {below[0]}' if below else write}"
 
 
 def weight_files(folder: Path) -> list[FileFacts]:
     """The files that transformers reads the weights from.
 
     Raises:
-        CheckpointError: one is missing, or is no weight file.
+        CheckpointError: some are missing, or are no weight files.
     """
     first = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if first is None:
@@ -81,13 +98,17 @@ def weight_files(folder: Path) -> list[FileFacts]:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"model.llama_model: {folder / first} is damaged; download it again") from None
     files = [identify(folder / name) for name in names]
-    for facts in files:
-        if facts.kind in NO_WEIGHTS:
-            again = "the folder is not whole: fetch it" if facts.kind == "missing" else DOWNLOAD_AGAIN[facts.kind]
-            raise CheckpointError(f"model.llama_model: {facts.path} is {KINDS[facts.kind]}; {again}")
-        if is_safetensors(facts.path) != (facts.path.suffix == ".safetensors"):
-            kind = "no safetensors file" if facts.path.suffix == ".safetensors" else "a safetensors file"
-            raise CheckpointError(f"model.llama_model: {facts.path} is {kind}, whatever its name says; rename it")
+    if missing := [file.path.name for file in files if file.kind == "missing"]:
+        count = f"{len(missing)} of the {len(files)} files that {first} names are"
+        raise CheckpointError(f"model.llama_model: {folder}: {count} missing: {some(missing)}; fetch them too")
+    if broken := [file for file in files if file.kind in NO_WEIGHTS]:
+        count = f"; {len(broken)} of {len(files)} weight files cannot be used" if len(broken) > 1 else ""
+        again = DOWNLOAD_AGAIN[broken[0].kind]
+        raise CheckpointError(f"model.llama_model: {broken[0].path} is {broken[0].describe()}{count}; {again}")
+    for file in files:
+        if is_safetensors(file.path) != (file.path.suffix == ".safetensors"):
+            kind = "no safetensors file" if file.path.suffix == ".safetensors" else "a safetensors file"
+            raise CheckpointError(f"model.llama_model: {file.path} is {kind}, whatever its name says; rename it")
     return files
 
 

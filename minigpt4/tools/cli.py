@@ -13,13 +13,13 @@ from ..common.paths import PROJECT
 
 VERBS = {
     "config": ("config_verb", "print a resolved config and where each value came from"),
-    "data": ("data", "check training data before a run does"),
+    "data": (".checkup.data", "check training data before a run does"),
     "features": ("features", "compute what the frozen ViT makes of a config's pictures, once for all its epochs"),
     "describe": (".serve.describe", "say what is in pictures, without a browser"),
     "eval": (".evaluation.run", "score a model on pictures: captions, things named, broken answers, questions"),
     "curate": (".curation.run", "make stage-2 data: a model describes photos, bad sentences are dropped"),
-    "doctor": ("doctor", "say what is wrong with a config's files and this machine, and what to do"),
-    "parity": ("parity", "compare this model with the original on a golden set"),
+    "doctor": (".checkup.doctor", "say what is wrong with a config's files and this machine, and what to do"),
+    "parity": (".checkup.parity", "compare this model with the original on a golden set"),
     "export": (".weights.export", "write the weights of a checkpoint alone, as safetensors"),
     "export-hf": (".convert.hf.export_hf", "write the model as transformers' BLIP-2, which opens without this code"),
     "import-hf": (".convert.hf.import_hf", "write the files that an exported folder was made of again"),

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from minigpt4.checkup.golden import golden_model, read_arrays, read_meta
+from minigpt4.checkup.parity import compare, uncompared
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.prompts import VICUNA_V0
-from minigpt4.tools.golden import golden_model, read_arrays, read_meta
-from minigpt4.tools.parity import compare, uncompared
 
 from .setting import GOLDEN, Setting, relative_error
 

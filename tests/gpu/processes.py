@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from minigpt4.checkup.golden import golden_model
 from minigpt4.common.logger import read_log
 from minigpt4.runners.sharding import shard_llm
-from minigpt4.tools.golden import golden_model
 
 from .setting import GOLDEN, NotRun, Setting, relative_error
 

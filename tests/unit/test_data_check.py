@@ -11,8 +11,8 @@ import pytest
 import yaml
 from made import good, picture, write_shard
 
+from minigpt4.checkup import data_check
 from minigpt4.processors.image_processors import NOT_AN_IMAGE
-from minigpt4.tools import data_check
 from minigpt4.tools.cli import main
 
 

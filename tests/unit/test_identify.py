@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from minigpt4.checkup.doctor.files import stage_of
 from minigpt4.common.identify import KINDS, NO_WEIGHTS, identify
-from minigpt4.tools.doctor.files import stage_of
 
 W = torch.zeros(4, 4)
 VIT = {"cls_token": torch.zeros(1, 1, 8), "pos_embed": torch.zeros(1, 17, 8),

@@ -12,9 +12,9 @@ from minigpt4.common.paths import expand_shards, read_text
 from minigpt4.datasets.image_text import read_filter_cap, read_photos
 from minigpt4.evaluation.data import read_records
 from minigpt4.evaluation.objects import read_vocabulary
+from minigpt4.models.llm_checks import read_json
 from minigpt4.models.prompting import read_prompts
 from minigpt4.tools.cli import main
-from minigpt4.tools.doctor.llm import read_json
 from tests.training import lay_config, lay_data, lay_model
 
 # -- patterns -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from minigpt4.checkup.golden import write_published_files
 from minigpt4.common import precision
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.precision import fast_half_dtype, resolve_precision
@@ -15,7 +16,6 @@ from minigpt4.models.llm_loading import load_llm, quantization_config, stored_dt
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.runners.sharding import shard_llm
 from minigpt4.tasks import ImageTextPretrain, image_text_pretrain
-from minigpt4.tools.golden import write_published_files
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32

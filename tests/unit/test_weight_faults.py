@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from minigpt4.checkup.golden import write_published_files
 from minigpt4.common.checkpoint import load_exact, read_resume, read_state, resume_path, save_checkpoint
 from minigpt4.common.config import read_config
 from minigpt4.common.download import DownloadError, cached_path
@@ -15,7 +16,6 @@ from minigpt4.common.errors import CheckpointError
 from minigpt4.common.identify import identify
 from minigpt4.models.llm import create_llm, load_tokenizer
 from minigpt4.models.llm_loading import load_llm
-from minigpt4.tools.golden import write_published_files
 
 CPU = torch.device("cpu")
 ADVICE = "weights_only"
@@ -247,7 +247,7 @@ def test_shards_without_an_index(folder, names, index):
     for name in names:
         (folder / name).write_bytes(b"x")
     shards = f"{len(names)} shards?"
-    refused(folder, rf"{folder} has {shards}, but no index: fetch {index} too$")
+    refused(folder, rf"{folder} has {shards}, but no index; fetch {index} too$")
 
 
 def test_a_resume_file_that_holds_code_is_no_advice(tmp_path):
