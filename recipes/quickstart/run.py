@@ -20,8 +20,8 @@ from minigpt4.common.paths import resolve_path, sha256
 from minigpt4.common.schema import Config
 from minigpt4.conversation.prompts import DEFAULT_QUESTION
 from minigpt4.evaluation.page import table, write_json
-from minigpt4.tools.steps import Clock, call, minutes
 from minigpt4.weights.small import fetch_all
+from recipes.steps import Clock, call, minutes
 
 from . import report, scores
 from .sample_set import PARAMETERS, make_sample_set

@@ -17,7 +17,7 @@ from minigpt4.common.logger import read_log
 from minigpt4.common.paths import sha256
 from minigpt4.common.schema import Config
 from minigpt4.evaluation.page import write_json
-from minigpt4.tools.steps import Clock, call, minutes
+from recipes.steps import Clock, call, minutes
 
 from .ablations_plot import draw
 from .train import Places, chat_model

@@ -14,7 +14,7 @@ from minigpt4.common.checkpoint import read_state, save_weights
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import UserError
 from minigpt4.common.paths import sha256
-from minigpt4.tools.steps import Clock, call, minutes
+from recipes.steps import Clock, call, minutes
 
 from .photos import make_photos
 

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import training
 
+from minigpt4 import cli
 from minigpt4.datasets.image_text import read_filter_cap
-from minigpt4.tools import cli
 
 CAPTIONS = {
     "a/red.png": ["A red ball lies on grey ground.", "There is a red ball.", "A ball on the ground."],

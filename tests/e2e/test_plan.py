@@ -25,10 +25,10 @@ from minigpt4.checkup.plan.predict import (
 )
 from minigpt4.checkup.plan.setup import Setup
 from minigpt4.checkup.plan.shapes import LLMS, find_llm
+from minigpt4.cli import main
 from minigpt4.common.config import load_config
 from minigpt4.common.gpus import EFFICIENCY, GPUS, all_reduce, find_gpu, roofline
 from minigpt4.models.llm import create_llm
-from minigpt4.tools.cli import main
 
 DOCS = Path(__file__).parents[2] / "docs" / "plan.md"
 A100 = GPUS["a100-80g"]

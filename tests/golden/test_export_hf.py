@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import AutoProcessor, Blip2Config, Blip2ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
+from minigpt4 import cli
 from minigpt4.checkup.golden import read_meta, write_published_files
 from minigpt4.common.checkpoint import read_state, save_weights
 from minigpt4.common.config import load_config
@@ -27,7 +28,6 @@ from minigpt4.convert.hf import text as hf_text
 from minigpt4.convert.hf import wide as hf_wide
 from minigpt4.convert.hf.layout import published_name, to_hf
 from minigpt4.tasks import build_model
-from minigpt4.tools import cli
 
 SETS = ["a", "c"]  # in `c` the ViT's output varies so little that the norm's epsilon decides
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from minigpt4 import cli
 from minigpt4.checkup.golden import golden_model
 from minigpt4.checkup.parity import _vision, compare, uncompared
-from minigpt4.tools import cli
 
 SETS = ("a", "b", "c")  # `b`, `c`: all widths different; `c`: variances near the norms' epsilons
 

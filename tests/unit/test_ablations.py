@@ -6,8 +6,9 @@ import math
 import pytest
 from PIL import Image
 
+from minigpt4 import cli
 from minigpt4.common.config import load_config
-from minigpt4.tools import cli, steps
+from recipes import steps
 from recipes.tiny import ablations
 from recipes.tiny.train import Places
 

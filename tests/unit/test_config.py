@@ -6,12 +6,11 @@ import pytest
 import yaml
 from made import put
 
-from minigpt4 import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
+from minigpt4 import cli, conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
 from minigpt4.common.config import PROJECT, describe_config, load_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.paths import expand_shards, resolve_path
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig
-from minigpt4.tools import cli
 
 INFO = "datasets.laion.build_info"
 

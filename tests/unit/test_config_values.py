@@ -10,11 +10,10 @@ import pytest
 import yaml
 from made import put
 
-from minigpt4 import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
+from minigpt4 import cli, conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
 from minigpt4.common.config import PROJECT, load_config, read_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import Config, DatasetConfig
-from minigpt4.tools import cli
 
 LAION = "datasets.laion"
 

@@ -12,8 +12,8 @@ import yaml
 from made import good, picture, write_shard
 
 from minigpt4.checkup import data_check
+from minigpt4.cli import main
 from minigpt4.processors.image_processors import NOT_AN_IMAGE
-from minigpt4.tools.cli import main
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def _die(*_):
 @pytest.mark.timeout(60)
 def test_ctrl_c_tells_what_is_known(laid):
     """A shard that never comes to an end beside one that is whole. The end leaves no process behind."""
-    command = [sys.executable, "-m", "minigpt4.tools.cli", "data", "check", "0.tar"]
+    command = [sys.executable, "-m", "minigpt4.cli", "data", "check", "0.tar"]
     slow = "pipe:echo $$ > child; exec sleep 50"
     with (laid / "out").open("w") as out, (laid / "err").open("w") as err:
         run = subprocess.Popen(

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import pytest
 from made import picture
 
-from minigpt4 import serve
+from minigpt4 import cli, serve
 from minigpt4.conversation.chat import Chat, ChatError, read_image
 from minigpt4.serve import describe
-from minigpt4.tools import cli
 
 
 class Talker:

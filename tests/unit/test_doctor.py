@@ -16,7 +16,7 @@ from minigpt4.checkup import doctor
 from minigpt4.checkup.doctor import smoke as doctor_smoke
 from minigpt4.checkup.doctor.page import LOOK, OK, WRONG, Finding, page
 from minigpt4.checkup.golden import write_published_files
-from minigpt4.tools.cli import main
+from minigpt4.cli import main
 
 
 @pytest.fixture(scope="session")

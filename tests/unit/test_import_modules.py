@@ -9,13 +9,13 @@ import yaml
 from PIL import Image
 
 import train
+from minigpt4 import cli
 from minigpt4.checkup.golden import write_published_files
 from minigpt4.common import registry
 from minigpt4.common.checkpoint import read_state
 from minigpt4.common.config import PROJECT, load_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.serve import build_chat
-from minigpt4.tools import cli
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,7 @@ def test_no_star_imports():
 def test_importing_the_package_does_no_work():
     """`import minigpt4` and the command's `--help` come back at once: no torch."""
     code = (
-        "import sys, minigpt4, minigpt4.tools.cli, minigpt4.common.config\n"
+        "import sys, minigpt4, minigpt4.cli, minigpt4.common.config\n"
         "print({'torch', 'transformers', 'gradio', 'timm'} & set(sys.modules) or 'none')"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT)

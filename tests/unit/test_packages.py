@@ -20,7 +20,8 @@ from minigpt4.evaluation import captions, judge, vqa_data
 from minigpt4.models.adapters import add_lora
 from minigpt4.models.llm import create_llm
 from minigpt4.models.llm_loading import quantization_config
-from minigpt4.tools import sample_pictures, sample_set
+from recipes.quickstart import pictures as sample_pictures
+from recipes.quickstart import sample_set
 
 PROJECT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from made import good, picture, write_shard
 
+from minigpt4.cli import main
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.paths import expand_shards, read_text
@@ -14,7 +15,6 @@ from minigpt4.evaluation.data import read_records
 from minigpt4.evaluation.objects import read_vocabulary
 from minigpt4.models.llm_checks import read_json
 from minigpt4.models.prompting import read_prompts
-from minigpt4.tools.cli import main
 from tests.training import lay_config, lay_data, lay_model
 
 # -- patterns -------------------------------------------------------------------------------------------------------

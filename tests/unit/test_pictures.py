@@ -13,6 +13,7 @@ import torch
 from made import damaged_avif, picture, take
 from PIL import Image, ImageFile
 
+from minigpt4 import cli
 from minigpt4.common.schema import Config
 from minigpt4.conversation.chat import Chat, ImageError, read_image
 from minigpt4.convert.hf.files import processing_minigpt4
@@ -24,8 +25,7 @@ from minigpt4.evaluation.page import thumbnail
 from minigpt4.processors import image_processors
 from minigpt4.processors.image_processors import Blip2ImageEval, HugeImage, decode_image, open_image, to_rgb
 from minigpt4.serve import describe
-from minigpt4.tools import cli
-from minigpt4.tools.features import Crops
+from minigpt4.tasks.extract_features import Crops
 
 
 def file_of(image: Image.Image, kind: str, **options) -> bytes:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from minigpt4.cli import main
 from minigpt4.common.errors import CheckpointError, UserError
 from minigpt4.convert import sharded
 from minigpt4.convert.sharded import DiskFullError, WeightFile, checksum, parse_size, write_shard
@@ -21,7 +22,6 @@ from minigpt4.convert.vicuna import verify as verify_llama
 from minigpt4.convert.vicuna.llama_meta import MODEL_SIZES, LlamaSizes, open_llama
 from minigpt4.convert.vicuna.prepare import open_job, prepare
 from minigpt4.models.llm import load_tokenizer
-from minigpt4.tools.cli import main
 
 # 12 heads of 8: heads, head size and layers all differ, so that a wrong permutation or axis shows. 384: the tokenizer.
 WIDTH, HEADS, LAYERS, INNER, VOCAB, EPS = 96, 12, 3, 160, 384, 1e-6

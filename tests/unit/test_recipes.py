@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from minigpt4.tools import cli
+from minigpt4 import cli
 
 VERBS = {verb: module for verb, (module, _) in cli.VERBS.items() if module.startswith("recipes.")}
 

@@ -14,7 +14,7 @@ from minigpt4.evaluation.data import Record
 from minigpt4.evaluation.page import results_of
 from minigpt4.evaluation.scoring import Scored
 from minigpt4.evaluation.statistics import summarize
-from minigpt4.tools import steps
+from recipes import steps
 from recipes.quickstart import report, run, scores
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from minigpt4 import cli
 from minigpt4.common.errors import DataError
-from minigpt4.tools import cli
 from recipes.quickstart.captions import long_caption, plain_caption, short_caption
 from recipes.quickstart.pictures import Picture, Placed, compose, render
 from recipes.quickstart.sample_set import heldout_plan, make_sample_set, split_combinations, training_plan

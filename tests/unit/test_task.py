@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minigpt4 import cli
 from minigpt4.common.errors import DataError
 from minigpt4.common.schema import BuildInfo, Config, DatasetConfig, ModelConfig, ProcessorConfig, ProcessorsConfig
 from minigpt4.tasks import ImageTextPretrain
-from minigpt4.tools import cli
 
 
 def test_a_dataset_with_instructions_of_its_own_is_asked_by_these(tmp_path):

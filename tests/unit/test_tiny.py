@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from minigpt4 import cli
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import DataError
 from minigpt4.datasets.image_text import read_photos
-from minigpt4.tools import cli, steps
+from recipes import steps
 from recipes.tiny import train as tiny
 from recipes.tiny.classes import imagenet_names
 from recipes.tiny.photos import make_photos, sentence, with_article, words_of
@@ -114,7 +115,7 @@ def test_the_recipe_runs_its_commands_in_order_and_goes_on(photos, tmp_path, mon
     ran, fails = [], {"stage1"}
 
     def run_to_end(command):
-        verb = command[command.index("minigpt4.tools.cli") + 1] if "minigpt4.tools.cli" in command else "train"
+        verb = command[command.index("minigpt4.cli") + 1] if "minigpt4.cli" in command else "train"
         options = (
             dict(o.split("=", 1) for o in command[command.index("--options") + 1 :]) if "--options" in command else {}
         )

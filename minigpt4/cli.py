@@ -8,13 +8,16 @@ import importlib
 import sys
 import types
 
-from ..common.errors import UserError, main_guard
-from ..common.paths import PROJECT
+from .common.errors import UserError, main_guard
+from .common.paths import PROJECT
 
 VERBS = {
-    "config": ("config_verb", "print a resolved config and where each value came from"),
+    "config": (".checkup.show_config", "print a resolved config and where each value came from"),
     "data": (".checkup.data", "check training data before a run does"),
-    "features": ("features", "compute what the frozen ViT makes of a config's pictures, once for all its epochs"),
+    "features": (
+        ".tasks.extract_features",
+        "compute what the frozen ViT makes of a config's pictures, once for all its epochs",
+    ),
     "describe": (".serve.describe", "say what is in pictures, without a browser"),
     "eval": (".evaluation.run", "score a model on pictures: captions, things named, broken answers, questions"),
     "curate": (".curation.run", "make stage-2 data: a model describes photos, bad sentences are dropped"),
@@ -56,7 +59,7 @@ def load_verb(verb: str, module: str) -> types.ModuleType:
         UserError: it is a recipe, and recipes/ is not here.
     """
     if not module.startswith("recipes."):
-        return importlib.import_module(f".{module}", __package__)
+        return importlib.import_module(module, __package__)
     if not (PROJECT / "recipes").is_dir():
         raise UserError(
             f"minigpt4 {verb}: it is in recipes/, which is not part of the installed package; clone the project, "

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ..common.errors import UserError
-from ..common.paths import PROJECT
+from minigpt4.common.errors import UserError
+from minigpt4.common.paths import PROJECT
 
 
 class StepError(UserError):
@@ -49,7 +49,7 @@ def call(program: str, *arguments: str) -> None:
     Raises:
         StepError: it did not end well.
     """
-    start = {"minigpt4": ["-m", "minigpt4.tools.cli"], "python train.py": [str(PROJECT / "train.py")]}[program]
+    start = {"minigpt4": ["-m", "minigpt4.cli"], "python train.py": [str(PROJECT / "train.py")]}[program]
     print(f"$ {program} {shlex.join(arguments)}", flush=True)
     if code := run_to_end([sys.executable, *start, *arguments]):
         why = f"{program} {' '.join(arguments[:2])} did not finish (exit code {code}): the reason stands above"

@@ -1,1 +1,0 @@
-"""The `minigpt4` command: one module for each verb."""
