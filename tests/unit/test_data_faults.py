@@ -483,7 +483,7 @@ def test_a_batch_that_does_not_come_is_told(tmp_path, monkeypatch, caplog):
     source = ImageTextSource([(tmp_path / "a.png", "x")], lambda image: time.sleep(0.2) or noisy(image), str)
     loader = MixedLoader({"align": make_loader(SampleStream(source, "align"), 1, 0)}, {"align": 1.0}, 0, 0)
     take(loader, 1)
-    assert caplog.messages == ["datasets.align: no batch came for 0.05 s; still waiting"]
+    assert "datasets.align: no batch came for 0.05 s; still waiting" in caplog.messages
 
 
 @pytest.mark.timeout(30)
