@@ -15,16 +15,6 @@ from recipes.tiny.photos import make_photos, sentence, with_article, words_of
 from tests.made import picture
 
 
-@pytest.mark.parametrize("verb", ["tiny", "ablations"])
-def test_without_the_clone_a_recipe_says_what_to_do(verb, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "PROJECT", tmp_path)  # as where only the package is installed
-    assert cli.main([verb, "--help"]) == 1
-    assert f"minigpt4 {verb}: it is in recipes/, which is not part of the installed package" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["--help"])
-    assert ended.value.code == 0 and verb in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("given", "written"),
     [
