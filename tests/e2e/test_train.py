@@ -276,13 +276,13 @@ from minigpt4.runners.runner import Runner
 from minigpt4.tasks import ImageTextPretrain
 
 texts = []
-build, end = ImageTextPretrain.build_batch, Runner._train
+build, end = ImageTextPretrain.build_batch, Runner.train
 
 def build_batch(self, model, samples):
     texts.extend(samples["text_input"])
     return build(self, model, samples)
 
-def _train(self):
+def run_and_report(self):
     try:
         end(self)
     finally:
@@ -295,7 +295,7 @@ def _train(self):
         with open(sys.argv[3] + f".{self.rank}", "w") as file:
             json.dump(facts, file)
 
-ImageTextPretrain.build_batch, Runner._train = build_batch, _train
+ImageTextPretrain.build_batch, Runner.train = build_batch, run_and_report
 sys.exit(train.main(sys.argv[1:3]))
 '''
 

@@ -131,7 +131,7 @@ NUMBERS = dict(numbers())
 
 
 def test_every_number_has_a_range():
-    assert len(NUMBERS) > 70
+    assert len(NUMBERS) > 60
     assert [name for name, f in NUMBERS.items() if not f.metadata["limits"]] == []
 
 
@@ -167,7 +167,6 @@ def test_nonsense_is_refused(tmp_path, key):
         ("model.drop_path_rate", 1, "model.drop_path_rate: 1.0 should be at least 0 and below 1"),
         ("model.lora", {"dropout": 1.5}, "model.lora.dropout: 1.5 should be at least 0 and below 1"),
         (f"{LAION}.sample_ratio", float("inf"), f"{LAION}.sample_ratio: inf should be a finite number, at least 0"),
-        (f"{LAION}.build_info.share", 0, f"{LAION}.build_info.share: 0.0 should be above 0 and at most 1"),
         (f"{LAION}.vis_processor.train.std", [0.5, 0, 0.5], f"{LAION}.vis_processor.train.std: 0.0 should be above 0"),
         (f"{LAION}.vis_processor.train.min_scale", 2, f"{LAION}.vis_processor.train.min_scale: 2.0 should be above 0"),
         ("run.min_lr", 2e-3, "run.min_lr: 0.002 is above init_lr 0.001"),
