@@ -8,6 +8,7 @@ os.environ |= {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_VISIBLE_DEVICES": "",
+    "COLUMNS": "100",  # help texts and pages are wrapped alike in pytest-xdist's processes
 }
 
 from pathlib import Path
