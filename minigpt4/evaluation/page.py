@@ -260,7 +260,7 @@ h4.first { color: var(--one); } h4.last { color: var(--two); }
 h4 small { border: 1px solid var(--line); border-radius: 9px; padding: 0 7px; margin-left: 5px; font-size: 12px; }
 h4 small:first-child { margin-left: 0; }
 .said p { font-size: 15px; line-height: 1.45; margin-bottom: 12px; white-space: pre-line; overflow-wrap: anywhere;
-  max-height: 14em; overflow-y: auto; }
+  max-height: 14.5em; overflow-y: auto; } /* ten lines */
 .said .truth { font-size: 13px; color: var(--soft); margin: -4px 0 14px; }
 mark { padding: 0 3px; border-radius: 3px; }
 mark.right { background: #cdeed6; color: #0f4a24; }

@@ -39,8 +39,8 @@ def write(results: dict, out: Path) -> None:
 def headline(results: dict) -> str:
     """One sentence with the first number of both stages; it says what happened, better or worse."""
     before, after = (results["scores"][stage]["objects_right"]["value"] for stage in STAGES)
-    trend = "up from" if after > before else "down from" if after < before else "just as after stage 1:"
-    return f"After stage 2 the model names {after:.0%} of the objects, {trend} {before:.0%}"
+    trend = "as after stage 1" if after == before else f"{'up' if after > before else 'down'} from {before:.0%}"
+    return f"After stage 2 the model names {after:.0%} of the objects, {trend}"
 
 
 def subtitle(results: dict) -> str:
@@ -85,7 +85,7 @@ def draw(results: dict, losses: dict[str, Path], file: Path) -> None:
     plt = pyplot()
     pictures = shown_pictures(results, SHOWN)
     rows = -(-len(pictures) // 2)
-    heights = [3.9, 5.6, *[3.2] * rows]
+    heights = [3.9, 5.6, *[3.5] * rows]
     figure = plt.figure(figsize=(16, sum(heights)), dpi=100, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.25, h_pad=0.15)
     grid = figure.add_gridspec(2 + rows, 4, width_ratios=[1, 2, 1, 2], height_ratios=heights)
@@ -106,12 +106,12 @@ def draw(results: dict, losses: dict[str, Path], file: Path) -> None:
     for i, (image, items) in enumerate(pictures.items()):
         axis(2 + i // 2, 2 * (i % 2)).imshow(Image.open(image))
         said = axis(2 + i // 2, 2 * (i % 2) + 1)
-        for y, (stage, title) in zip((1, 0.5), STAGES.items(), strict=True):
+        for y, (stage, title) in zip((1, 0.52), STAGES.items(), strict=True):
             verdict = items[0][stage]
             lines = textwrap.wrap(verdict["answer"] or "(nothing)", 58, max_lines=6, placeholder=" …")
             write_text(said, y, " · ".join([title, *verdict["flags"]]), fontsize=10, color=SOFT)
             write_text(said, y - 0.075, "\n".join(lines), fontsize=11)
-        write_text(said, 0.06, items[0]["truth"], fontsize=10, color=SOFT)
+        write_text(said, 0.07, items[0]["truth"], fontsize=10, color=SOFT)
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # signs that the font lacks
         figure.savefig(file)
     plt.close(figure)

@@ -154,6 +154,8 @@ def test_headline_says_what_happened(results):
     assert report.headline(results) == "After stage 2 the model names 60% of the objects, up from 40%"
     results["scores"]["stage1"], results["scores"]["stage2"] = results["scores"]["stage2"], results["scores"]["stage1"]
     assert report.headline(results) == "After stage 2 the model names 40% of the objects, down from 60%"
+    results["scores"]["stage1"] = results["scores"]["stage2"]
+    assert report.headline(results) == "After stage 2 the model names 40% of the objects, as after stage 1"
 
 
 def test_marks_are_where_the_objects_are_named():
