@@ -10,7 +10,6 @@ from ...conversation.generation import Decoding
 from .setup import Setup
 
 MAX_CONTEXT = 2000  # tokens of a chat's context and answer together, as Chat's default
-FIRST_CONTEXT = 100  # tokens of the system text, picture and first question
 # Between matrix products (casts, norms, rotary embeddings, residual sums) each number that a layer makes is read or
 # written this often in forward, and twice as often in backward. Counted once, on Vicuna's layers.
 TRAFFIC = 4
@@ -20,10 +19,13 @@ def kept_by_layer(setup: Setup, length: int) -> int:
     """Bytes that a layer of the LLM keeps for backward, of one row of `length` tokens. Its weights are frozen, so the
     inputs of its linear layers are not kept."""
     llm, b = setup.shapes.llm, setup.llm_bytes
-    width, fused = llm.heads * llm.head_width, not (setup.on_cpu or setup.original)
+    width = llm.heads * llm.head_width
     token = 2 * 4 * llm.hidden  # the inputs of both norms, in fp32
     token += 3 * b * width  # queries, keys, values
-    token += b * width if fused else (6 if b == 2 else 4) * llm.heads * length  # output, or weights in fp32 and 16 bit
+    if setup.fused_attention:
+        token += b * width  # its output
+    else:
+        token += (6 if b == 2 else 4) * llm.heads * length  # its weights in fp32, and a copy in 16 bit
     token += 3 * b * llm.intermediate  # gate, its activation, and what that is multiplied with
     token += (setup.amp_bytes + 1) * llm.lora_inputs // llm.layers  # LoRA's inputs, and the mask of their dropout
     if setup.original:  # transformers 4.28: scores, and the norms' inputs in 16 bit, are kept too
@@ -47,8 +49,7 @@ def activations(setup: Setup) -> tuple[int, int]:
         row += setup.amp_bytes * shapes.qformer.outputs
     # At the peak: gradients of the logits in fp32 and 16 bit, or a layer's backward, which first makes the layer again.
     beside = max((4 + 2 * b) * _logits(setup), (2 if again else 1) * layer)
-    batch = setup.config.run.batch_size_train
-    return batch * row, batch * beside
+    return setup.batch * row, setup.batch * beside
 
 
 def _logits(setup: Setup) -> int:
@@ -58,7 +59,7 @@ def _logits(setup: Setup) -> int:
 
 def training_work(setup: Setup) -> Iterator[Operation]:
     """Forward and backward of one batch."""
-    model, shapes, batch = setup.config.model, setup.shapes, setup.config.run.batch_size_train
+    model, shapes, batch = setup.config.model, setup.shapes, setup.batch
     llm, b, length = shapes.llm, setup.llm_bytes, setup.row_tokens
     if setup.features != "all":
         yield from _vision(setup, "visual_encoder", batch, 1 if model.freeze_vit else 3)
@@ -70,7 +71,7 @@ def training_work(setup: Setup) -> Iterator[Operation]:
     tokens = batch * length
     yield (forward + 1) * 2 * llm.weights * tokens, b, (forward + 1) * setup.layer_weights
     attention = 4 * length * llm.heads * llm.head_width * llm.layers * tokens
-    yield (forward + (2 if setup.on_cpu or setup.original else 2.5)) * attention, b, 0
+    yield (forward + (2.5 if setup.fused_attention else 2)) * attention, b, 0
     yield 0, b, (forward + 2) * TRAFFIC * batch * llm.layers * kept_by_layer(setup, length)
     logits = batch * _logits(setup)
     yield 2 * 2 * llm.hidden * logits, b, 3 * TRAFFIC * 4 * logits
@@ -95,14 +96,6 @@ def chat_activations(setup: Setup) -> tuple[int, int]:
     llm, (context, longest) = setup.shapes.llm, longest_context(setup)
     cache = 2 * llm.layers * llm.key_heads * llm.head_width * setup.llm_bytes * longest
     return cache, kept_by_layer(setup, context)
-
-
-def first_token_work(setup: Setup) -> Iterator[Operation]:
-    """Encode a picture and read the first context."""
-    yield from _vision(setup, "visual_encoder", 1, 1)
-    if setup.shapes.qformer:
-        yield from _vision(setup, "Qformer", 1, 1)
-    yield 2 * setup.shapes.llm.weights * FIRST_CONTEXT, setup.llm_bytes, setup.layer_weights
 
 
 def next_token_work(setup: Setup) -> Iterator[Operation]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from ...common.config import load_config
 from ...common.errors import UserError
 from ...common.gpus import EFFICIENCY, GPUS, IMAGES_PER_SECOND, NETWORK, find_gpu
-from .costs import FIRST_CONTEXT
 from .predict import GIB, predict
 
 PART_NAMES = {
@@ -100,8 +99,7 @@ def _headline(plan: dict) -> list[str]:
         lines.append(f"larger device{more}.")
     fits = plan["verdict"] != "does not fit"
     if plan["mode"] == "chat":
-        rate = f"At best {plan['tokens_per_second']:.3g} tokens a second; the first after {span(plan['first_token'])}."
-        return [*lines, rate] if fits else lines
+        return [*lines, f"At best {plan['tokens_per_second']:.3g} tokens a second."] if fits else lines
     if fits:
         lines.append(f"It takes {span(plan['time']['total'])} for {plan['time']['steps']:,} steps.")
     return [*lines, f"The largest batch_size_train that fits: {plan['largest_batch'] or 'none'}."]
@@ -127,7 +125,7 @@ def _assumptions(plan: dict) -> list[str]:
     gpu, train = plan["gpu"], plan["mode"] == "train"
     lines = [
         f"{plan['tokens']} text tokens a row, padding included (--tokens)" if train else
-        f"one chat that grows to {plan['context']} tokens before the last answer; {FIRST_CONTEXT} before the first",
+        f"one chat that grows to {plan['context']} tokens before the last answer",
         f"{gpu['title']}: {gpu['tflops16']:g} TFLOP/s in 16 bit, {gpu['tflops32']:g} in fp32, "
         f"{gpu['bandwidth']:g} GB/s ({gpu['source']}); {EFFICIENCY:.0%} of these peaks are reached",
     ]  # fmt: skip

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from ...common.config import load_config
 from ...common.gpus import CUDA_CONTEXT, IMAGES_PER_SECOND, PROCESS, Gpu, all_gather, all_reduce, find_gpu, roofline
 from ...common.schema import Config
-from .costs import activations, chat_activations, first_token_work, longest_context, next_token_work, training_work
+from .costs import activations, chat_activations, longest_context, next_token_work, training_work
 from .setup import Setup
-from .shapes import find_llm, read_shapes
+from .shapes import Shapes, find_llm
 
 GIB = 2**30
 LARGEST_BATCH = 4096  # no larger one is tried
@@ -20,7 +20,7 @@ SPARE_TRAINING, SPARE_CHAT = 0.07, 0.5  # of the activations; of keys and values
 def make_setup(path: str, llm: str | None, gpu: Gpu, nproc: int = 1, options: Sequence[str] = (), **more) -> Setup:
     """The setup of a config file; `more` are fields of Setup."""
     config = load_config(path, options, mode="show")
-    return Setup(config, read_shapes(config.model, find_llm(config, llm)[0]), gpu, nproc, **more)
+    return Setup(config, Shapes(config.model, find_llm(config, llm)[0]), gpu, nproc, **more)
 
 
 def predict(
@@ -38,38 +38,34 @@ def predict(
     Returns:
         memory {purpose: bytes} and "total", verdict (fits, tight, does not fit), parts {name: parameters, trained,
         weights in bytes}, ways to fit if it does not. Of training also batch, samples of an optimizer step, flops and
-        bytes (moved) of a batch, time (see `training_time`), largest_batch; of a chat context (tokens), first_token
-        (seconds), tokens_per_second.
+        bytes (moved) of a batch, time (see `training_time`), largest_batch. Of a chat context (tokens) and
+        tokens_per_second.
     """
     sizes, source = find_llm(config, llm)
     device = find_gpu(gpu) if isinstance(gpu, str) else gpu
-    setup = Setup(config, read_shapes(config.model, sizes), device, nproc, nodes, tokens)
-    memory = training_memory(setup) if mode == "train" else chat_memory(setup)
-    parts = {name: asdict(part) | {"weights": setup.weights(name)} for name, part in setup.shapes.parts.items()}
+    setup = Setup(config, Shapes(config.model, sizes), device, nproc, nodes, tokens)
+    memory = needed_memory(setup, mode)
     plan = {
         "config": config.path, "mode": mode, "gpu": asdict(device), "nproc": nproc, "nodes": nodes,
-        "devices": setup.devices, "llm": source,
-        "parts": parts, "bits": setup.bits, "memory": memory, "verdict": verdict(memory, device), "ways": [],
+        "devices": setup.devices, "llm": source, "bits": setup.bits,
+        "parts": {name: asdict(part) | {"weights": setup.weights(name)} for name, part in setup.shapes.parts.items()},
+        "memory": memory, "verdict": verdict(memory, device), "ways": [],
     }  # fmt: skip
+    if plan["verdict"] != "fits":
+        for options, fitting in what_fits(setup, mode):
+            way = {"options": options, "memory": needed_memory(fitting, mode)["total"]}
+            plan["ways"].append(way | ({"seconds": training_time(fitting)["total"]} if mode == "train" else {}))
     if mode == "chat":
-        if plan["verdict"] != "fits":
-            plan["ways"] = [
-                {"options": {"model.low_resource": s.config.model.low_resource}, "memory": chat_memory(s)["total"]}
-                for s in chats_that_fit(setup)
-            ]
         return plan | {
             "context": longest_context(setup)[0],
-            "first_token": roofline(first_token_work(setup), device),
             "tokens_per_second": 1 / roofline(next_token_work(setup), device),
         }
-    if plan["verdict"] != "fits":
-        plan["ways"] = [_way(keys, fitting) for keys, fitting in what_fits(setup)]
-    run, work = config.run, [*training_work(setup)]
+    work = [*training_work(setup)]
     return plan | {
         "features": setup.features,
         "tokens": setup.text_tokens,
-        "batch": run.batch_size_train,
-        "samples": run.batch_size_train * run.accum_grad_iters * setup.devices,
+        "batch": setup.batch,
+        "samples": setup.batch * config.run.accum_grad_iters * setup.devices,
         "flops": sum(flops for flops, _, _ in work),
         "bytes": sum(moved for _, _, moved in work),
         "time": training_time(setup),
@@ -77,49 +73,25 @@ def predict(
     }
 
 
-def _way(keys: dict, setup: Setup) -> dict:
-    run = setup.config.run
-    options = {"run.parallel" if key == "parallel" else f"model.{key}": value for key, value in keys.items()}
-    options |= {"run.batch_size_train": run.batch_size_train, "run.accum_grad_iters": run.accum_grad_iters}
-    return {
-        "options": options,
-        "memory": training_memory(setup)["total"],
-        "seconds": training_time(setup)["total"],
-    }
-
-
-def training_memory(setup: Setup) -> dict[str, int]:
-    """Bytes of each device at the peak of a training step, by purpose, and "total"."""
-    weights, layers, trained = sum(map(setup.weights, setup.shapes.parts)), setup.layer_weights, _trained(setup)
-    lines = {"weights": weights}
-    if setup.sharded:  # a device gathers the next layer while it computes one
-        lines["weights"] += -(-layers // setup.devices) - layers
-        lines["two layers, gathered"] = 2 * layers // setup.shapes.llm.layers
-    # In fp32: gradient, AdamW's two moments, and DDP's bucket of gradients.
-    lines["gradients and AdamW"] = (4 + 8 + (4 if setup.devices > 1 else 0)) * trained
-    kept, beside = activations(setup)
-    lines |= {"kept for backward": kept, "workspace at the peak": beside}
-    return _with_context(setup, lines, SPARE_TRAINING * (kept + beside))
-
-
-def chat_memory(setup: Setup) -> dict[str, int]:
-    """Bytes of a device at the peak of the longest chat, by purpose, and "total"."""
-    cache, workspace = chat_activations(setup)
-    weights = sum(map(setup.weights, setup.shapes.parts))
-    lines = {"weights": weights, "keys and values": cache, "workspace at the peak": workspace}
-    return _with_context(setup, lines, SPARE_CHAT * cache)
-
-
-def _with_context(setup: Setup, lines: dict[str, int], spare: float) -> dict[str, int]:
+def needed_memory(setup: Setup, mode: str) -> dict[str, int]:
+    """Bytes of each device by purpose, and "total": at the peak of a training step, or of the longest chat."""
+    lines = {"weights": sum(map(setup.weights, setup.shapes.parts))}
+    if mode == "chat":
+        lines["keys and values"], lines["workspace at the peak"] = chat_activations(setup)
+        spare = SPARE_CHAT * lines["keys and values"]
+    else:
+        if setup.sharded:  # a device gathers the next layer while it computes one
+            lines["weights"] += -(-setup.layer_weights // setup.devices) - setup.layer_weights
+            lines["two layers, gathered"] = 2 * setup.layer_weights // setup.shapes.llm.layers
+        # In fp32: gradient, AdamW's two moments, and DDP's bucket of gradients.
+        lines["gradients and AdamW"] = (4 + 8 + (4 if setup.devices > 1 else 0)) * setup.shapes.trained
+        lines["kept for backward"], lines["workspace at the peak"] = activations(setup)
+        spare = SPARE_TRAINING * (lines["kept for backward"] + lines["workspace at the peak"])
     if setup.on_cpu:
         lines["Python and libraries"] = int(PROCESS * GIB)
     else:
         lines |= {SPARE: int(spare), "CUDA context": int(CUDA_CONTEXT * GIB)}
     return lines | {"total": sum(lines.values())}
-
-
-def _trained(setup: Setup) -> int:
-    return sum(part.trained for part in setup.shapes.parts.values())
 
 
 def verdict(memory: dict[str, int], gpu: Gpu) -> str:
@@ -131,8 +103,8 @@ def verdict(memory: dict[str, int], gpu: Gpu) -> str:
 def training_time(setup: Setup) -> dict[str, float]:
     """Seconds: compute, loading and gathering (FSDP) of a batch, which run beside each other; all_reduce, optimizer and
     `step` of an optimizer step, which has `batches`; `total` of all `steps`."""
-    run, gpu, trained = setup.config.run, setup.gpu, _trained(setup)
-    images = 0 if setup.features == "all" else run.batch_size_train  # features are read as they are in their file
+    run, gpu, trained = setup.config.run, setup.gpu, setup.shapes.trained
+    images = 0 if setup.features == "all" else setup.batch  # features are read as they are in their file
     time = {
         "compute": roofline(training_work(setup), gpu),
         "loading": images / (IMAGES_PER_SECOND * max(run.num_workers, 1)),
@@ -148,36 +120,33 @@ def training_time(setup: Setup) -> dict[str, float]:
     return time | {"step": step, "total": time["steps"] * step}
 
 
-def fits_training(setup: Setup) -> bool:
-    return verdict(training_memory(setup), setup.gpu) == "fits"
+def fits(setup: Setup, mode: str = "train") -> bool:
+    return verdict(needed_memory(setup, mode), setup.gpu) == "fits"
 
 
 def largest_batch(setup: Setup) -> int:
     """The largest batch_size_train that fits; 0 when none does."""
-    return bisect.bisect(range(1, LARGEST_BATCH + 1), False, key=lambda batch: not fits_training(setup.changed(batch)))
+    batches = range(1, LARGEST_BATCH + 1)
+    return bisect.bisect(batches, False, key=lambda batch: not fits(setup.changed({"run.batch_size_train": batch})))
 
 
-def what_fits(setup: Setup) -> Iterator[tuple[dict, Setup]]:
-    """Ways to train that fit, the least change first: the keys that change, and the whole. The batch divides
-    an optimizer step's samples, and accum_grad_iters makes up for it, so that the training is the same."""
+def what_fits(setup: Setup, mode: str = "train") -> Iterator[tuple[dict, Setup]]:
+    """Yield options that make it fit, the smallest change first, and the setup with them. A smaller batch divides an
+    optimizer step's samples, and accum_grad_iters makes up for it, so that the training is the same."""
     model, run = setup.config.model, setup.config.run
-    whole = run.batch_size_train * run.accum_grad_iters
-    slower, smaller, sharded = {"use_grad_checkpoint": True}, {"low_resource": True}, {"parallel": "fsdp"}
-    ways = [{}, slower] if setup.sharded else [{}, slower, smaller, slower | smaller]
-    if setup.devices > 1 and not (model.low_resource or model.lora):  # FSDP shards an LLM that is frozen, in 16 bit
-        ways += [sharded, slower | sharded]
-    now = {**vars(model), "parallel": "fsdp" if setup.sharded else None}
-    for way in ways:
-        if not any(now[key] for key in way):  # else it is so already
-            changed = setup.changed(**way)
-            batch = next((b for b in range(run.batch_size_train, 0, -1)
-                          if whole % b == 0 and fits_training(changed.changed(b))), None)  # fmt: skip
-            if batch:
-                yield way, changed.changed(batch)
-
-
-def chats_that_fit(setup: Setup) -> list[Setup]:
-    """The chat with other bits of the LLM's weights, the most bits first."""
-    bits = [low for low in (False, True, "4bit") if low != setup.config.model.low_resource]
-    changed = [setup.changed(low_resource=low) for low in bits]
-    return [s for s in changed if verdict(chat_memory(s), s.gpu) == "fits"]
+    if mode == "chat":  # the most bits first
+        changes = [{"model.low_resource": low} for low in (False, True, "4bit") if low != model.low_resource]
+    else:
+        changes = [{}] if model.use_grad_checkpoint else [{}, {"model.use_grad_checkpoint": True}]
+        if not (setup.sharded or model.low_resource):  # FSDP shards an LLM that is frozen, in 16 bit
+            others = [{"model.low_resource": True}] + [{"run.parallel": "fsdp"}] * (
+                setup.devices > 1 and not model.lora
+            )
+            changes += [change | other for other in others for change in changes]
+    whole = setup.batch * run.accum_grad_iters
+    batches = [batch for batch in range(setup.batch, 0, -1) if whole % batch == 0]
+    for change in changes:
+        for options in [change | setup.with_batch(batch) for batch in batches] if mode == "train" else [change]:
+            if fits(changed := setup.changed(options), mode):
+                yield options, changed
+                break

@@ -13,7 +13,7 @@ from ...models.prompting import read_prompts
 from .shapes import Shapes
 
 
-@dataclass(frozen=True)
+@dataclass
 class Setup:
     """What is planned.
 
@@ -30,64 +30,23 @@ class Setup:
     tokens: int | None = None
     original: bool = False
 
-    @property
-    def devices(self) -> int:
-        return self.nproc * self.nodes
-
-    @property
-    def on_cpu(self) -> bool:
-        return self.gpu.kind == "cpu"
-
-    @property
-    def sharded(self) -> bool:
-        """Whether FSDP shards the LLM's layers over the devices in training."""
-        return self.config.run.parallel == "fsdp" and self.devices > 1
-
-    @property
-    def features(self) -> str:
-        """Which datasets have build_info.features: all (then the ViT does not run in training), some or none."""
+    def __post_init__(self):
+        model, run = self.config.model, self.config.run
+        self.batch, self.devices, self.on_cpu = run.batch_size_train, self.nproc * self.nodes, self.gpu.kind == "cpu"
+        self.fused_attention = not (self.on_cpu or self.original)
+        self.sharded = run.parallel == "fsdp" and self.devices > 1  # the LLM's layers, over all devices
+        # Bytes of a number in the ViT, in the LLM, and in the arithmetic of trained parts: 2 or 4.
+        self.vit_bytes = 4 if self.on_cpu or not model.freeze_vit else DTYPES[model.vit_precision].itemsize
+        auto = 4 if self.on_cpu else 2
+        self.llm_bytes = auto if model.llama_precision == "auto" else DTYPES[model.llama_precision].itemsize
+        self.amp_bytes = 2 if run.amp and not (self.on_cpu and run.amp_dtype == "auto") else 4
+        self.bits = bits_of(model.low_resource) or 8 * self.llm_bytes  # of a weight of the LLM's linear layers
         have = [bool(dataset.build_info.features) for dataset in self.config.datasets.values()]
-        return "none" if not any(have) else "all" if all(have) else "some"
-
-    @property
-    def llm_bytes(self) -> int:
-        """Bytes of a number of the LLM: 2 or 4."""
-        name = self.config.model.llama_precision
-        return (4 if self.on_cpu else 2) if name == "auto" else DTYPES[name].itemsize
-
-    @property
-    def vit_bytes(self) -> int:
-        """Bytes of a weight of the ViT. On a CPU, and when it is trained, that is fp32."""
-        model = self.config.model
-        return 4 if self.on_cpu or not model.freeze_vit else DTYPES[model.vit_precision].itemsize
-
-    @property
-    def amp_bytes(self) -> int:
-        """Bytes of a number in the trained parts' arithmetic."""
-        run = self.config.run
-        return 2 if run.amp and not (self.on_cpu and run.amp_dtype == "auto") else 4
-
-    @property
-    def bits(self) -> int:
-        """Bits of a weight of the LLM's linear layers."""
-        return bits_of(self.config.model.low_resource) or 8 * self.llm_bytes
-
-    @property
-    def text_tokens(self) -> int:
-        most = self.config.model.max_txt_len
-        return min(self.tokens or most, most)
-
-    @property
-    def row_tokens(self) -> int:
-        """Tokens of a row: BOS, the longest instruction, the image, the text."""
-        model = with_training_form(self.config.model, None)
-        files = {"model.prompt_path": model.prompt_path}
-        files |= {f"datasets.{name}.prompt_path": d.prompt_path for name, d in self.config.datasets.items()}
-        prompts = [p for key, path in files.items() if path for p in read_prompts(path, model.prompt_template, key)]
-        # One token for each word and sign: about LLaMA's count for plain English.
-        words = [len(re.findall(r"\n|\w+|[^\w\s]+", prompt.replace(IMAGE_MARK, " "))) for prompt in prompts]
+        self.features = "none" if not any(have) else "all" if all(have) else "some"  # with all, the ViT does not run
+        self.text_tokens = min(self.tokens or model.max_txt_len, model.max_txt_len)
+        # Of a row: BOS, the longest instruction, the image, the text.
         image = (self.shapes.qformer or self.shapes.vit).tokens
-        return 1 + max(words, default=0) + image + self.text_tokens
+        self.row_tokens = 1 + _instruction_tokens(self.config) + image + self.text_tokens
 
     def weights(self, name: str) -> int:
         """Bytes of a part's weights; what is trained is in fp32. low_resource leaves embeddings and output head as they
@@ -107,11 +66,24 @@ class Setup:
         outside = part.parameters - part.trained - self.shapes.llm.weights
         return self.weights("llama_model") - 4 * part.trained - self.llm_bytes * outside
 
-    def changed(self, batch: int | None = None, parallel: str | None = None, **model) -> "Setup":
-        """With other keys of `model`, another run.parallel, or another batch size with as many batches as make the
-        same optimizer step."""
-        run = replace(self.config.run, parallel=parallel or self.config.run.parallel)
-        if batch:
-            whole = run.batch_size_train * run.accum_grad_iters
-            run = replace(run, batch_size_train=batch, accum_grad_iters=-(-whole // batch))
-        return replace(self, config=replace(self.config, run=run, model=replace(self.config.model, **model)))
+    def changed(self, options: dict[str, object]) -> "Setup":
+        """With other values of some keys, written as for --options: {"model.low_resource": True}."""
+        config = self.config
+        for key, value in options.items():
+            section, name = key.split(".")
+            config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+        return replace(self, config=config)
+
+    def with_batch(self, batch: int) -> dict[str, int]:
+        """The options for another batch size, and for as many batches as make the same optimizer step."""
+        whole = self.batch * self.config.run.accum_grad_iters
+        return {"run.batch_size_train": batch, "run.accum_grad_iters": -(-whole // batch)}
+
+
+def _instruction_tokens(config: Config) -> int:
+    """Tokens of the longest instruction, one for each word and sign: about LLaMA's count for plain English."""
+    template = with_training_form(config.model, None).prompt_template
+    files = {"model.prompt_path": config.model.prompt_path}
+    files |= {f"datasets.{name}.prompt_path": dataset.prompt_path for name, dataset in config.datasets.items()}
+    prompts = [p for key, path in files.items() if path for p in read_prompts(path, template, key)]
+    return max((len(re.findall(r"\n|\w+|[^\w\s]+", prompt.replace(IMAGE_MARK, " "))) for prompt in prompts), default=0)
