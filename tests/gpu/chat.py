@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from minigpt4.checkup.plan.costs import first_token_work, next_token_work
+from minigpt4.checkup.plan.costs import next_token_work
 from minigpt4.checkup.plan.setup import Setup
-from minigpt4.checkup.plan.shapes import read_shapes
+from minigpt4.checkup.plan.shapes import Shapes
 from minigpt4.common.gpus import roofline
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.prompts import VICUNA_V0
@@ -145,11 +145,10 @@ class Bench:
         if gpu is None:
             return {"note": "the planner does not know this card"}
         config = replace(config, model=replace(config.model, low_resource=BITS[bits]))
-        setup = Setup(config, read_shapes(config.model, self.llm_config), gpu)
+        setup = Setup(config, Shapes(config.model, self.llm_config), gpu)
         found = {"planned_weights_gib": round(setup.weights("llama_model") / GIB, 2)}
         if bits == "16 bit":
             speed = 1 / roofline(next_token_work(setup), gpu)
-            found["planned_first_token_s"] = round(roofline(first_token_work(setup), gpu), 3)
             found["planned_tokens_per_second"] = round(speed, 1)
             found["speed_measured_by_planned"] = round(values["turn1_tokens_per_second"] / speed, 3)
         return found

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
-from minigpt4.checkup.plan.predict import GIB, training_memory, training_time
+from minigpt4.checkup.plan.predict import GIB, needed_memory, training_time
 from minigpt4.checkup.plan.setup import Setup
-from minigpt4.checkup.plan.shapes import read_shapes
+from minigpt4.checkup.plan.shapes import Shapes
 from minigpt4.common.registry import TASKS
 
 from .full import card_of, llm_config, memory_used, random_model, read_config, summary, train, write_data
@@ -41,8 +41,8 @@ def predicted(setting: Setting, config, llm, values: dict) -> dict:
     gpu = card_of(setting)
     if gpu is None:
         return {"note": "the planner does not know this card"}
-    setup = Setup(config, read_shapes(config.model, llm), gpu)
-    time, memory = training_time(setup), training_memory(setup)["total"] / GIB
+    setup = Setup(config, Shapes(config.model, llm), gpu)
+    time, memory = training_time(setup), needed_memory(setup, "train")["total"] / GIB
     speed = config.run.batch_size_train / (time["compute"] + time["optimizer"])
     found = {"planned_samples_per_second": round(speed, 2)}
     found["speed_measured_by_planned"] = round(values["samples_per_second"] / speed, 3)
