@@ -4,7 +4,8 @@ import argparse
 import sys
 
 from ..common.config import describe_config, load_config
-from ..common.errors import ConfigError
+from ..common.errors import ConfigError, UserError
+from ..common.schema import Config, RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +15,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode", choices=("train", "chat"), default=None, help="also check what training or chat needs"
     )
+
+
+def _precision(config: Config, run_section: RunConfig | None) -> str:
+    """What would compute in which dtype on this machine, or why it cannot."""
+    from ..common.dist_utils import choose_device
+    from ..common.precision import resolve_precision
+
+    try:
+        return str(resolve_precision(config.model, choose_device(config.run.device), run_section))
+    except UserError as error:
+        return str(error)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     value_wide = min(max(len(value) for _, value, *_ in rows), 48)
     for name, value, origin, doc in rows:
         print(f"{name:{wide}}  {value:{value_wide}}  # {origin}" + (f": {doc}" if args.docs else ""))
+    for what, run_section in (("training", config.run), ("chat", None)) if config.datasets else (("chat", None),):
+        print(f"# precision in {what}: {_precision(config, run_section)}")
     if args.mode is None:
         return 0
     try:

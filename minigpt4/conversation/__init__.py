@@ -1,4 +1,8 @@
-"""Talking: how a conversation is written (prompts.py, chat_template.py), decoded (generation.py), led (chat.py)."""
+"""Conversations about images.
+
+In reading order: prompts.py and chat_template.py, how a conversation is written as text; plain_text.py, why people's
+texts hold no control tokens; generation.py, how an answer is decoded; chat.py, `Chat`, which does it all.
+"""
 
 from . import prompts  # registers the conversation templates
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..common.dist_utils import choose_device, is_launched, rank, training_device, world_size
 from ..common.paths import resolve_path, sha256
 from ..common.schema import Config
-from .data import Record
+from .records import Record
 
 SMALL = 64 << 20  # bytes; files up to this size are known by their content, larger ones by size and time
 

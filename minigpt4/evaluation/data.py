@@ -4,51 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import DataError
 from ..common.paths import read_text
 from ..datasets.image_text import folder_of_images, read_json_lines, read_photos
 from ..processors.image_processors import SUFFIXES, pictures_in
+from . import vqa_data
+from .records import EXAMPLES, WHERE, Record, image_folder
 
-WHERE = {
-    "photos": "a JSON line a photo: {image, captions, split}",
-    "questions": "a JSON line a question: {image, question, answer, split}",
-    "coco captions": "captions_val2017.json of https://cocodataset.org/#download",
-    "coco instances": "instances_val2017.json of https://cocodataset.org/#download",
-    "karpathy": "dataset_coco.json of https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
-    "vqa questions": "v2_OpenEnded_mscoco_val2014_questions.json of https://visualqa.org/download.html, or OK-VQA's of "
-    "https://okvqa.allenai.org/download.html",
-    "vqa annotations": "v2_mscoco_val2014_annotations.json of https://visualqa.org/download.html, or OK-VQA's of "
-    "https://okvqa.allenai.org/download.html",
-    "gqa": "testdev_balanced_questions.json of https://cs.stanford.edu/people/dorarad/gqa/download.html",
-    "aokvqa": "aokvqa_v1p0_val.json of https://github.com/allenai/aokvqa",
-    "easy-vqa": "pip install -e '.[eval]', then --data easy-vqa",
-    "folder": "a folder of pictures",
-}  # fmt: skip
-EXAMPLES = {  # what a line of one's own holds besides the image
-    "photos": {"captions": ["A dog on grass."]},
-    "questions": {"question": "What animal is this?", "answer": "dog"},
-}
 MAIN_AREA = 0.05  # of the picture: from there on an annotated COCO object is a main one
-
-
-@dataclass(frozen=True)
-class Record:
-    """One picture, or one question about one.
-
-    Args:
-        id: unique in its data.
-        truth: plain values: captions; objects (COCO's categories in it) and main; question, answers, rule, type;
-            choices, correct.
-    """
-
-    id: str
-    image: Path
-    truth: dict
 
 
 def read_records(
@@ -61,8 +27,6 @@ def read_records(
     Raises:
         DataError: files that are missing, no known format, of no use to this suite, or do not belong together.
     """
-    from . import vqa_data
-
     found: dict[str, tuple[Path, object]] = {}
     for name in data:
         kind, content = detect(name)
@@ -243,21 +207,3 @@ def coco_objects(instances: dict) -> tuple[dict[int, list[str]], dict[int, list[
         ordered = sorted(areas, key=lambda name: (-areas[name], name))
         mains[i] = [name for name in ordered if areas[name] >= MAIN_AREA] or ordered[:1]
     return {i: sorted(found) for i, found in everything.items()}, mains
-
-
-def image_folder(images: str | None, file: Path) -> Path:
-    if images is None:
-        raise DataError(f"{file} names images without a folder: add --images FOLDER")
-    if not Path(images).is_dir():
-        raise DataError(f"--images {images}: no such folder")
-    return Path(images)
-
-
-def by_coco_id(folder: Path) -> dict[int, Path]:
-    """By COCO's image id, the 12 digits at the end of a name: 000000000139.jpg, COCO_val2014_000000000139.jpg."""
-    found = {}
-    for path in folder.iterdir():
-        match = re.search(r"(\d{12})\.(?:jpg|jpeg|png)$", path.name)
-        if match:
-            found[int(match[1])] = path
-    return found

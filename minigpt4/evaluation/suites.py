@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..common.errors import DataError
 from . import scoring, vqa_data
 from .answering import Item
-from .data import Record
+from .records import Record
 from .scoring import Scored, Tools
 
 PHOTOS = ("photos", "karpathy", "coco captions", "coco instances")

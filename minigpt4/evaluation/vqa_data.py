@@ -9,7 +9,7 @@ from pathlib import Path
 from ..common.errors import DataError
 from ..common.packages import require_packages
 from ..datasets.image_text import folder_of_images, inside
-from .data import EXAMPLES, WHERE, Record, by_coco_id, image_folder
+from .records import EXAMPLES, WHERE, Record, by_coco_id, image_folder
 
 KINDS = ("questions", "vqa questions", "vqa annotations", "aokvqa", "gqa", "easy-vqa")
 

@@ -325,7 +325,7 @@ def test_the_page_says_what_is_read_instead_of_images(llm_folder, capsys):
     assert main([*arguments, f"datasets.other={other}"]) == 0
     text = capsys.readouterr().out
     assert "every batch is of images" in text and "images a second" in text
-    assert main([*arguments, "model.arch=mini_gpt4_words"]) == 1
+    assert main([*arguments, "model.arch=mini_gpt4_words", "run.import_modules=[recipes.tiny.parts]"]) == 1
     assert "plan counts model.arch mini_gpt4; mini_gpt4_words is another" in capsys.readouterr().err
 
 

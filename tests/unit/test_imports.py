@@ -11,7 +11,7 @@ PROJECT = Path(__file__).parents[2]
 PACKAGE = PROJECT / "minigpt4"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# Rooms that join across (tools, serve, evaluation, curation) are not named here: they may import any.
+BASE = {"common", "weights", "processors", "models", "conversation", "runners", "datasets", "tasks"}
 MAY_IMPORT = {
     "common": set(),
     "weights": {"common"},
@@ -21,6 +21,12 @@ MAY_IMPORT = {
     "runners": {"common"},
     "datasets": {"common", "processors"},
     "tasks": {"common", "processors", "models", "datasets", "conversation"},  # answers are shown as training goes on
+    # These join across.
+    "serve": BASE,
+    "evaluation": BASE | {"serve"},
+    "curation": BASE | {"serve", "evaluation"},
+    "convert": BASE | {"serve"},
+    "checkup": BASE | {"serve", "evaluation", "convert"},
 }
 
 
@@ -66,6 +72,29 @@ def test_a_room_imports_only_what_it_may(name):
         if room(other) not in {None, name} | MAY_IMPORT[name]
     }
     assert wrong == set()
+
+
+def test_no_file_imports_itself_by_others():
+    """Neither at the top of a file nor inside a function."""
+    modules = {".".join(("minigpt4", *f.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): f
+               for f in FILES}  # fmt: skip
+    needs = {
+        module: {next((n for n in (name, name.rpartition(".")[0]) if n in modules), module) for name in imported(file)}
+        - {module}
+        for module, file in modules.items()
+    }
+    while free := [module for module in needs if not needs[module] & needs.keys()]:
+        for module in free:
+            del needs[module]
+    assert not needs, "these import each other in a circle, or lead into one"
+
+
+def test_every_room_says_what_it_is_for():
+    """Its `__init__.py` opens with a map."""
+    rooms = [f for f in FILES if f.name == "__init__.py" and f.parent.parent == PACKAGE]
+    assert {f.parent.name for f in rooms} >= set(MAY_IMPORT)
+    short = [str(f) for f in rooms if len((ast.get_docstring(ast.parse(f.read_text())) or "").splitlines()) < 2]
+    assert short == []
 
 
 def test_no_star_imports():

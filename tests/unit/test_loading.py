@@ -133,9 +133,9 @@ def damage_index(folder, files, weights):
         (damage_missing, r"does not fit its config\.json: missing: lm_head\.weight \(1 in all\)"),
         (damage_unexpected, r"does not fit its config\.json: unexpected: model\.extra\.weight"),
         (damage_shape, r"of another shape: lm_head\.weight: \(3, 64\) in the file, \(384, 64\) in the model"),
-        (damage_gone, r"model-00002-of-00002\.safetensors is not there"),
-        (damage_lfs, r"model-00002-of-00002\.safetensors is a git-lfs pointer, not weights; run `git lfs pull`"),
-        (damage_html, r"model-00002-of-00002\.safetensors is a web page, not weights; .*fetch the file itself"),
+        (damage_gone, r"1 of the 2 files .* are missing: model-00002-of-00002\.safetensors; fetch them too"),
+        (damage_lfs, r"model-00002-of-00002\.safetensors is a git-lfs pointer, not weights .*; run `git lfs pull`"),
+        (damage_html, r"model-00002-of-00002\.safetensors is a web page, not weights .*; .*fetch the file itself"),
         (damage_index, r"model\.safetensors\.index\.json is damaged"),
     ],
 )

@@ -451,7 +451,7 @@ def test_devices(monkeypatch):
     with pytest.raises(DeviceError, match="0 to 1"):
         choose_device("cuda:2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert training_device("cuda") == torch.device("cuda")  # left over in the shell
+    assert training_device("cuda") == torch.device("cuda:0")  # LOCAL_RANK is left over in the shell
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "any")  # torchrun's word counts more than the config's
     assert training_device("cuda") == training_device("cuda:0") == torch.device("cuda:1")
     assert training_device("cpu") == CPU

@@ -9,6 +9,7 @@ from ...common.config import load_config
 from ...common.errors import UserError
 from ...common.gpus import EFFICIENCY, GPUS, IMAGES_PER_SECOND, NETWORK, find_gpu
 from .predict import GIB, predict
+from .table import span, tables
 
 PART_NAMES = {
     "visual_encoder": "ViT", "ln_vision": "norm", "query_tokens": "queries", "Qformer": "Q-Former",
@@ -38,8 +39,6 @@ def run(args: argparse.Namespace) -> int:
     from ... import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
 
     if args.table:
-        from .table import tables
-
         print(tables())
         return 0
     if not args.cfg_path:
@@ -141,13 +140,3 @@ def _assumptions(plan: dict) -> list[str]:
     if plan["bits"] < 16:
         lines.append("converting between the LLM's low-bit weights and 16 bit costs time that is not counted")
     return lines
-
-
-def span(seconds: float) -> str:
-    """36,000 -> "10.0 h"; 420 -> "7.0 min"; 40 -> "40 s"; 0.0123 -> "12 ms"."""
-    for unit, size, least in (("days", 86400, 48 * 3600), ("h", 3600, 5400), ("min", 60, 90)):
-        if seconds >= least:
-            return f"{seconds / size:.1f} {unit}"
-    if seconds >= 1:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{1000 * seconds:.0f} ms" if seconds >= 1e-3 else "under 1 ms" if seconds else "0 s"

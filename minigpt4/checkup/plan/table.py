@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from ...common.gpus import GPUS, roofline
 from .costs import next_token_work
-from .page import span
 from .predict import GIB, fits, make_setup, needed_memory, training_time, verdict, what_fits
 from .setup import Setup
 from .shapes import LLMS
@@ -71,3 +70,13 @@ def chat_cell(setup: Setup) -> str:
         return f"no: {size}"
     rate = 1 / roofline(next_token_work(setup), setup.gpu)
     return f"{size}{', tight' * (word == 'tight')}; {rate:.{0 if rate >= 10 else 1}f} tokens/s"
+
+
+def span(seconds: float) -> str:
+    """36,000 -> "10.0 h"; 420 -> "7.0 min"; 40 -> "40 s"; 0.0123 -> "12 ms"."""
+    for unit, size, least in (("days", 86400, 48 * 3600), ("h", 3600, 5400), ("min", 60, 90)):
+        if seconds >= least:
+            return f"{seconds / size:.1f} {unit}"
+    if seconds >= 1:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 1e-3 else "under 1 ms" if seconds else "0 s"
