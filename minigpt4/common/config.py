@@ -21,6 +21,7 @@ from .config_values import fill, is_section, kind_of, option_value
 from .errors import ConfigError, DataError, file_like
 from .paths import PACKAGE, PROJECT, read_text, resolve_path
 from .schema import Config
+from .schema_keys import meaning
 from .user_modules import import_user_modules
 
 # A text such as ### that YAML reads as a comment, so that the key would be null.
@@ -199,8 +200,7 @@ def describe_config(config: Config) -> list[tuple[str, Any, str, str]]:
                     (s for k, s in config.origin.items() if k == dotted or k.startswith(f"{dotted}.")),
                     "default",
                 )
-                allowed = f" ({f.metadata['range']})" if f.metadata.get("range") else ""
-                rows.append((dotted, value, source, f.metadata["doc"] + allowed))
+                rows.append((dotted, value, source, meaning(f.metadata)))
 
     walk(config, "")
     return rows

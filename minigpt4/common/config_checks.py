@@ -192,7 +192,7 @@ def _check_paths(section: Any, prefix: str, problems: list[str]) -> None:
         if not values or not all(values):
             problems.append(f"{where}: {value!r} should be a path, or null")
         elif any("/path/to" in v for v in values):
-            problems.append(f"{where}: {value!r} is a placeholder: set it to the path of: {f.metadata['doc']}")
+            problems.append(f"{where}: {value!r} is a placeholder; write a path: {f.metadata['doc']}")
         elif isinstance(section, BuildInfo) and f.name == "storage":
             _check_shards(values, where, problems)
         elif value.startswith(REMOTE):

@@ -235,8 +235,8 @@ def test_config_errors_are_one_message(write_config, tmp_path, capfd):
         "  --options 'seed': write it as section.key=value",
         "  model.image_sise: unknown key; did you mean 'image_size'?",
         "  run.lr_sched: 'cosine' is not registered; known: constant_lr, linear_warmup_cosine_lr",
-        "  model.ckpt: '/path/to/ckpt' is a placeholder: set it to the path of: "
-        "a checkpoint of ours or of the original: the trained weights",
+        "  model.ckpt: '/path/to/ckpt' is a placeholder; write a path: Checkpoint with the trained weights, "
+        "of this project or of the original; null starts from random weights.",
     ]
     assert not (tmp_path / "run").exists()
 

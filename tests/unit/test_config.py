@@ -96,8 +96,8 @@ def test_all_problems_at_once(problems, good, tmp_path):
         "run.batch_size_train: 0 should be at least 1",
         "run.max_epochs: unknown key; did you mean 'max_epoch'?",
         "model.arch: 'mini_gtp4' is not registered; did you mean 'mini_gpt4'?",
-        "model.ckpt: '/path/to/stage1/checkpoint/' is a placeholder: set it to the path of: a checkpoint of ours or of "
-        "the original: the trained weights",
+        "model.ckpt: '/path/to/stage1/checkpoint/' is a placeholder; write a path: Checkpoint with the trained "
+        "weights, of this project or of the original; null starts from random weights.",
         f"datasets.laion.build_info.storage: '{tmp_path}/gone.tar': no such file or folder",
     ]
 
@@ -283,7 +283,7 @@ def test_full_size_configs_lack_only_their_paths(file, mode, keys):
         load_config(str(PROJECT / file), mode=mode)
     lines = str(caught.value).splitlines()[1:]
     assert {line.strip().split(":")[0] for line in lines} == set(keys) and len(lines) == len(keys)
-    assert all(" is a placeholder: set it to the path of: " in line for line in lines)
+    assert all(" is a placeholder; write a path: " in line for line in lines)
 
 
 @pytest.mark.parametrize(

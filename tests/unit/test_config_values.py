@@ -11,6 +11,7 @@ import yaml
 from made import put
 
 from minigpt4 import cli, conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
+from minigpt4.checkup.show_config import docs_page
 from minigpt4.common.config import PROJECT, load_config, read_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import Config, DatasetConfig
@@ -199,8 +200,16 @@ def test_the_docs_of_a_key_say_its_range(capsys):
     file = str(PROJECT / "train_configs/tiny_stage1_pretrain.yaml")
     assert cli.main(["config", "--docs", "--cfg-path", file]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"run\.ema_decay .*: keep the moving .* \(above 0 and below 1\)\n", said)
-    assert re.search(r"run\.batch_size_eval .* \(at least 1\)\n", said)
+    assert re.search(r"run\.ema_decay .*\n    Decay of a moving average [^()]*\(above 0 and\s+below 1\)\.\n", said)
+    assert re.search(r"run\.batch_size_eval .*\n    Samples .* \(at least 1\)\.\n", said)
+    assert said.index("run.max_bad_share") < said.index("model.model_type") < said.index("run.distributed")
+
+
+def test_the_page_of_all_keys_is_up_to_date():
+    page = (PROJECT / "docs/config.md").read_text()
+    assert page == "\n".join(docs_page()) + "\n", "run `python -m minigpt4.checkup.show_config > docs/config.md`"
+    assert "| `image_size` | `224` | Side of the square input image, in pixels (at least 1). |" in page
+    assert page.index("`model.model_type`") > page.index("`max_bad_share`")
 
 
 # -- null, over a base ----------------------------------------------------------------------------------------------
