@@ -61,7 +61,7 @@ class BuildInfo:
     splits: list[str] | None = key(None, "Splits of the file to use; null uses all")
     features: str | None = key(
         None,
-        "Features of the pictures, in a file.npy that `minigpt4 features` writes; the ViT then does not run in training",
+        "Features of the pictures, a file.npy that `minigpt4 features` writes; the ViT then does not run",
     )
 
 
