@@ -61,6 +61,7 @@ def test_the_decorator_gives_the_class_back_and_names_are_sorted():
 def test_what_ships_is_registered():
     assert "mini_gpt4" in MODELS.names()
     assert {"laion", "cc_sbu", "cc_sbu_align", "captioned_photos"} <= set(DATASETS.names())
+    assert DATASETS.get("webdataset") is DATASETS.get("laion") is DATASETS.get("cc_sbu")
     assert {"blip2_image_train", "blip2_image_eval", "blip_caption", "plain_text"} <= set(PROCESSORS.names())
     assert "image_text_pretrain" in TASKS.names()
     assert {"linear_warmup_cosine_lr", "constant_lr"} <= set(LR_SCHEDULES.names())

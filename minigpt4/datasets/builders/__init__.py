@@ -13,8 +13,9 @@ from ..shards import ShardSource
 from ..stream import Source
 
 
-@DATASETS.register("cc_sbu")
+@DATASETS.register("cc_sbu")  # these two: the names in the original's configs
 @DATASETS.register("laion")
+@DATASETS.register("webdataset")
 def image_text_shards(config: DatasetConfig, vis_processor: Callable, text_processor: Callable) -> Source:
     """Stage 1: img2dataset shards (`build_info.storage`: pattern, glob or list of them)."""
     info = config.build_info
