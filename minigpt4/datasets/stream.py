@@ -176,6 +176,10 @@ class MixedLoader:
         for loader in self.loaders.values():
             loader.dataset.began = drawn
 
+    def close(self) -> None:
+        """End the loader processes now, not when Python happens to collect this object."""
+        self._iterators.clear()
+
     def __iter__(self) -> Iterator[tuple[str, dict]]:
         while True:
             rng = random.Random(seed_of(self.seed, self.rank, self.drawn))

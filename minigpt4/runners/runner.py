@@ -121,7 +121,10 @@ class Runner:
             self.watching.try_samples()
             with self.progress.opened(self.step, self.checkpoints.plain_config()), worker_faults_explained():
                 self._log_start()
-                self._loop()
+                try:
+                    self._loop()
+                finally:
+                    getattr(self.loader, "close", lambda: None)()  # a task's own loader may have no processes
             self._log_end()
 
     # -- the loop -------------------------------------------------------------------------------------------------
