@@ -183,6 +183,21 @@ def test_one_look_at_the_device_in_a_step(run, make_model, golden, monkeypatch):
     assert looks[:3] == [("tolist", "_all_reduce_step_facts")] * 3
 
 
+def test_a_run_closes_its_loader(run):
+    """Its processes end with the run, not when Python's collector comes by."""
+    task, closed = GivenTask([{"x": 1.0}]), []
+    build = task.build_loader
+
+    def build_loader(*arguments):
+        loader = build(*arguments)
+        loader.close = lambda: closed.append(loader.taken)
+        return loader
+
+    task.build_loader = build_loader
+    run(Slope(), task)
+    assert closed == [3]
+
+
 def test_another_optimizer(run, monkeypatch):
     monkeypatch.setitem(OPTIMIZERS._entries, "steady", lambda groups, lr, pull: torch.optim.SGD(groups, lr, pull))
     model = Slope()
