@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+import sys
 import threading
 import traceback
 from multiprocessing.queues import Queue
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -23,7 +25,14 @@ MORE_ROOM = (
 def set_up_worker(_worker: int) -> None:
     """Set up signals and the queue of batches. Every worker calls this first."""
     _leave_signals_to_the_run()
+    sys.excepthook = _tell_of_errors
     Queue._on_queue_feeder_error = _send_reason  # PyTorch has no hook for this; Python's would drop the batch
+
+
+def _tell_of_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A run that ends while a worker hands it a batch resets the connection: no error of the worker's."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _leave_signals_to_the_run() -> None:
