@@ -105,14 +105,14 @@ class MiniGPT4(Prompting, PublishedWeights):
     def load_llm(self, device: torch.device, apart: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The frozen LLM that model.llama_model names, and its tokenizer."""
         config, path = self.config, local_path(self.config.llama_model)
-        stored, attention = stored_dtype(path), config.attn_implementation
+        attention = config.attn_implementation
         if attention == "auto":
             # On CPU the backward of fused attention is slow: eager takes 0.7 of the small model's step.
             attention = "sdpa" if device.type == "cuda" else "eager"
         tokenizer = load_tokenizer(path, config.pad_token)
         llm = load_llm(
             path,
-            (apart and stored) or self.precision.llm,
+            (apart and stored_dtype(path)) or self.precision.llm,
             torch.device("cpu") if apart else device,
             low_resource=config.low_resource,
             device_map=config.device_map,
