@@ -61,6 +61,8 @@ def create_vit(name: str, image_size: int, drop_path_rate: float = 0.0, **kwargs
 
 def encode_tokens(vit: nn.Module, image: Tensor) -> Tensor:
     """image (B, 3, H, W) -> tokens (B, N, D_vit): a ViT's tokens with CLS, or a CNN's feature map read row by row."""
+    if not hasattr(vit, "patch_embed"):  # a CNN takes 0.6 of the time when channels lie together
+        image = image.contiguous(memory_format=torch.channels_last)
     features = vit.forward_features(image)
     if features.ndim == 3:
         return features

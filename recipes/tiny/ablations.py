@@ -23,7 +23,7 @@ from .ablations_plot import draw
 from .train import Places, chat_model
 
 CONFIG = "recipes/tiny/ablation.yaml"
-HELD_OUT, LIMIT = "human_val", "100"  # photos that no stage trains on; so many are described
+HELD_OUT, LIMIT = "human_dev", "200"  # photos that no stage trains on; so many are described
 
 
 class AblationError(UserError):
@@ -172,7 +172,7 @@ class Study:
         figures = {"valid_loss": losses[-1]}
         for suite, name in BY_SUITE.items():
             photos = ("--split", HELD_OUT, "--limit", LIMIT)
-            model = (*chat_model(self.qformer, checkpoint), *ARMS[arm].model)
+            model = (*chat_model(self.qformer, checkpoint, self.places.tower), *ARMS[arm].model)
             results = self.places.evaluate(suite, photos, folder / "eval", model)
             figures[name] = results["scores"]["after"][name]["value"]
         write_json(figures, folder / "figures.json")

@@ -16,7 +16,11 @@ from .classes import imagenet_names
 
 WORD = re.compile(r"[a-z'-]+")
 # Which splits of the photos' own list make up which of ours; a label split is parted by LABEL_HELD_OUT.
-HUMAN = {"human_train": ["flickr_train", "coco_train"], "human_val": ["flickr_val"]}
+HUMAN = {
+    "human_train": ["flickr_train", "flickr30k", "coco_train", "coco_more"],
+    "human_dev": ["flickr_dev"],  # for decisions
+    "human_val": ["flickr_val"],  # for the card's figures
+}
 LABELS = {"caltech": ["caltech_train"], "imagenet": ["imagenet_sample"]}
 LABEL_HELD_OUT = 10  # every tenth Caltech photo, by the hash of its name, is never trained on
 

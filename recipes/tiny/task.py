@@ -14,7 +14,7 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.paths import resolve_path
 from minigpt4.common.registry import TASKS
 from minigpt4.common.schema import DatasetConfig, key
-from minigpt4.datasets.image_text import ImageTextSource
+from minigpt4.datasets.image_text import ImageTextSource, folder_of_images, inside, read_json_lines
 from minigpt4.datasets.stream import Source, seed_of
 from minigpt4.tasks import ImageTextPretrain
 from minigpt4.tasks.image_text_pretrain import add_config_key_to_errors
@@ -38,6 +38,9 @@ class Extra:
     )
     classifier: str | None = key(
         None, "with features: the ViT's file; a sample is then one of the classes that its classifier knows"
+    )
+    questions: str | None = key(
+        None, "a file of questions.py; a sample is then a picture of the list with the questions about it"
     )
     names: int = key(1, "with classifier: how many names are drawn for a sample, as so many texts", least=1)
 
@@ -87,7 +90,7 @@ class TinySource(ImageTextSource):
     def unmixed(self, raw: tuple[Path, str | list[str]]) -> dict:
         """A picture with its captions, or one of the classifier's classes."""
         if not self.classes:
-            captions = self.captions(raw)
+            captions = raw[1] if self.extra.questions else self.captions(raw)
             return {"image": self.picture(raw[0]), "text_input": captions}
         tokens, texts = self.classes.sample(self.picture(raw[0]), lambda: self.picture(self.another()[0]))
         return {"image": tokens, "text_input": [self.text_processor(text) for text in texts]}
@@ -116,6 +119,16 @@ def choose_share(pairs: Sequence, share: float, seed: int, name: str) -> list:
     return [pairs[i] for i in sorted(order[: max(1, round(share * len(pairs)))])]
 
 
+def with_questions(pairs: Sequence[tuple[Path, list[str]]], file: Path) -> list:
+    """The pictures that the file asks about, with the questions and answers instead of the captions."""
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for _, row in read_json_lines(file):
+        asked.setdefault(row["image"], []).append((row["question"], row["answer_trained_on"]))
+    folder = folder_of_images(file, None)
+    found = {inside(folder, image, file): texts for image, texts in asked.items()}
+    return [(path, found[path]) for path, _ in pairs if path in found]
+
+
 @TASKS.register("tiny_pretrain")
 class TinyPretrain(ImageTextPretrain):
     """image_text_pretrain on lists of pictures, with the keys of `Extra` in each dataset's `extra`."""
@@ -136,4 +149,6 @@ class TinyPretrain(ImageTextPretrain):
                 classes = ClassNames(Path(resolve_path(extra.classifier)), source.features.shape[-1], extra.names)
         # The features are of the whole list, so it is cut after they were held against it.
         source.pairs = choose_share(source.pairs, extra.share, self.config.run.seed, name)
+        if extra.questions:
+            source.pairs = with_questions(source.pairs, Path(resolve_path(extra.questions)))
         return TinySource(source, extra, classes)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from minigpt4.common.checkpoint import read_state, save_weights
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import UserError
@@ -17,22 +19,28 @@ from minigpt4.common.paths import sha256
 from recipes.steps import Clock, call, minutes
 
 from .photos import make_photos
+from .questions import make_questions
+from .tower import export_tower
 
-CONFIGS = {stage: f"recipes/tiny/{stage}.yaml" for stage in ("words", "stage0", "stage1", "stage2")}
-CROPS = {"human_captions": 12, "class_labels": 3}  # of each training picture; class_names has those of class_labels
-STEPS = ("weights", "data", "features", "words", "stage0", "stage1", "curate", "stage2", "export", "figures")
-SHIPPED = ("qformer", "stage1", "stage2")  # .safetensors, as checkpoints/tiny/ has them
+CONFIGS = {stage: f"recipes/tiny/{stage}.yaml" for stage in ("tower", "words", "stage0", "stage1", "stage2")}
+CROPS = {"human_captions": 6, "class_labels": 2}  # of each training picture; two lists use the same
+STEPS = ("weights", "data", "tower", "features", "words", "stage0", "stage1", "curate", "stage2", "export", "figures")
+SHIPPED = ("qformer", "stage1", "stage2")  # .safetensors beside tower.safetensors, as checkpoints/tiny/ has them
 MEASURED = {  # of each file, by which suites
     "stage1": ("caption", "coverage", "failure"),
-    "stage2": ("caption", "coverage", "failure", "labels"),
+    "stage2": ("caption", "caption_val", "coverage", "failure", "labels", "vqa", "vqa_blind"),
 }
-SUITES = {  # stage 1 fills all the tokens it is given
-    "caption": ["human_val"],
-    "coverage": ["human_val"],
-    "failure": ["human_val", "--limit", "100", "--max-new-tokens", "120"],
-    "labels": ["caltech_val"],
+SUITES = {  # name -> suite, split and more; stage 1 fills all the tokens it is given
+    "caption": ("caption", "human_dev"),
+    "caption_val": ("caption", "human_val"),
+    "coverage": ("coverage", "human_val"),
+    "failure": ("failure", "human_val", "--limit", "100", "--max-new-tokens", "120"),
+    "labels": ("labels", "caltech_val"),
+    "vqa": ("vqa", "human_dev", "--prompt", "{question}"),
+    "vqa_blind": ("vqa", "human_dev", "--prompt", "{question}"),
 }
 CHAT = "eval_configs/tiny_eval.yaml"
+WEIGHTS = "weights/efficientnet_lite2/model.safetensors"  # the tower before it learns words
 
 
 class TinyError(UserError):
@@ -60,33 +68,49 @@ class Places:
         """The config's paths, moved to these places, and the overrides; without a stage, of the data alone."""
         info, photos = "build_info", self.data / "photos.jsonl"
         moved = {"run.output_dir": self.out / stage} if stage else {}
-        for name, file in (("human_captions", "human"), ("class_labels", "labels"), ("class_names", "labels")):
+        lists = {"human_captions": "human", "questions": "human", "class_labels": "labels", "class_names": "labels"}
+        if stage == "tower":
+            lists = {"human_captions": "", "class_labels": ""}  # pixels
+        else:
+            moved["model.vit_ckpt"] = moved["datasets.class_names.extra.classifier"] = self.tower
+        for name, file in lists.items():
             moved[f"datasets.{name}.{info}.storage"] = photos
-            moved[f"datasets.{name}.{info}.features"] = self.data / "features" / f"{file}.npy"
+            if file:
+                moved[f"datasets.{name}.{info}.features"] = self.data / "features" / f"{file}.npy"
         moved["datasets.human_captions.valid_info.storage"] = photos
-        moved["datasets.human_captions.valid_info.features"] = self.data / "features" / "human_val.npy"
-        if stage == "words":
+        if stage != "tower":
+            moved["datasets.human_captions.valid_info.features"] = self.data / "features" / "human_dev.npy"
+        if stage in ("tower", "words"):
             moved["model.extra.words"] = self.data / "words.txt"
+        if stage in ("stage0", "stage2"):
+            moved["datasets.questions.extra.questions"] = self.data / "questions.jsonl"
         if stage == "stage0":
             moved["model.ckpt"] = self.checkpoint("words")
         if stage in ("stage1", "stage2"):
             moved["model.q_former_model"] = self.checkpoint("stage0")
+        if stage == "stage1":
+            moved["model.ckpt"] = self.checkpoint("stage0")
         if stage == "stage2":
             moved["model.ckpt"] = self.checkpoint("stage1")
             moved["datasets.detailed.build_info.storage"] = self.out / "curated"
         return [*(f"{key}={value}" for key, value in moved.items()), *self.more]
 
+    @property
+    def tower(self) -> Path:
+        return self.out / "weights" / "tower.safetensors"
+
     def evaluate(self, suite: str, photos: Sequence[str], folder: Path, model: Sequence[str]) -> dict:
         """What `minigpt4 eval` writes into results.json.
 
         Args:
-            photos: its flags that choose some of photos.jsonl.
+            photos: its flags that choose some of photos.jsonl, or of questions.jsonl.
             folder: its --out.
             model: its --options.
         """
+        listed = self.data / ("questions.jsonl" if suite == "vqa" else "photos.jsonl")
         call(
             "minigpt4", "eval", "--cfg-path", CHAT, "--suite", suite,
-            "--data", str(self.data / "photos.jsonl"), *photos, "--out", str(folder), "--options", *model,
+            "--data", str(listed), *photos, "--out", str(folder), "--options", *model,
         )  # fmt: skip
         newest = max((folder / suite).glob("*/results.json"), key=lambda file: file.stat().st_mtime_ns)
         return json.loads(newest.read_text(encoding="utf-8"))
@@ -110,9 +134,13 @@ def run(args: argparse.Namespace) -> int:
     _keep_to(args.out / "made_with.json", made_with)
     clock = Clock(args.out / "steps.json", STEPS)
     with clock.step("weights", "Weights: a small vision encoder and a small language model, both frozen", seconds=max):
-        call("minigpt4", "weights")
+        call("minigpt4", "weights", "--only", "efficientnet_lite2", "--only", "smollm2-135m-instruct")
     with clock.step("data", "Photos: captions written one way, a tenth of Caltech held out", seconds=max):
         print(", ".join(f"{split} {count}" for split, count in make_photos(args.photos, args.data).items()))
+        print(", ".join(f"{kind} {count}" for kind, count in questions_of(places).items()))
+    _train("tower", "Tower: the last blocks of the vision encoder learn the captions' words", places, clock)
+    if not places.tower.exists():
+        export_tower(Path(WEIGHTS), places.checkpoint("tower"), places.tower)
     with clock.step("features", "Features: what the frozen encoder sees, several crops a photo", seconds=operator.add):
         for name, crops in CROPS.items():
             call(
@@ -122,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     titles = {
         "words": "Words: the Q-Former learns which words the captions use",
         "stage0": "Stage 0: the Q-Former and the projection, through the frozen language model",
-        "stage1": "Stage 1: the projection alone, from scratch",
+        "stage1": "Stage 1: the projection alone",
         "stage2": "Stage 2: it goes on, on the curated descriptions",
     }
     for stage in ("words", "stage0", "stage1"):
@@ -164,14 +192,30 @@ def curate(places: Places) -> None:
         return
     call(
         "minigpt4", "curate", "--cfg-path", CHAT, "--data", str(places.data / "photos.jsonl"), "--out", str(curated),
-        "--split", "human_train", "imagenet_train", "--no-continue", "--max-new-tokens", "40",
-        "--options", *chat_model(places.checkpoint("stage0"), places.checkpoint("stage1")),
+        "--split", "human_train", "--no-continue", "--max-new-tokens", "40",
+        "--options", *chat_model(places.checkpoint("stage0"), places.checkpoint("stage1"), places.tower),
     )  # fmt: skip
 
 
-def chat_model(qformer: Path, projection: Path) -> list[str]:
-    """The options that put these two files into CHAT."""
-    return [f"model.q_former_model={qformer}", f"model.ckpt={projection}"]
+def questions_of(places: Places) -> dict[str, int]:
+    """Write the questions, and grey pictures under the photos' names, for what can be guessed blindly."""
+    splits, blank = ("human_train", "human_dev", "human_val"), places.data / "blank"
+    counts = make_questions(places.data / "photos.jsonl", splits, places.data / "questions.jsonl")
+    blank.mkdir(exist_ok=True)
+    Image.new("RGB", (224, 224), (124, 117, 104)).save(blank / "grey.jpg")
+    for line in (places.data / "questions.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        link = blank / row["image"]
+        if row["split"] != "human_train" and not link.exists():
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(blank.resolve() / "grey.jpg")
+    return dict(counts)
+
+
+def chat_model(qformer: Path, projection: Path, tower: Path) -> list[str]:
+    """The options that put these files into CHAT."""
+    vision = ["model.vit_model=tf_efficientnet_lite2", f"model.vit_ckpt={tower}"]
+    return [*vision, f"model.q_former_model={qformer}", f"model.ckpt={projection}"]
 
 
 def export(places: Places) -> None:
@@ -188,11 +232,14 @@ def measure(places: Places) -> dict[str, tuple[float, float, float]]:
     """name -> (value, low, high), by `minigpt4 eval` from the exported weights; 95 % intervals."""
     weights = places.out / "weights"
     found = {}
-    for stage in MEASURED:
-        model = chat_model(weights / "qformer.safetensors", weights / f"{stage}.safetensors")
-        for suite in MEASURED[stage]:
-            results = places.evaluate(suite, ("--split", *SUITES[suite]), places.out / "eval" / stage, model)
-            for name, score in results["scores"]["after"].items():
-                label = f"{stage}, {suite}: {results['measures'][name]['label']}"
+    for stage, names in MEASURED.items():
+        model = chat_model(weights / "qformer.safetensors", weights / f"{stage}.safetensors", places.tower)
+        for name in names:
+            suite, split, *more = SUITES[name]
+            if name == "vqa_blind":
+                more += ["--images", str(places.data / "blank")]
+            results = places.evaluate(suite, ("--split", split, *more), places.out / "eval" / stage / name, model)
+            for measure, score in results["scores"]["after"].items():
+                label = f"{stage}, {name}: {results['measures'][measure]['label']}"
                 found[label] = score["value"], score["low"], score["high"]
     return found

@@ -1,6 +1,7 @@
 """The small model's recipe: its data, and the commands it strings together."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +50,10 @@ def photos(tmp_path):
     for split, count in (
         ("flickr_train", 2),
         ("flickr_val", 2),
+        ("flickr_dev", 2),
+        ("flickr30k", 1),
         ("coco_train", 2),
+        ("coco_more", 1),
         ("imagenet_sample", 2),
         ("caltech_train", 40),
     ):
@@ -67,7 +71,9 @@ def photos(tmp_path):
 
 def test_the_list_is_made_of_every_split_with_labels_held_out(photos, tmp_path):
     counts = make_photos(photos, tmp_path / "data")
-    assert counts["human_train"] == 4 and counts["human_val"] == 2 and counts["imagenet_train"] == 2
+    assert (
+        counts["human_train"] == 6 and counts["human_val"] == counts["human_dev"] == 2 and counts["imagenet_train"] == 2
+    )
     assert counts["caltech_train"] + counts["caltech_val"] == 40 and 0 < counts["caltech_val"] < 12
     file = tmp_path / "data" / "photos.jsonl"
     pairs = read_photos(str(file), splits=["human_train"])
@@ -102,10 +108,13 @@ def test_every_stage_goes_on_from_the_one_before(tmp_path):
     assert configs["words"].model.ckpt is None and configs["words"].model.arch == "mini_gpt4_words"
     assert configs["stage0"].model.ckpt == last["words"] and configs["stage0"].model.q_former_model is None
     assert configs["stage1"].model.q_former_model == configs["stage2"].model.q_former_model == last["stage0"]
-    assert configs["stage1"].model.ckpt is None and configs["stage1"].model.freeze_qformer
+    assert configs["stage1"].model.ckpt == last["stage0"] and configs["stage1"].model.freeze_qformer
     assert configs["stage2"].model.ckpt == last["stage1"]
+    assert configs.pop("tower").model.arch == "caption_tower"
     for config in configs.values():
-        assert "human_val" not in [s for d in config.datasets.values() for s in d.build_info.splits or ()]
+        seen = [s for d in config.datasets.values() for s in d.build_info.splits or ()]
+        assert not {"human_val", "human_dev"} & set(seen)
+        assert config.model.vit_ckpt == config.datasets["class_names"].extra["classifier"] == str(places.tower)
         assert str(config.datasets["human_captions"].build_info.features).startswith(str(tmp_path / "data"))
         assert config.run.output_dir.startswith(str(tmp_path / "out"))
 
@@ -133,8 +142,9 @@ def test_the_recipe_runs_its_commands_in_order_and_goes_on(photos, tmp_path, mon
             curated.mkdir()
             (curated / "filter_cap.json").write_text("{}")
         elif verb == "eval":
-            folder = tmp_path / "out" / "eval" / command[command.index("--out") + 1].rsplit("/", 1)[-1]
-            suite = folder / command[command.index("--suite") + 1] / "stage2-photos-1234"
+            suite = (
+                Path(command[command.index("--out") + 1]) / command[command.index("--suite") + 1] / "stage2-photos-1234"
+            )
             suite.mkdir(parents=True, exist_ok=True)
             score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3}
             results = {"measures": {"m": {"label": "words an answer"}}, "scores": {"after": {"m": score}}}
@@ -142,15 +152,16 @@ def test_the_recipe_runs_its_commands_in_order_and_goes_on(photos, tmp_path, mon
         return 0
 
     monkeypatch.setattr(steps, "run_to_end", run_to_end)
+    monkeypatch.setattr(tiny, "export_tower", lambda before, checkpoint, file: None)
     arguments = ["tiny", "--photos", str(photos), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 1
     assert "recipes/tiny/stage1.yaml did not finish" in capsys.readouterr().err
-    assert ran == ["weights", "features", "features", "words", "stage0", "stage1"]
+    assert ran == ["weights", "tower", "features", "features", "words", "stage0", "stage1"]
     ran.clear(), fails.clear()
     assert cli.main(arguments) == 0
-    assert ran == ["weights", "features", "features", "stage1", "curate", "stage2", *["eval"] * 7]
+    assert ran == ["weights", "features", "features", "stage1", "curate", "stage2", *["eval"] * 10]
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
-    assert len(figures) == 7 and figures["stage2, caption: words an answer"] == [0.5, 0.4, 0.6]
+    assert len(figures) == 10 and figures["stage2, caption: words an answer"] == [0.5, 0.4, 0.6]
     assert sorted(f.name for f in (tmp_path / "out" / "weights").iterdir()) == [
         "qformer.safetensors", "stage1.safetensors", "stage2.safetensors",
     ]  # fmt: skip
