@@ -20,8 +20,7 @@ from .config_checks import check_meaning
 from .config_values import fill, is_section, kind_of, option_value
 from .errors import ConfigError, DataError, file_like
 from .paths import PACKAGE, PROJECT, read_text, resolve_path
-from .schema import Config
-from .schema_keys import meaning
+from .schema import Config, meaning
 from .user_modules import import_user_modules
 
 # A text such as ### that YAML reads as a comment, so that the key would be null.
