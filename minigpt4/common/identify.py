@@ -1,7 +1,6 @@
 """What a weight file holds: decided by the names and shapes in its header, never by its file name.
 
-Only headers are read, so that 26 GB of shards take a second. safetensors: the JSON at the start; torch: the pickle,
-with the tensors memory-mapped. Nothing here knows a model or a config.
+Only headers are read: the JSON of safetensors, the pickle of torch. 26 GB of shards take a second.
 """
 
 import json
@@ -28,7 +27,7 @@ UNWRAPPED = {"minigpt4", "qformer", "eva_vit", "vit"}  # kinds whose own names n
 SIZED = {*UNWRAPPED, "llm", "llm_meta"}
 
 # What a file can be, in words that follow "is".
-KINDS = {
+MODELS = {
     "eva_vit": "an EVA ViT",
     "vit": "a ViT",
     "vision": "an image network",
@@ -40,32 +39,24 @@ KINDS = {
     "adapter": "a LoRA adapter",
     "resume": "the optimizer and random state of a training run, without weights",
     "gguf": "a GGUF file",
-    "lfs": "a git-lfs pointer, not weights",
-    "html": "a web page, not weights",
-    "text": "a text file, not weights",
-    "archive": "a packed archive, not weights",
-    "empty": "an empty file",
-    "truncated": "cut off: its end is missing",
-    "damaged": "damaged, or no weight file",
-    "code": "a pickle that would run code, which is never done here",
-    "folder": "a folder, not a file",
-    "missing": "not there",
     "unknown": "a weight file of another model",
 }
-# What to do about the kinds that hold no weights.
-DOWNLOAD_AGAIN = {
-    "lfs": "run `git lfs pull` in the folder it was cloned to",
-    "html": "the download went to a page about the file (or an error page): fetch the file itself",
-    "text": "download the file itself",
-    "archive": "unpack it, and write the path of what was in it",
-    "empty": "download it again",
-    "truncated": "download it again to the end",
-    "damaged": "download it again, or write the path of the right file",
-    "code": "take a file that holds tensors only",
-    "folder": "write the path of the weight file in it",
-    "missing": "write the path of the file",
+# The kinds that hold no weights, and what to do about each.
+OTHERS = {
+    "lfs": ("a git-lfs pointer, not weights", "run `git lfs pull` in the folder it was cloned to"),
+    "html": ("a web page, not weights", "the download went to a page about the file: fetch the file itself"),
+    "text": ("a text file, not weights", "download the file itself"),
+    "archive": ("a packed archive, not weights", "unpack it, and write the path of what was in it"),
+    "empty": ("an empty file", "download it again"),
+    "truncated": ("cut off: its end is missing", "download it again to the end"),
+    "damaged": ("damaged, or no weight file", "download it again, or write the path of the right file"),
+    "code": ("a pickle that would run code, which is never done here", "take a file that holds tensors only"),
+    "folder": ("a folder, not a file", "write the path of the weight file in it"),
+    "missing": ("not there", "write the path of the file"),
 }
-NO_WEIGHTS = set(DOWNLOAD_AGAIN)
+KINDS = MODELS | {kind: words for kind, (words, _) in OTHERS.items()}
+DOWNLOAD_AGAIN = {kind: what for kind, (_, what) in OTHERS.items()}
+NO_WEIGHTS = set(OTHERS)
 
 # How files begin that are neither safetensors nor torch; compared in lower case.
 HEADS = {
@@ -149,6 +140,7 @@ class FileFacts:
         if self.kind in NO_WEIGHTS:
             return text
         sizes = ": " * bool(self.sizes) + ", ".join(f"{name} {value:,}" for name, value in self.sizes.items())
+        sizes = re.sub(r"from width ([\d,]+), to LLM width", r"projection \1 ->", sizes)
         numbers = f"{len(self.tensors)} tensors, {amount(self.parameters)} numbers, " if self.tensors else ""
         return f"{text}{sizes}; {numbers}{gigabytes(self.bytes)}"
 
@@ -180,7 +172,9 @@ def identify(path: str | Path) -> FileFacts:
     start = head.lstrip().lower()
     for kind, beginnings in HEADS.items():
         if start.startswith(beginnings):
-            return FileFacts(path, kind, size)
+            wanted, title = (re.search(p, head, re.I) for p in (rb"size (\d+)", rb"<title[^>]*>\s*([^<]{1,60})"))
+            note = f"of a file of {gigabytes(int(wanted[1]))}" if kind == "lfs" and wanted else ""
+            return FileFacts(path, kind, size, title[1].decode(errors="replace").strip() if title else note)
     if head[257:262] == b"ustar":
         return FileFacts(path, "archive", size)
     if _begins_safetensors(head):
@@ -237,10 +231,7 @@ def _identify_torch(path: Path, head: bytes, size: int) -> FileFacts:
 
 
 def load_torch(path: Path) -> Any:
-    """What torch.save wrote, with its tensors memory-mapped where possible. No code of the file runs.
-
-    torch.load raises many kinds of exceptions.
-    """
+    """What torch.save wrote, memory-mapped where possible. No code of the file runs. Raises many kinds of errors."""
     with path.open("rb") as file:
         if path.suffix == ".safetensors":  # by this name torch would take it for one
             return torch.load(file, map_location="cpu", weights_only=True)

@@ -83,7 +83,7 @@ def test_a_checkpoint_with_a_trained_qformer_and_more_layers(tmp_path):
     facts = identify(tmp_path / "x")
     assert facts.kind == "minigpt4"
     assert facts.sizes == {"queries": 5, "Q-Former width": 6, "depth": 2, "from width": 6, "to LLM width": 4}
-    assert "from width 6, to LLM width 4" in facts.describe()
+    assert "projection 6 -> 4" in facts.describe()
 
 
 def _tar() -> bytes:
@@ -119,8 +119,8 @@ class Harm:
 @pytest.mark.parametrize(
     ("content", "kind", "note"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2025239905\n", "lfs", ""),
-        (b"\n<!DOCTYPE html><html><head><title>Hub - Log in</title>", "html", ""),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2025239905\n", "lfs", "of a file of 2.0 GB"),
+        (b"\n<!DOCTYPE html><html><head><title>Hub - Log in</title>", "html", "Hub - Log in"),
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "html", ""),
         (b"Entry not found", "text", "Entry not found"),
         (b'{"error": "gated repo"}', "text", "gated repo"),
