@@ -65,7 +65,7 @@ HEADS = {
     "gguf": (b"gguf",),
     "archive": (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!"),
 }
-# The first pattern that a tensor name matches decides the kind. A group is the prefix that all names have.
+# The first pattern that a tensor name matches decides the kind.
 NAMES = {
     "minigpt4": r"^llama_proj\.",
     "adapter": r"\.lora_[AB]\.",
@@ -73,8 +73,8 @@ NAMES = {
     "blip2_transformers": r"^qformer\.",
     "llm_meta": r"(?:^|\.)attention\.w[qkv]\.weight$|^tok_embeddings\.weight$",
     "llm": r"^(?:model|transformer)\.(?:layers|h)\.\d+\.|^(?:model\.embed_tokens|lm_head)\.weight$",
-    "eva_vit": r"^(.*?)blocks\.\d+\.attn\.q_bias$",
-    "vit": r"^(.*?)blocks\.\d+\.attn\.(?:qkv|q_proj)\.weight$",
+    "eva_vit": r"blocks\.\d+\.attn\.q_bias$",
+    "vit": r"blocks\.\d+\.attn\.(?:qkv|q_proj)\.weight$",
 }
 # What shapes say of a model: (size, name of a tensor, axis of its shape). Without an axis, layers are counted.
 SIZES = (
@@ -255,35 +255,22 @@ def _why_not_torch(head: bytes, error: str) -> tuple[str, str]:
 
 
 def _by_names(path: Path, size: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> FileFacts:
-    """The facts of a file whose header could be read."""
-    tensors, wrapper = _bare_names(tensors)
-    kind, prefix = _kind(tensors)
+    """The facts of a file whose header could be read. What a wrapper put into the names is left out where the result is
+    one of UNWRAPPED. An LLM's own names begin with `model.`: they stay."""
+    kind, wrapper, note = _kind(tensors), "", ""
+    bare = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
+    if list(bare) != list(tensors) and len(bare) == len(tensors) and kind != "llm" and _kind(bare) in UNWRAPPED:
+        wrapper = next(match[0] for name in tensors if (match := WRAPPED.search(name)))
+        kind, tensors, note = _kind(bare), bare, f"its names have {wrapper!r}, which is left out"
     if not tensors and {"optimizer", "param_groups"} & set(facts):
         kind = "resume"
-    note = f"its names begin with {prefix!r}" if prefix else ""
-    if wrapper:
-        note = f"its names have {wrapper!r}, which is left out"
     if kind == "unknown":
         note = f"{', '.join(list(tensors)[:3])}, ..." if tensors else f"it holds {', '.join(list(facts)[:5])}"
     return FileFacts(path, kind, size, note, tensors, facts, wrapper)
 
 
-def _bare_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors without what a wrapper put into their names, and what that was.
-
-    Names change only where the result is one of UNWRAPPED. An LLM's own names begin with `model.`: they stay.
-    """
-    bare = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
-    same = list(bare) == list(tensors) or len(bare) < len(tensors) or _kind(tensors)[0] == "llm"
-    if same or _kind(bare)[0] not in UNWRAPPED:
-        return tensors, ""
-    return bare, next(match[0] for name in tensors if (match := WRAPPED.search(name)))
-
-
-def _kind(tensors: dict[str, Tensor]) -> tuple[str, str]:
-    """(kind, prefix that all names of it have)."""
+def _kind(tensors: dict[str, Tensor]) -> str:
     for kind, pattern in NAMES.items():
-        if match := next(filter(None, (re.search(pattern, name) for name in tensors)), None):
-            return kind, match[1] if match.re.groups else ""
-    image = any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values())
-    return ("vision" if image else "unknown"), ""
+        if any(re.search(pattern, name) for name in tensors):
+            return kind
+    return "vision" if any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values()) else "unknown"

@@ -94,7 +94,7 @@ class MetricLog:
     def _append(self, name: str, rows: list[dict]) -> None:
         file = self.folder / name
         with self._side_work(file), file.open("a", encoding="utf-8", errors="backslashreplace") as out:
-            out.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def _on_board(self, method: str, *arguments) -> None:
         if self._board is not None:
