@@ -56,6 +56,7 @@ def finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
     return bool(-most <= low) and bool(high <= most)
 
 
+@torch.no_grad()
 def load_exact(
     targets: dict[str, Tensor], state: dict[str, Tensor], path: str | Path, *, required: set[str] | None = None,
     ignore: Callable[[str], Any] = HARMLESS.search, device: torch.device | str = "cpu",
@@ -88,24 +89,19 @@ def load_exact(
         what = f"; it is {found.describe()}" if found.tensors else ""
         raise CheckpointError(f"{path} does not fit this model{what}\n" + "\n".join(lines))
     if torch.device(device).type != "meta":
-        bad = [name for name, tensor in used.items() if not finite(tensor, targets[name].dtype)]
-        holds = [f"{n} holds " + (f"numbers beyond {targets[n].dtype}" if finite(used[n]) else "NaN or infinity")
-                 for n in bad]  # fmt: skip
+        bad = [f"{name} holds " + (f"numbers beyond {targets[name].dtype}" if finite(tensor) else "NaN or infinity")
+               for name, tensor in used.items() if not finite(tensor, targets[name].dtype)]  # fmt: skip
         if bad:
-            raise CheckpointError(f"{path} cannot be used: {some(holds, 6)}; it is damaged, or its training had failed")
-    with torch.no_grad():
-        for name, tensor in used.items():
-            _fill(targets[name], tensor, device)
-
-
-def _fill(target: Tensor, tensor: Tensor, device: torch.device | str) -> None:
-    if not target.is_meta:
-        target.copy_(tensor)
-        return
-    new = torch.empty_like(target, device=device).copy_(tensor)
-    if isinstance(target, nn.Parameter):
-        new = nn.Parameter(new, target.requires_grad)
-    torch.utils.swap_tensors(target, new)
+            raise CheckpointError(f"{path} cannot be used: {some(bad, 6)}; it is damaged, or its training had failed")
+    for name, tensor in used.items():
+        target = targets[name]
+        if not target.is_meta:
+            target.copy_(tensor)
+            continue
+        new = torch.empty_like(target, device=device).copy_(tensor)
+        if isinstance(target, nn.Parameter):
+            new = nn.Parameter(new, target.requires_grad)
+        torch.utils.swap_tensors(target, new)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -128,14 +128,11 @@ def _check_run(config: Config) -> Iterator[str]:
         "datasets: nothing to train on; name at least one dataset, with a sample_ratio above 0": not used,
         "run.early_stop: set, but no dataset has valid_info; write datasets.<name>.valid_info":
             used and run.early_stop and not any(dataset.valid_info for dataset in datasets.values()),
-        f"run.warmup_steps: {run.warmup_steps:,} are more than the run's {steps:,} steps (max_epoch x "
-        "iters_per_epoch); write fewer":
+        f"run.warmup_steps: {run.warmup_steps:,} are more than the run's {steps:,} steps; write fewer":
             run.warmup_steps > steps,
-        f"run.min_lr: {run.min_lr} is above init_lr {run.init_lr}, but it is where the rate falls to; write at most "
-        f"{run.init_lr}":
+        f"run.min_lr: {run.min_lr} is above init_lr {run.init_lr}, but it is where the rate falls to; write less":
             run.lr_sched == "linear_warmup_cosine_lr" and run.min_lr > run.init_lr,
-        f"run.warmup_lr: {run.warmup_lr} is above init_lr {run.init_lr}, but the warm-up rises from it; write at most "
-        f"{run.init_lr}":
+        f"run.warmup_lr: {run.warmup_lr} is above init_lr {run.init_lr}, but the warm-up rises from it; write less":
             run.warmup_steps and run.warmup_lr > run.init_lr,
         f"run.device: {run.device!r} should be auto, cpu, cuda or cuda:N":
             not re.fullmatch(r"auto|cpu|cuda(:\d+)?", run.device),
@@ -159,20 +156,13 @@ def _check_run(config: Config) -> Iterator[str]:
 
 
 def _check_features(where: str, features: str | None, config: Config, mode: str) -> Iterator[str]:
-    if features is None:
-        return
-    if not features.endswith(".npy"):
+    if features and not features.endswith(".npy"):
         yield f"{where}.features: {features!r} should end in .npy"
-    if mode == "train" and not config.model.freeze_vit:
-        yield (
-            f"{where}.features: set, but model.freeze_vit is False; features of a ViT that is trained would be old at "
-            "once: leave them out"
-        )
-    elif mode == "train" and not Path(resolve_path(features)).is_file():
-        yield (
-            f"{where}.features: {features!r}: no such file; `minigpt4 features --cfg-path {config.path}` makes it "
-            "(with the same --options, if there are any)"
-        )
+    if features and mode == "train" and not config.model.freeze_vit:
+        yield f"{where}.features: set, but model.freeze_vit is False, which makes them old at once; leave them out"
+    elif features and mode == "train" and not Path(resolve_path(features)).is_file():
+        how = f"`minigpt4 features --cfg-path {config.path}` makes it (with the same --options, if there are any)"
+        yield f"{where}.features: {features!r}: no such file; {how}"
 
 
 def _check_paths(section: Any, prefix: str) -> Iterator[str]:
@@ -201,10 +191,8 @@ def _of_url(value: str, f: Field) -> str:
     if not value.startswith(WEB):
         return f"{value!r}: only http:// and https:// are fetched; download it and write its path"
     if f.name == "llama_model" and not urlsplit(value).path.endswith(".gguf"):
-        return (
-            f"{value!r}: an LLM is a folder of files; of URLs only a .gguf file can be fetched. "
-            "Download the folder (`hf download ORG/NAME --local-dir DIR`) and write its path"
-        )
+        return (f"{value!r}: an LLM is a folder of files; of URLs only a .gguf file can be fetched. "
+                "Download the folder (`hf download ORG/NAME --local-dir DIR`) and write its path")  # fmt: skip
     try:
         cached_path(value)
     except DownloadError as error:
@@ -230,7 +218,5 @@ def _of_shards(patterns: list[str]) -> str:
         return _of_missing(", ".join(patterns))
     if not missing:
         return ""
-    return (
-        f"{len(missing)} of {len(shards)} files are missing, the first {missing[0]}; "
-        "to use those that are there, write a pattern with *"
-    )
+    count = f"{len(missing)} of {len(shards)} files are missing, the first {missing[0]}"
+    return f"{count}; to use those that are there, write a pattern with *"

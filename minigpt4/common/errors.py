@@ -105,11 +105,15 @@ def main_guard(main: Callable[[], int | None]) -> int:
 
 def _stdout_is_closed() -> bool:
     """Whether nobody reads stdout any more. Python's own last flush of it then goes to /dev/null."""
+    try:
+        stdout = sys.stdout.fileno()
+    except OSError:  # captured
+        return False
     poll = select.poll()
-    poll.register(sys.__stdout__.fileno(), 0)  # without events it tells of errors and hang-ups
+    poll.register(stdout, 0)  # without events it tells of errors and hang-ups
     if not poll.poll(0):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
     return True
 
 

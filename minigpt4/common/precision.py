@@ -36,14 +36,12 @@ class Precision:
 def resolve_precision(
     model: ModelConfig, device: torch.device, run: RunConfig | None = None, stored: torch.dtype | None = None
 ) -> Precision:
-    """Resolve every `auto`.
+    """Resolve every `auto`. Raises ConfigError: the LLM's dtype differs from autocast's.
 
     Args:
         run: the training run; None for a chat, which uses no autocast.
         stored: dtype of the LLM's weight files. A chat on CUDA keeps fp16 files in fp16: a cast to bf16 would change
             87 % of Vicuna's weights (mean relative error 1.4e-3).
-    Raises:
-        ConfigError: the LLM's dtype differs from autocast's.
     """
     half, cuda = fast_half_dtype(device), device.type == "cuda"
     amp = None
