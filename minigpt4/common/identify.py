@@ -135,7 +135,7 @@ class FileFacts:
             return torch.frombuffer(bytearray(file.read(end - start)), dtype=like.dtype).reshape(like.shape)
 
     def describe(self) -> str:
-        """E.g. `an EVA ViT: width 1408, depth 39, patch 14, grid 16; 511 tensors, 986M numbers, 2.0 GB`."""
+        """E.g. `an EVA ViT: width 1408, patch 14, depth 39; 511 tensors, 986M numbers, 2.0 GB`."""
         text = KINDS[self.kind] + (f" ({self.note})" if self.note else "")
         if self.kind in NO_WEIGHTS:
             return text
