@@ -39,11 +39,19 @@ def _import_file(name: str, config_folder: Path) -> None:
     file = (beside if beside.is_file() else Path(resolve_path(name))).resolve()
     if not file.is_file():
         raise FileNotFoundError(f"no such file{file_like(file.name, [f.name for f in config_folder.glob('*.py')])}")
+    if loaded := sys.modules.get(file.stem):
+        if Path(getattr(loaded, "__file__", None) or "").resolve() == file:
+            return
+        raise ImportError(f"another module called {file.stem!r} is loaded already; rename the file")
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
-    loaded = sys.modules.get(file.stem) or importlib.import_module(file.stem)
-    if Path(getattr(loaded, "__file__", None) or "").resolve() != file:
-        raise ImportError(f"another module is called {file.stem!r} too; rename the file")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file.stem]
+        raise
 
 
 def _reason(error: Exception) -> str:

@@ -81,7 +81,8 @@ def test_what_cannot_be_imported_is_told(load, tmp_path):
         key + "'my_needs.py' cannot be imported: ModuleNotFoundError: No module named 'my_missing_library' "
         "(my_needs.py:1)",
         key + "'my_pkg.none' cannot be imported: ModuleNotFoundError: No module named 'my_pkg'",
-        key + "'yaml.py' cannot be imported: ImportError: another module is called 'yaml' too; rename the file",
+        key + "'yaml.py' cannot be imported: ImportError: another module called 'yaml' is loaded already; "
+        "rename the file",
     ]
     assert "my_wrong" not in sys.modules
 
