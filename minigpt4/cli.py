@@ -14,10 +14,8 @@ from .common.paths import PROJECT
 VERBS = {
     "config": (".checkup.show_config", "print a resolved config and where each value came from"),
     "data": (".checkup.data", "check training data before a run does"),
-    "features": (
-        ".tasks.extract_features",
-        "compute what the frozen ViT makes of a config's pictures, once for all its epochs",
-    ),
+    "features": (".tasks.extract_features", "compute the frozen ViT's features of a config's pictures, once for all "
+                 "epochs"),
     "describe": (".serve.describe", "say what is in pictures, without a browser"),
     "eval": (".evaluation.run", "score a model on pictures: captions, things named, broken answers, questions"),
     "curate": (".curation.run", "make stage-2 data: a model describes photos, bad sentences are dropped"),
@@ -31,12 +29,10 @@ VERBS = {
     "sample-set": ("recipes.quickstart.sample_set", "make the sample set that the quickstart trains on"),
     "plan": (".checkup.plan.page", "say whether a config fits a GPU, and how long it takes"),
     "tiny": ("recipes.tiny.train", "train the small model that ships, from captioned photos to its figures"),
-    "ablations": (
-        "recipes.tiny.ablations",
-        "train the small model in the paper's other ways: a table and a plot with error bars",
-    ),
+    "ablations": ("recipes.tiny.ablations", "train the small model in the paper's other ways: a table and a plot with "
+                  "error bars"),
     "quickstart": ("recipes.quickstart.run", "train both stages on the sample set and write a report"),
-}
+}  # fmt: skip
 
 
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
@@ -53,21 +49,16 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
 
 
 def load_verb(verb: str, module: str) -> types.ModuleType:
-    """The module of a verb.
-
-    Raises:
-        UserError: it is a recipe, and recipes/ is not here.
-    """
-    if not module.startswith("recipes."):
-        return importlib.import_module(module, __package__)
-    if not (PROJECT / "recipes").is_dir():
-        raise UserError(
-            f"minigpt4 {verb}: it is in recipes/, which is not part of the installed package; clone the project, "
-            "install it from there with `pip install -e .`, and call this again"
-        )
-    if str(PROJECT) not in sys.path:
-        sys.path.append(str(PROJECT))
-    return importlib.import_module(module)
+    """The module of a verb. Raises UserError: it is a recipe, and recipes/ is not here."""
+    if module.startswith("recipes."):
+        if not (PROJECT / "recipes").is_dir():
+            raise UserError(
+                f"minigpt4 {verb}: it is in recipes/, which is not part of the installed package; clone the project, "
+                "install it from there with `pip install -e .`, and call this again"
+            )
+        if str(PROJECT) not in sys.path:
+            sys.path.append(str(PROJECT))
+    return importlib.import_module(module, __package__)
 
 
 def main(argv: list[str] | None = None) -> int:

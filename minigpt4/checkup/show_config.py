@@ -12,6 +12,7 @@ from dataclasses import fields
 from ..common.config import describe_config, load_config
 from ..common.errors import ConfigError, UserError
 from ..common.schema import (
+    UNUSED,
     BuildInfo,
     Config,
     DatasetConfig,
@@ -20,8 +21,8 @@ from ..common.schema import (
     ProcessorConfig,
     QFormerConfig,
     RunConfig,
+    meaning,
 )
-from ..common.schema_keys import UNUSED, meaning
 
 SECTIONS = {
     "model": ModelConfig,

@@ -1,6 +1,7 @@
 """What every room may import; nothing here imports another room of this package.
 
-In reading order: schema.py, every key of a config; config.py (with config_values.py and config_checks.py),
-from YAML to a checked config; registry.py, names in YAML; errors.py, messages for users; precision.py, which dtype
-computes what; checkpoint.py, identify.py and file_system.py, files; optims.py, logger.py, dist_utils.py, for a run.
+A config: schema.py, every key; config.py (with config_values.py, config_checks.py, training_form.py, user_modules.py),
+from YAML to a checked config; registry.py, names in YAML. Files: paths.py, file_system.py, download.py, identify.py,
+checkpoint.py, memory.py. A run: precision.py, which dtype computes what; optims.py, dist_utils.py, logger.py, gpus.py.
+For all: errors.py, messages for users; packages.py, what is installed.
 """

@@ -1,7 +1,7 @@
 """Weight files: read safely, loaded strictly, written atomically.
 
 A training checkpoint is two files: `checkpoint_N.pth`, the original's format with the trained weights only, which any
-MiniGPT-4 demo opens; and `checkpoint_N.resume.pt`, what going on needs (optimizer, RNG, loader positions).
+MiniGPT-4 demo opens; and `checkpoint_N.resume.pt`, what resuming needs (optimizer, RNG, loader positions).
 """
 
 import logging
@@ -12,23 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .download import local_path
 from .errors import CheckpointError, some
 from .file_system import whole_file
-from .identify import (
-    DOWNLOAD_AGAIN,
-    NO_WEIGHTS,
-    WRAPPERS,
-    bare_names,
-    identify,
-    is_safetensors,
-    load_torch,
-    said_by_torch,
-)
+from .identify import DOWNLOAD_AGAIN, WRAPPED, identify, load_torch
 
 log = logging.getLogger("minigpt4")
 
@@ -37,39 +27,24 @@ HARMLESS = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .pth/.pt/.bin or .safetensors file, unwrapped from `model` or `state_dict`. They are mapped: the
-    file is read where they are used, and no sooner. A URL is fetched into the cache first.
+    """The tensors of a .pth/.pt/.bin or .safetensors file, memory-mapped, unwrapped from `model` or `state_dict`. A
+    URL is fetched into the cache first. Pickles are read with `weights_only=True`: no code of the file ever runs.
 
-    Pickles are read with `weights_only=True`: no code of the file ever runs.
     Raises:
         CheckpointError: no such file, not a weight file, damaged.
     """
     path = Path(local_path(str(path)))
     found = identify(path)
-    if found.kind in NO_WEIGHTS:
+    if found.kind in DOWNLOAD_AGAIN:
         raise CheckpointError(f"{path} is {found.describe()}; {DOWNLOAD_AGAIN[found.kind]}")
-    try:
-        if is_safetensors(path):
-            return _unwrapped(load_file(path), path)
-        data = load_torch(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged or not safetensors: {error}") from None
-    except Exception as error:  # torch.load raises many kinds; each means that this file cannot be used
-        raise CheckpointError(f"{path}: damaged, or holds more than weights: {said_by_torch(error)}") from None
-    for wrapper in WRAPPERS:
-        if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
-            data = data[wrapper]
-            break
-    if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
+    if not found.tensors:
         raise CheckpointError(f"{path}: holds no state dict (names and tensors)")
-    return _unwrapped(data, path)
-
-
-def _unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    state, prefix = bare_names(state)
-    if prefix:
-        log.info("%s: names have %r, which is left out", path, prefix)
-    return state
+    if found.wrapper:
+        log.info("%s: names have %r, which is left out", path, found.wrapper)
+    if not any(tensor.is_meta for tensor in found.tensors.values()):
+        return found.tensors
+    state = load_file(path)
+    return {WRAPPED.sub("", name): tensor for name, tensor in state.items()} if found.wrapper else state
 
 
 def finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
@@ -81,6 +56,7 @@ def finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
     return bool(-most <= low) and bool(high <= most)
 
 
+@torch.no_grad()
 def load_exact(
     targets: dict[str, Tensor], state: dict[str, Tensor], path: str | Path, *, required: set[str] | None = None,
     ignore: Callable[[str], Any] = HARMLESS.search, device: torch.device | str = "cpu",
@@ -93,51 +69,39 @@ def load_exact(
     Args:
         required: names that the file must hold (default: all of `targets`).
         ignore: names of the file for which this is truthy may be left over.
-        device: where targets on the meta device go.
     Raises:
         CheckpointError: names what is missing, unexpected, of another shape, NaN or infinite. Nothing has been copied
             then.
     """
-    missing = sorted((set(targets) if required is None else required) - set(state))
-    unexpected = sorted(name for name in state if name not in targets and not ignore(name))
-    shapes = [
-        f"{name} is {tuple(tensor.shape)} in the file and {tuple(targets[name].shape)} in the model"
-        for name, tensor in sorted(state.items())
-        if name in targets and tensor.shape != targets[name].shape
-    ]
-    lines = [f"  {what}: {some(names, 6)}" for what, names in
-             (("missing", missing), ("unexpected", unexpected), ("other shape", shapes)) if names]  # fmt: skip
+    used = {name: tensor for name, tensor in state.items() if name in targets}
+    wrong = {
+        "missing": sorted((set(targets) if required is None else required) - set(state)),
+        "unexpected": sorted(name for name in state if name not in targets and not ignore(name)),
+        "other shape": [
+            f"{name} is {tuple(tensor.shape)} in the file and {tuple(targets[name].shape)} in the model"
+            for name, tensor in sorted(used.items())
+            if tensor.shape != targets[name].shape
+        ],
+    }
+    lines = [f"  {what}: {some(names, 6)}" for what, names in wrong.items() if names]
     if lines:
         found = identify(local_path(str(path)))
         what = f"; it is {found.describe()}" if found.tensors else ""
         raise CheckpointError(f"{path} does not fit this model{what}\n" + "\n".join(lines))
     if torch.device(device).type != "meta":
-        _check_finite(targets, state, path)
-    with torch.no_grad():
-        for name, tensor in state.items():
-            if name in targets:
-                _fill(targets[name], tensor, device)
-
-
-def _check_finite(targets: dict[str, Tensor], state: dict[str, Tensor], path: str | Path) -> None:
-    """Raises CheckpointError for a tensor of the file that holds NaN or infinity, or would in its target's dtype."""
-    bad = []
-    for name, tensor in state.items():
-        if name in targets and not finite(tensor, targets[name].dtype):
-            larger = f"numbers beyond {targets[name].dtype}" if finite(tensor) else "NaN or infinity"
-            bad.append(f"{name} holds {larger}")
-    if bad:
-        raise CheckpointError(f"{path} cannot be used: {some(bad, 6)}; it is damaged, or its training had failed")
-
-
-def _fill(target: Tensor, tensor: Tensor, device: torch.device | str) -> None:
-    if not target.is_meta:
-        target.copy_(tensor)
-        return
-    new = torch.empty_like(target, device=device).copy_(tensor)
-    if isinstance(target, nn.Parameter):
-        new = nn.Parameter(new, target.requires_grad)
-    torch.utils.swap_tensors(target, new)
+        bad = [f"{name} holds " + (f"numbers beyond {targets[name].dtype}" if finite(tensor) else "NaN or infinity")
+               for name, tensor in used.items() if not finite(tensor, targets[name].dtype)]  # fmt: skip
+        if bad:
+            raise CheckpointError(f"{path} cannot be used: {some(bad, 6)}; it is damaged, or its training had failed")
+    for name, tensor in used.items():
+        target = targets[name]
+        if not target.is_meta:
+            target.copy_(tensor)
+            continue
+        new = torch.empty_like(target, device=device).copy_(tensor)
+        if isinstance(target, nn.Parameter):
+            new = nn.Parameter(new, target.requires_grad)
+        torch.utils.swap_tensors(target, new)
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -146,10 +110,8 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def atomic_save(data: Any, path: Path, save: Callable[[Any, str], None] = torch.save) -> None:
-    """Write `path` whole or not at all, see `whole_file`.
+    """Write `path` whole or not at all with `save(data, path)`, see `whole_file`.
 
-    Args:
-        save: writes the data to a path.
     Raises:
         CheckpointError: the disk is full, the folder read-only, ...; what stood at `path` is untouched.
     """
@@ -162,7 +124,7 @@ def atomic_save(data: Any, path: Path, save: Callable[[Any, str], None] = torch.
 
 def save_weights(state: dict[str, Tensor], path: Path) -> None:
     """Trained weights alone, as safetensors."""
-    atomic_save({k: v.detach().cpu().contiguous() for k, v in state.items()}, path, lambda d, p: save_file(d, p))
+    atomic_save({k: v.detach().cpu().contiguous() for k, v in state.items()}, path, save_file)
 
 
 def resume_path(checkpoint: Path) -> Path:
@@ -185,14 +147,13 @@ def save_checkpoint(checkpoint: Path, model: dict[str, Tensor], facts: dict, res
 
 
 def save_resume(checkpoint: Path, step: int, resume: dict) -> None:
-    """Write what resuming from a checkpoint needs, or write it anew."""
+    """Write what resuming from a checkpoint needs."""
     atomic_save({**resume, "step": step}, resume_path(checkpoint))
 
 
 def save_model(checkpoint: Path, model: dict[str, Tensor], facts: dict) -> None:
     """Write the weights alone, in the original's format; arguments as for `save_checkpoint`."""
-    weights = {name: tensor.detach().cpu() for name, tensor in model.items()}
-    atomic_save({"model": weights, **facts}, checkpoint)
+    atomic_save({"model": {name: tensor.detach().cpu() for name, tensor in model.items()}, **facts}, checkpoint)
 
 
 def read_resume(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
@@ -203,26 +164,24 @@ def read_resume(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
     """
     sidecar = resume_path(checkpoint)
     for file in (checkpoint, sidecar):
-        _check_zip(file)
+        # torch's files are zip archives; their CRCs find a flipped byte that torch.load would not.
+        try:
+            with zipfile.ZipFile(file) as archive:
+                bad = archive.testzip()
+        except Exception as error:  # a flipped byte in a header raises anything from NotImplementedError to zlib.error
+            raise CheckpointError(f"{file}: missing or damaged: {error}") from None
+        if bad:
+            raise CheckpointError(f"{file}: damaged: the checksum of {bad} is wrong")
     try:
         resume = torch.load(sidecar, map_location="cpu", weights_only=True)
         steps = resume["step"], load_torch(checkpoint)["step"]
-    except Exception as error:
-        raise CheckpointError(f"{sidecar}: cannot be read: {said_by_torch(error)}") from None
+    except Exception as error:  # torch.load raises many kinds, some with advice to run the file's code
+        code = "Weights only load failed" in str(error)
+        reason = "it holds more than tensors and plain values" if code else error
+        raise CheckpointError(f"{sidecar}: cannot be read: {reason}") from None
     if steps[0] != steps[1]:
         raise CheckpointError(f"{sidecar} is of step {steps[0]}, but {checkpoint.name} of step {steps[1]}")
     return read_state(checkpoint), resume
-
-
-def _check_zip(path: Path) -> None:
-    """torch's files are zip archives; their CRCs find a flipped byte that torch.load would not."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except Exception as error:  # a flipped byte in a header raises anything from NotImplementedError to zlib.error
-        raise CheckpointError(f"{path}: missing or damaged: {error}") from None
-    if bad:
-        raise CheckpointError(f"{path}: damaged: the checksum of {bad} is wrong")
 
 
 def step_of(path: Path) -> float:
@@ -236,10 +195,9 @@ def step_of(path: Path) -> float:
 
 def find_latest(output_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, and a line for each newer one that is damaged."""
-    complaints = []
+    complaints: list[str] = []
     resumable = [p for p in output_dir.glob("checkpoint_*.pth") if p.stem != "checkpoint_best"]
-    found = sorted(resumable, key=step_of, reverse=True)
-    for checkpoint in found:
+    for checkpoint in sorted(resumable, key=step_of, reverse=True):
         try:
             read_resume(checkpoint)
         except CheckpointError as error:
@@ -252,8 +210,7 @@ def find_latest(output_dir: Path) -> tuple[Path | None, list[str]]:
 def prune_checkpoints(output_dir: Path, keep_last: int) -> None:
     """Delete all but the newest `keep_last` checkpoints within epochs, sidecars nobody will go on from, and what a
     killed run left half-written."""
-    within = sorted(output_dir.glob("checkpoint_step_*.pth"), key=step_of)
-    for old in within[:-keep_last]:
+    for old in sorted(output_dir.glob("checkpoint_step_*.pth"), key=step_of)[:-keep_last]:
         old.unlink()
         resume_path(old).unlink(missing_ok=True)
     sidecars = sorted(output_dir.glob("checkpoint_*.resume.pt"), key=step_of)

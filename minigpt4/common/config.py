@@ -7,7 +7,7 @@ Later wins: schema defaults < minigpt4/configs/ < the file that the YAML names a
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +20,15 @@ from .config_checks import check_meaning
 from .config_values import fill, is_section, kind_of, option_value
 from .errors import ConfigError, DataError, file_like
 from .paths import PACKAGE, PROJECT, read_text, resolve_path
-from .schema import Config
-from .schema_keys import meaning
+from .schema import Config, meaning
 from .user_modules import import_user_modules
 
+Mode = Literal["train", "chat", "show"]
 # A text such as ### that YAML reads as a comment, so that the key would be null.
 LOST_TEXT = re.compile(r"^\s*(end_sym|pad_token|prompt_template|sample_question|prompt):[ \t]+(#\S.*)$", re.M)
 
 
-def load_config(path: str, options: Sequence[str] = (), *, mode: Literal["train", "chat", "show"] = "train") -> Config:
+def load_config(path: str, options: Sequence[str] = (), *, mode: Mode = "train") -> Config:
     """Read, merge and check a config.
 
     Args:
@@ -45,30 +45,25 @@ def load_config(path: str, options: Sequence[str] = (), *, mode: Literal["train"
     return config
 
 
-def read_config(
-    path: str, options: Sequence[str] = (), *, mode: Literal["train", "chat", "show"] = "train"
-) -> tuple[Config, list[str]]:
-    """Like `load_config`, but what is wrong comes beside the config: a line `key: ...` for each problem. A key of a
-    wrong type has its default; all others have what was written."""
+def read_config(path: str, options: Sequence[str] = (), *, mode: Mode = "train") -> tuple[Config, list[str]]:
+    """Like `load_config`, but returns the problems beside the config: a line `key: ...` for each. A key of a wrong
+    type has its default; all others have what was written."""
     path = resolve_path(str(path))
     problems: list[str] = []
     user: dict = {}
-    said: dict[str, str] = {}
+    written: dict[str, str] = {}  # key -> the file that wrote it
     for name, data in [*_read_with_bases(path), ("--options", _read_options(options, problems))]:
-        _remove_datasets(user, data, said)
-        _merge(user, data, name, said)
-    origin: dict[str, str] = {}
+        _remove_datasets(user, data, written)
+        _merge(user, data, name, written)
     merged: dict = {}
+    origin: dict[str, str] = {}
     for name, data in _default_layers(user):
         _merge(merged, data, name, origin)
     _merge(merged, user, "", origin)
-    origin |= said
-    config = replace(fill(Config, merged, "", problems), path=path, origin=origin)
-    wrong = tuple(p.split(":")[0] for p in problems)  # these keys have their default now: of them, enough is said
+    config = replace(fill(Config, merged, "", problems), path=path, origin=origin | written)
+    wrong = tuple(p.split(":")[0] for p in problems)  # these keys have their default now: enough is said of them
     import_user_modules(config.run.import_modules, Path(path).parent, problems)
-    meaning: list[str] = []
-    check_meaning(config, mode, meaning)
-    problems += [p for p in meaning if not any(_is_about(p, key) for key in wrong)]
+    problems += [p for p in check_meaning(config, mode) if not any(_is_about(p, key) for key in wrong)]
     return config, problems
 
 
@@ -96,9 +91,7 @@ def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, 
 
 def _read_yaml(path: str) -> dict:
     if not Path(path).is_file():
-        near = sorted(str(p) for p in Path(path).parent.glob("*.yaml")) or sorted(
-            map(str, Path().glob("*_configs/*.yaml"))
-        )
+        near = sorted(map(str, Path(path).parent.glob("*.yaml"))) or sorted(map(str, Path().glob("*_configs/*.yaml")))
         raise ConfigError(f"{path}: no such config file{file_like(path, near)}")
     try:
         text = read_text(path)
@@ -135,20 +128,18 @@ def _read_options(options: Sequence[str], problems: list[str]) -> dict:
     return data
 
 
-def _default_layers(user: dict) -> list[tuple[str, dict]]:
+def _default_layers(user: dict) -> Iterator[tuple[str, dict]]:
     """The files below minigpt4/configs that belong to the model and datasets named in `user`."""
-    names = user["datasets"] if isinstance(user.get("datasets"), dict) else {}
-    arch = user["model"].get("arch", "mini_gpt4") if isinstance(user.get("model"), dict) else "mini_gpt4"
-    models = [(f, OmegaConf.to_container(OmegaConf.load(f))) for f in sorted(PACKAGE.glob("configs/models/*.yaml"))]
+    model, datasets = user.get("model"), user.get("datasets")
+    arch = model.get("arch", "mini_gpt4") if isinstance(model, dict) else "mini_gpt4"
+    files = {str(f.relative_to(PROJECT)): OmegaConf.to_container(OmegaConf.load(f))
+             for f in sorted(PACKAGE.glob("configs/**/*.yaml"))}  # fmt: skip
+    models = {name: data for name, data in files.items() if "model" in data}
     # A misspelt arch gets every file, so that its name is all that is reported of it.
-    used = [(f, data) for f, data in models if data["model"]["arch"] == arch] or models
-    layers = [(str(f.relative_to(PROJECT)), data) for f, data in used]
-    for file in sorted(PACKAGE.glob("configs/datasets/*/*.yaml")):
-        data = OmegaConf.to_container(OmegaConf.load(file))
-        used = {k: v for k, v in data["datasets"].items() if k in names}
-        if used:
-            layers.append((str(file.relative_to(PROJECT)), {"datasets": used}))
-    return layers
+    yield from {n: data for n, data in models.items() if data["model"]["arch"] == arch}.items() or models.items()
+    for name, data in files.items():
+        if used := {k: v for k, v in data.get("datasets", {}).items() if isinstance(datasets, dict) and k in datasets}:
+            yield name, {"datasets": used}
 
 
 def _remove_datasets(user: dict, data: dict, origin: dict[str, str]) -> None:
@@ -167,12 +158,11 @@ def _forget(origin: dict[str, str], section: str) -> None:
         del origin[old]
 
 
-def _merge(into: dict, data: Any, name: str, origin: dict[str, str], prefix: str = "") -> None:
+def _merge(into: dict, data: dict, name: str, origin: dict[str, str], prefix: str = "") -> None:
     for k, value in data.items():
         dotted = f"{prefix}{k}"
         if isinstance(value, dict) and isinstance(into.get(k, {}), dict):
-            into.setdefault(k, {})
-            _merge(into[k], value, name, origin, f"{dotted}.")
+            _merge(into.setdefault(k, {}), value, name, origin, f"{dotted}.")
         elif value is None and isinstance(into.get(k), dict) and is_section(kind_of(dotted)):
             continue  # `run:` with nothing below it means: the defaults
         else:
@@ -188,19 +178,14 @@ def describe_config(config: Config) -> list[tuple[str, Any, str, str]]:
     def walk(section: Any, prefix: str) -> None:
         for f in fields(section):
             value, dotted = getattr(section, f.name), f"{prefix}{f.name}"
-            if not f.metadata:
-                continue
             if is_dataclass(value):
                 walk(value, f"{dotted}.")
-            elif f.name == "datasets" and isinstance(value, dict):
+            elif dotted == "datasets":
                 for name, dataset in value.items():
                     walk(dataset, f"datasets.{name}.")
-            else:
-                source = next(
-                    (s for k, s in config.origin.items() if k == dotted or k.startswith(f"{dotted}.")),
-                    "default",
-                )
-                rows.append((dotted, value, source, meaning(f.metadata)))
+            elif f.metadata:
+                written = (by for k, by in config.origin.items() if k == dotted or k.startswith(f"{dotted}."))
+                rows.append((dotted, value, next(written, "default"), meaning(f.metadata)))
 
     walk(config, "")
     return rows

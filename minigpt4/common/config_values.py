@@ -3,17 +3,18 @@
 import contextlib
 import math
 import types
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from .config_checks import suggest
+from .errors import suggest
 from .schema import Config, in_range
 
-INVALID = object()  # what `_convert` gives for a value that has a line in `problems`
+NOT_A_SECTION = "should be a section with keys of its own"
+WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", list: "a list",
+         dict: "a section with keys of its own", type(None): "nothing (null)"}  # fmt: skip
 
 
 def option_value(kind: Any, text: str) -> Any:
@@ -46,7 +47,7 @@ def kind_of(dotted: str) -> Any:
     """The type of a key, Any where the schema has none: an unknown key, or one of a free section."""
     kind: Any = Config
     for name in dotted.split("."):
-        inner = next((k for k in _alternatives(kind) if is_dataclass(k) or get_origin(k) is dict), None)
+        inner = next((k for k in _alternatives(kind) if is_section(k)), None)
         if inner is None:
             return Any
         kind = {f.name: f.type for f in fields(inner)}.get(name, Any) if is_dataclass(inner) else get_args(inner)[1]
@@ -58,72 +59,63 @@ def is_section(kind: Any) -> bool:
 
 
 def fill(cls: type, data: Any, prefix: str, problems: list[str]) -> Any:
-    """Build dataclass `cls` from a dict. Unknown keys and wrong types get a line in `problems`, and the default."""
+    """Build dataclass `cls` from a dict. Unknown keys and wrong values get a line in `problems`, and the default."""
     if not isinstance(data, dict):
         if data is not None:  # `run:` with nothing below it means: the defaults
-            problems.append(f"{prefix.rstrip('.')}: {data!r} should be a section with keys of its own")
+            problems.append(f"{prefix.rstrip('.')}: {data!r} {NOT_A_SECTION}")
         return cls()
     known = {f.name: f for f in fields(cls) if f.metadata}
     values = {}
     for k, value in data.items():
-        if k in known:
+        try:
+            if k not in known:
+                raise ValueError(f"unknown key{suggest(k, known)}")
             values[k] = _convert(known[k].type, value, f"{prefix}{k}", problems)
-            if known[k].metadata.get("limits"):
-                values[k] = _limited(values[k], known[k].metadata, f"{prefix}{k}", problems)
-        else:
-            problems.append(f"{prefix}{k}: unknown key{suggest(k, known)}")
-    return cls(**{k: v for k, v in values.items() if v is not INVALID})
+            _check_range(known[k], values[k])
+        except ValueError as error:
+            values.pop(k, None)
+            problems.append(f"{prefix}{k}: {error}")
+    return cls(**values)
 
 
-def _limited(value: Any, metadata: Mapping, name: str, problems: list[str]) -> Any:
-    """`value`, or INVALID and a line in `problems` for a number that is out of the key's range."""
-    numbers = value if isinstance(value, list) else [value]
-    wrong = [n for n in numbers if n is not INVALID and n is not None and not in_range(n, metadata)]
-    if not wrong:
-        return value
-    finite = "" if math.isfinite(wrong[0]) else "a finite number, "
-    off = ", or null" if type(None) in _alternatives(kind_of(name)) else ""
-    problems.append(f"{name}: {wrong[0]} should be {finite}{metadata['range']}{off}")
-    return INVALID
+def _check_range(f: Field, value: Any) -> None:
+    for number in value if isinstance(value, list) else [value]:
+        if f.metadata.get("limits") and number is not None and not in_range(number, f.metadata):
+            finite = "" if math.isfinite(number) else "a finite number, "
+            off = ", or null" if type(None) in _alternatives(f.type) else ""
+            raise ValueError(f"{number} should be {finite}{f.metadata['range']}{off}")
 
 
 def _convert(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
-    """`value` as type `kind`, or INVALID and a line in `problems`."""
+    """`value` as type `kind`; problems within a section go to `problems`.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    kinds = _alternatives(kind)
+    if value is None and type(None) in kinds:
+        return None
+    kind = next((k for k in kinds if get_origin(k) is list and isinstance(value, list)), kinds[0])
     origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        wanted = (a for a in args if isinstance(value, list) and get_origin(a) is list)
-        return _convert(next(wanted, args[0]), value, name, problems)
     if is_dataclass(kind):
         return fill(kind, value, f"{name}.", problems)
+    if value is None and (origin or kind) in (dict, list):
+        return (origin or kind)()
+    if origin is dict and isinstance(value, dict):
+        return {str(k): fill(args[1], v, f"{name}.{k}.", problems) for k, v in value.items()}
     if origin is dict:
-        if value is None or isinstance(value, dict):
-            return {str(k): fill(args[1], v, f"{name}.{k}.", problems) for k, v in (value or {}).items()}
-        problems.append(f"{name}: {value!r} should be a section with keys of its own")
-        return INVALID
+        raise ValueError(f"{value!r} {NOT_A_SECTION}")
     if origin is Literal:
         if any(value == a and type(value) is type(a) for a in args):  # 1 == True
             return value
-        problems.append(f"{name}: {value!r} should be one of {', '.join(map(str, args))}")
-        return INVALID
-    if origin is list and (isinstance(value, list) or (value is not None and args[0] is str)):
-        values = value if isinstance(value, list) else [value]  # one text is a list of one
-        made = [_convert(args[0], v, name, problems) for v in values]
-        return INVALID if any(v is INVALID for v in made) else made
-    if value is None and (kind is dict or origin is list):
-        return (origin or kind)()
+        raise ValueError(f"{value!r} should be one of {', '.join(map(str, args))}")
+    if origin is list and (isinstance(value, list) or args[0] is str):  # one text is a list of one
+        return [_convert(args[0], v, name, problems) for v in (value if isinstance(value, list) else [value])]
     if kind is float and type(value) in (int, str):
-        with contextlib.suppress(ValueError):  # of a text: it is told below. YAML reads 3e-5 in quotes as a text
+        with contextlib.suppress(ValueError):  # YAML reads 3e-5 in quotes as a text
             return float(value)
     if kind is Any or type(value) is kind:
         return value
     quotes = ": write it in quotes" if kind is str and type(value) in (int, float, bool) else ""
-    problems.append(f"{name}: {value!r} is {_a(type(value))}; it should be {_a(origin or kind)}{quotes}")
-    return INVALID
-
-
-def _a(kind: type) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", list: "a list",
-             dict: "a section with keys of its own", type(None): "nothing (null)"}  # fmt: skip
-    return words.get(kind, kind.__name__)
+    written, wanted = (WORDS.get(t, t.__name__) for t in (type(value), origin or kind))
+    raise ValueError(f"{value!r} is {written}; it should be {wanted}{quotes}")

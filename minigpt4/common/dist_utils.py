@@ -11,12 +11,11 @@ from .logger import log
 if TYPE_CHECKING:
     import torch
 
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
 
 class DeviceError(UserError):
     """A device that this machine does not have."""
-
-
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def is_launched() -> bool:
@@ -38,10 +37,8 @@ def world_size() -> int:
 def config_decides() -> None:
     """Take out of the environment what Accelerate would put above the config: its own variables, and the place among
     other processes where no launcher gave one."""
-    named = [name for name in os.environ if name.startswith("ACCELERATE_")]
-    if not is_launched():
-        sizes = ("LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-        named += [name for name in (*PLACE[:3], *sizes) if name in os.environ]
+    place = (*PLACE[:3], "LOCAL_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+    named = [n for n in os.environ if n.startswith("ACCELERATE_") or (n in place and not is_launched())]
     ignored = [f"{name}={os.environ.pop(name)}" for name in sorted(named)]
     if ignored:
         log.warning("not used: %s; the config and torchrun decide", ", ".join(ignored))
@@ -59,22 +56,19 @@ def choose_device(name: str | None = None, said: str = "", instead: str = "--dev
     """
     import torch
 
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name in (None, "auto"):
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+        name = "cuda" if count else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or not (number or "0").isdecimal():
         raise DeviceError(f"{said}: not a device to run on; write cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise DeviceError(f"{said}: PyTorch finds no CUDA GPU on this machine; write {instead}")
-        if (device.index or 0) >= count:
-            raise DeviceError(f"{said}: the GPUs here are 0 to {count - 1}; write one of these, or {instead}")
-        return torch.device("cuda", device.index or 0)  # torch.cuda.set_device takes no device without a number
-    return device
+    if kind == "cpu":
+        return torch.device("cpu")
+    if count == 0:
+        raise DeviceError(f"{said}: PyTorch finds no CUDA GPU on this machine; write {instead}")
+    if int(number or 0) >= count:
+        raise DeviceError(f"{said}: the GPUs here are 0 to {count - 1}; write one of these, or {instead}")
+    return torch.device("cuda", int(number or 0))  # torch.cuda.set_device takes no device without a number
 
 
 def training_device(name: str) -> torch.device:

@@ -7,7 +7,6 @@ The cache is $MINIGPT4_CACHE, else $XDG_CACHE_HOME/minigpt4, else ~/.cache/minig
 without asking the server. Processes that want the same file wait for the one that fetches it.
 """
 
-import contextlib
 import errno
 import hashlib
 import http.client
@@ -16,11 +15,9 @@ import logging
 import os
 import re
 import shutil
-import ssl
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import unquote, urldefrag, urlsplit
 from urllib.request import Request, urlopen
 
@@ -28,8 +25,7 @@ from tqdm import tqdm
 
 from .dist_utils import rank
 from .errors import UserError
-from .file_system import flush, replace
-from .file_system import lock as lock_file
+from .file_system import flush, lock
 from .paths import resolve_path, sha256
 
 log = logging.getLogger("minigpt4")
@@ -37,7 +33,7 @@ WEB = ("http://", "https://")
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 30.0  # seconds without a byte
 TRIES = 5  # attempts in a row that bring nothing
-BROKEN = (URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError)
+BROKEN = (http.client.HTTPException, OSError)  # of a connection
 
 
 class DownloadError(UserError):
@@ -58,20 +54,16 @@ def local_path(path: str) -> str:
 
 
 def cached_path(url: str) -> Path:
-    """Where the file of a URL lies once it is fetched."""
+    """Where the file of a URL lies once it is fetched. Raises DownloadError for a user without a home directory, if no
+    variable names a folder."""
     url, _ = _split(url)
-    name = unquote(Path(urlsplit(url).path).name) or "file"
-    return cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16] / name
-
-
-def cache_folder() -> Path:
-    """Raises DownloadError for a user without a home directory, if no variable names a folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = os.path.expanduser(os.environ.get("MINIGPT4_CACHE") or os.path.join(cache, "minigpt4"))
     if folder.startswith("~"):
         raise DownloadError(f"{folder}: this user has no home directory to keep what is fetched from a URL; set "
                             "MINIGPT4_CACHE to a folder, or download the file and write its path")  # fmt: skip
-    return Path(folder)
+    name = unquote(Path(urlsplit(url).path).name) or "file"
+    return Path(folder) / hashlib.sha256(url.encode()).hexdigest()[:16] / name
 
 
 def fetch(url: str) -> Path:
@@ -84,20 +76,23 @@ def fetch(url: str) -> Path:
     target = cached_path(url)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target.with_name(target.name + ".lock"), address):
+        with _beside(target, ".lock").open("w") as handle:
+            if not lock(handle, target):
+                log.info("waiting for another process that fetches %s", address)
+                lock(handle, target, wait=True)
             if not target.is_file():
                 _download(address, target, wanted)
-            elif wanted and _facts(target).get("sha256") != wanted:
-                raise DownloadError(
-                    f"{target} was fetched from {address} before and has another SHA-256, {_facts(target)['sha256']}; "
-                    "delete it to fetch it again, or correct #sha256="
-                )
+        facts = _beside(target, ".json")
+        known = json.loads(facts.read_text())["sha256"] if facts.exists() else None
     except OSError as error:  # a full disk raises this in the middle; what has come stays for the next time
         raise DownloadError(
             f"{address}: cannot be kept in {target.parent}: {error.strerror or error}; "
             + "free space there, or " * (error.errno in (errno.ENOSPC, errno.EDQUOT))
             + "set MINIGPT4_CACHE to a folder on another disk: what has come is kept and goes on"
         ) from error
+    if wanted and known != wanted:
+        raise DownloadError(f"{target} was fetched from {address} before and has another SHA-256, {known}; "
+                            "delete it to fetch it again, or correct #sha256=")  # fmt: skip
     return target
 
 
@@ -110,8 +105,12 @@ def _split(url: str) -> tuple[str, str | None]:
     return address, match[1].lower() if match else None
 
 
+def _beside(file: Path, ending: str) -> Path:
+    return file.with_name(file.name + ending)
+
+
 def _download(url: str, target: Path, wanted: str | None) -> None:
-    part = target.with_name(target.name + ".part")
+    part = _beside(target, ".part")  # what says whether it is still the same file is in .part.json
     failures = 0
     with _bar(target.name) as bar:
         while True:
@@ -132,19 +131,19 @@ def _download(url: str, target: Path, wanted: str | None) -> None:
             f"{url}: the file that came is not the expected one and was deleted\n"
             f"  SHA-256 found:    {found}\n  SHA-256 expected: {wanted}"
         )
-    facts = {"url": url, "sha256": found, "bytes": part.stat().st_size}
-    _facts_file(target).write_text(json.dumps(facts, indent=2) + "\n")
-    _facts_file(part).unlink(missing_ok=True)
+    _beside(target, ".json").write_text(json.dumps({"url": url, "sha256": found, "bytes": _size(part)}) + "\n")
+    _beside(part, ".json").unlink(missing_ok=True)
     flush(part)
-    replace(part, target)
+    os.replace(part, target)
     log.info("%s is in %s (SHA-256 %s)", url, target, found)
 
 
 def _attempt(url: str, part: Path, bar: tqdm) -> None:
     """Fetch what `part` lacks. A part is only continued when the server says that the file is still the same one."""
-    validator, have = _facts(part).get("validator"), _size(part)
+    facts, have = _beside(part, ".json"), _size(part)
+    validator = json.loads(facts.read_text())["validator"] if have and facts.exists() else None
     headers = {"User-Agent": "minigpt4", "Accept-Encoding": "identity"}
-    if have and validator:
+    if validator:
         headers |= {"Range": f"bytes={have}-", "If-Range": validator}
     try:
         response = urlopen(Request(url, headers=headers), timeout=TIMEOUT)
@@ -153,44 +152,39 @@ def _attempt(url: str, part: Path, bar: tqdm) -> None:
             if error.headers.get("Content-Range") == f"bytes */{have}":
                 return
             part.unlink()
-            raise _BrokenOff("the file at the server has changed") from None
-        if error.code in (408, 429, 500, 502, 503, 504):
+        if error.code in (408, 416, 429, 500, 502, 503, 504):
             raise _BrokenOff(f"HTTP {error.code} {error.reason}") from None
-        what = {404: "; is the URL right?", 401: "; it needs a login: fetch it by hand and write its path",
-                403: "; it needs a login: fetch it by hand and write its path"}.get(error.code, "")  # fmt: skip
+        login = "; it needs a login: fetch it by hand and write its path"
+        what = {404: "; is the URL right?", 401: login, 403: login}.get(error.code, "")
         raise DownloadError(f"{url}: the server says {error.code} {error.reason}{what}") from None
     except BROKEN as error:
         raise _BrokenOff(f"no connection ({getattr(error, 'reason', error)})") from None
     with response:
-        _write(url, response, part, have if response.status == 206 else 0, bar)
+        if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+            raise DownloadError(
+                f"{url}: a web page, not a weight file; write the URL that the page's download button leads to, or "
+                "fetch the file by hand and write its path"
+            )
+        validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
+        # A weak ETag does not promise the same bytes, so such a part is never continued.
+        facts.write_text(json.dumps({"validator": "" if validator.startswith("W/") else validator}))
+        _write(response, part, have if response.status == 206 else 0, bar)
 
 
-def _write(url: str, response, part: Path, start: int, bar: tqdm) -> None:
+def _write(response, part: Path, start: int, bar: tqdm) -> None:
     """The body of a response, from byte `start` of the file on -> `part`."""
-    if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
-        raise DownloadError(
-            f"{url}: a web page, not a weight file; write the URL that the page's download button leads to, or fetch "
-            "the file by hand and write its path"
-        )
     length = response.headers.get("Content-Length")
     total = start + int(length) if length else None
     room = shutil.disk_usage(part.parent).free
     if total and total - start > room:
-        raise OSError(28, f"{total - start:,} bytes are needed and {room:,} are free")
-    validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
-    # A weak ETag does not promise the same bytes, so such a part is never continued.
-    strong = validator if validator and not validator.startswith("W/") else None
-    _facts_file(part).write_text(json.dumps({"validator": strong}))
+        raise OSError(errno.ENOSPC, f"{total - start:,} bytes are needed and {room:,} are free")
     bar.total, bar.n = total, start
     bar.refresh()
     with part.open("r+b" if start else "wb") as file:
         file.seek(start)
-        file.truncate()
         while True:
             try:
-                chunk = response.read(CHUNK)
-            except http.client.IncompleteRead as error:
-                chunk = error.partial
+                chunk = response.read1(CHUNK)
             except BROKEN as error:
                 raise _BrokenOff(f"the connection broke ({error})") from None
             if not chunk:
@@ -203,29 +197,7 @@ def _write(url: str, response, part: Path, start: int, bar: tqdm) -> None:
 
 def _bar(name: str) -> tqdm:
     """Shown on a terminal, by the first process of a run."""
-    quiet = True if rank() else None  # None: only where there is a terminal
-    return tqdm(desc=name, unit="B", unit_scale=True, disable=quiet)
-
-
-@contextlib.contextmanager
-def _alone(lock: Path, url: str) -> Iterator[None]:
-    """One process at a time: the others wait, then find the file in its place."""
-    with lock.open("w") as handle:
-        if not lock_file(handle, lock):
-            log.info("waiting for another process that fetches %s", url)
-            lock_file(handle, lock, wait=True)
-        yield
-
-
-def _facts_file(file: Path) -> Path:
-    return file.with_name(file.name + ".json")
-
-
-def _facts(file: Path) -> dict:
-    try:
-        return json.loads(_facts_file(file).read_text())
-    except (OSError, ValueError):
-        return {}
+    return tqdm(desc=name, unit="B", unit_scale=True, disable=True if rank() else None)  # None: where there is one
 
 
 def _size(file: Path) -> int:

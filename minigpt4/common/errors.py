@@ -36,10 +36,16 @@ class DataError(UserError):
     """Training data that cannot be read, or too much of it that is bad."""
 
 
-def did_you_mean(word: str, known) -> str:
+def did_you_mean(word: str, known: Iterable) -> str:
     """`; did you mean 'x'?`, or an empty string when nothing known looks like `word`."""
-    close = get_close_matches(str(word), [str(k) for k in known], n=1, cutoff=0.6)
+    close = get_close_matches(str(word), map(str, known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def suggest(word: str, known: Iterable) -> str:
+    """`; did you mean 'x'?`, or the first of what is known when nothing looks like `word`."""
+    names = [str(name) for name in known]
+    return did_you_mean(word, names) or f"; known: {some(names, 8)}"
 
 
 def file_like(path: str, files: Iterable[str]) -> str:
@@ -55,12 +61,24 @@ def some(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def valid_text(text: str) -> str:
+    """The type of an argument that is a text: bytes that are not UTF-8, which Python makes surrogates, are refused."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        wrong = os.fsencode(text[error.start]).hex()
+        raise ArgumentTypeError(f"character {error.start + 1} is byte 0x{wrong}, which is not UTF-8") from None
+    return text
+
+
 def main_guard(main: Callable[[], int | None]) -> int:
     """Run a command's `main` and return its exit code: 1 after the message of a UserError, 128 + the signal's number
     when a signal ended it. Other exceptions keep their traceback."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names and answers that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
+    # Under torchrun every process finds the same fault in a config, and stops at the same step: rank 0 says so.
+    another_tells = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -70,9 +88,9 @@ def main_guard(main: Callable[[], int | None]) -> int:
             raise
         return 141  # as if SIGPIPE had ended it: `minigpt4 describe *.jpg | head -1`
     except Stopped as error:
-        return _leave(error, "" if _another_tells() else str(error), error.code)
+        return _leave(error, "" if another_tells else str(error), error.code)
     except UserError as error:
-        silent = isinstance(error, ConfigError) and _another_tells()
+        silent = another_tells and isinstance(error, ConfigError)
         return _leave(error, "" if silent else f"error: {error}", 1)
     except KeyboardInterrupt as error:  # its argument may be the signal's number
         number = error.args[0] if error.args else signal.SIGINT
@@ -97,21 +115,6 @@ def _stdout_is_closed() -> bool:
         return False
     os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
     return True
-
-
-def valid_text(text: str) -> str:
-    """The type of an argument that is a text: bytes that are not UTF-8, which Python makes surrogates, are refused."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        wrong = os.fsencode(text[error.start]).hex()
-        raise ArgumentTypeError(f"character {error.start + 1} is byte 0x{wrong}, which is not UTF-8") from None
-    return text
-
-
-def _another_tells() -> bool:
-    """Under torchrun every process finds the same fault in a config, and stops at the same step: rank 0 says so."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def _leave(error: BaseException, message: str, code: int) -> int:

@@ -1,7 +1,4 @@
-"""Files that are written whole or not at all, and locks.
-
-Some file systems cannot lock, flush, rename or change modes. There that step is left out, after a warning.
-"""
+"""Files that are written whole or not at all, and locks."""
 
 import errno
 import fcntl
@@ -10,30 +7,14 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .errors import UserError
+
 log = logging.getLogger("minigpt4")
-NOT_SUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-_warned: set[tuple[str, Path]] = set()
-
-
-@contextmanager
-def if_supported(what: str, path: Path, *also: int) -> Iterator[None]:
-    """Skip a file operation that the file system cannot do, with one warning for each folder.
-
-    Args:
-        what: the operation, for the warning.
-        also: error numbers that say so for this operation, beside NOT_SUPPORTED.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {*NOT_SUPPORTED, *also}:
-            raise
-        if (what, path.parent) not in _warned:
-            log.warning("%s: this file system cannot %s (%s); going on without", path, what, error.strerror)
-            _warned.add((what, path.parent))
+# What network file systems say that cannot lock or flush: NFS, Lustre, object stores.
+NOT_SUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK, errno.EBADF}
 
 
 def lock(file, path: Path, wait: bool = False, posix: bool = False) -> bool:
@@ -43,42 +24,61 @@ def lock(file, path: Path, wait: bool = False, posix: bool = False) -> bool:
         wait: wait until the other process releases the lock.
         posix: use lockf, whose lock child processes do not inherit, instead of flock.
     """
-    # ENOLCK: NFS without its lock service. EBADF: flock of a folder on NFS, which locks only what is open for writing.
-    with if_supported("lock files: two commands that write there at once would not see each other", path,
-                      errno.ENOLCK, errno.EBADF):  # fmt: skip
-        try:
-            (fcntl.lockf if posix else fcntl.flock)(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
+    try:
+        (fcntl.lockf if posix else fcntl.flock)(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
+        if error.errno not in NOT_SUPPORTED:
+            raise
+        log.warning("%s: this file system cannot lock files (%s): two commands that write there at once would not see "
+                    "each other", path, error.strerror)  # fmt: skip
     return True
 
 
+@contextmanager
+def alone_in(folder: Path, command: str, wait: bool = False) -> Iterator[None]:
+    """Make the --out folder of a command, hold its lock in the block, and delete the `.*.tmp` of a killed run.
+
+    Args:
+        wait: wait until another process releases the lock.
+    Raises:
+        UserError: it cannot be made or opened; another process holds the lock.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"--out {folder}: must be a folder you can write to: {error}") from error
+    try:
+        if not lock(handle, folder):
+            if not wait:
+                raise UserError(f"--out {folder}: another {command} is filling it")
+            print(f"waiting for another {command} that is filling {folder}", flush=True)
+            lock(handle, folder, wait=True)
+        for stale in folder.glob(".*.tmp"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
 def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    # EACCES: a folder that may be written to and not be listed.
-    with if_supported("flush a folder" if path.is_dir() else "flush files", path, errno.EACCES):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Wait until a file or folder is on the disk. A full network disk says so here."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:
+            raise
+    finally:
+        os.close(handle)
 
 
 def set_mode(path: Path, mode: int) -> None:
     """`chmod`, where there are modes (FAT and network shares have none)."""
-    with if_supported("change modes", path, errno.EPERM):
+    with suppress(PermissionError):
         path.chmod(mode)
-
-
-def replace(source: Path, target: Path) -> None:
-    """Rename a file over another one; copy it where there is no renaming (some object stores)."""
-    with if_supported("rename: a file that is being replaced is not whole for a moment", target, errno.EXDEV):
-        os.replace(source, target)
-        return
-    shutil.copyfile(source, target)
-    source.unlink()
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def whole_file(target: Path) -> Iterator[Path]:
         yield part
         set_mode(part, mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
         flush(part)
-        replace(part, target)
+        os.replace(part, target)
         flush(target.parent)
     finally:
         part.unlink(missing_ok=True)

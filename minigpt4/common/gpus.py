@@ -57,11 +57,8 @@ GPUS = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """By its name, with the memory or without where there is one: `h100` is h100-80g, `a100` would be two.
-
-    Raises:
-        ConfigError: no such device, or several.
-    """
+    """By its name, with the memory or without where there is one: `h100` is h100-80g, `a100` would be two. Raises
+    ConfigError: no such device, or several."""
     found = [GPUS[name]] if name in GPUS else [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] == name]
     if len(found) == 1:
         return found[0]
@@ -88,11 +85,7 @@ def all_gather(size: int, gpu: Gpu, nproc: int, nodes: int) -> float:
 
 
 def card_called(name: str, memory: float = 0) -> Gpu | None:
-    """The GPU that PyTorch calls `name`, e.g. `NVIDIA A100-SXM4-80GB`; None: not known.
-
-    Args:
-        memory: GiB, to tell apart cards of one name.
-    """
+    """The GPU that PyTorch calls `name`, e.g. `NVIDIA A100-SXM4-80GB`, with about `memory` GiB; None: not known."""
     words = re.findall(r"\w+", name.lower())
     known = [gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in words]
     return min(known, key=lambda gpu: abs(gpu.memory - memory), default=None)

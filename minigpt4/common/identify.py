@@ -1,7 +1,6 @@
 """What a weight file holds: decided by the names and shapes in its header, never by its file name.
 
-Only headers are read, so that 26 GB of shards take a second. safetensors: the JSON at the start; torch: the pickle,
-with the tensors memory-mapped. Nothing here knows a model or a config.
+Only headers are read: the JSON of safetensors, the pickle of torch. 26 GB of shards take a second.
 """
 
 import json
@@ -25,9 +24,10 @@ WRAPPED = re.compile(
     r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 UNWRAPPED = {"minigpt4", "qformer", "eva_vit", "vit"}  # kinds whose own names never begin so
+SIZED = {*UNWRAPPED, "llm", "llm_meta"}
 
 # What a file can be, in words that follow "is".
-KINDS = {
+MODELS = {
     "eva_vit": "an EVA ViT",
     "vit": "a ViT",
     "vision": "an image network",
@@ -39,88 +39,81 @@ KINDS = {
     "adapter": "a LoRA adapter",
     "resume": "the optimizer and random state of a training run, without weights",
     "gguf": "a GGUF file",
-    "lfs": "a git-lfs pointer, not weights",
-    "html": "a web page, not weights",
-    "text": "a text file, not weights",
-    "archive": "a packed archive, not weights",
-    "empty": "an empty file",
-    "truncated": "cut off: its end is missing",
-    "damaged": "damaged, or no weight file",
-    "code": "a pickle that would run code, which is never done here",
-    "folder": "a folder, not a file",
-    "missing": "not there",
     "unknown": "a weight file of another model",
 }
-# What to do about the kinds that hold no weights.
-DOWNLOAD_AGAIN = {
-    "lfs": "run `git lfs pull` in the folder it was cloned to",
-    "html": "the download went to a page about the file (or an error page): fetch the file itself",
-    "text": "download the file itself",
-    "archive": "unpack it, and write the path of what was in it",
-    "empty": "download it again",
-    "truncated": "download it again to the end",
-    "damaged": "download it again, or write the path of the right file",
-    "code": "take a file that holds tensors only",
-    "folder": "write the path of the weight file in it",
-    "missing": "write the path of the file",
+# The kinds that hold no weights, and what to do about each.
+OTHERS = {
+    "lfs": ("a git-lfs pointer, not weights", "run `git lfs pull` in the folder it was cloned to"),
+    "html": ("a web page, not weights", "the download went to a page about the file: fetch the file itself"),
+    "text": ("a text file, not weights", "download the file itself"),
+    "archive": ("a packed archive, not weights", "unpack it, and write the path of what was in it"),
+    "empty": ("an empty file", "download it again"),
+    "truncated": ("cut off: its end is missing", "download it again to the end"),
+    "damaged": ("damaged, or no weight file", "download it again, or write the path of the right file"),
+    "code": ("a pickle that would run code, which is never done here", "take a file that holds tensors only"),
+    "folder": ("a folder, not a file", "write the path of the weight file in it"),
+    "missing": ("not there", "write the path of the file"),
 }
-NO_WEIGHTS = set(DOWNLOAD_AGAIN)
+KINDS = MODELS | {kind: words for kind, (words, _) in OTHERS.items()}
+DOWNLOAD_AGAIN = {kind: what for kind, (_, what) in OTHERS.items()}
+NO_WEIGHTS = set(OTHERS)
 
-# The first pattern that a tensor name matches decides the kind. A group is the prefix that all names have.
-NAMES = (
-    ("minigpt4", r"^llama_proj\."),
-    ("adapter", r"\.lora_[AB]\."),
-    ("qformer", r"^Qformer\.bert\."),
-    ("blip2_transformers", r"^qformer\."),
-    ("llm_meta", r"(?:^|\.)attention\.w[qkv]\.weight$|^tok_embeddings\.weight$"),
-    ("llm", r"^(?:model|transformer)\.(?:layers|h)\.\d+\.|^(?:model\.embed_tokens|lm_head)\.weight$"),
-    ("eva_vit", r"^(.*?)blocks\.\d+\.attn\.q_bias$"),
-    ("vit", r"^(.*?)blocks\.\d+\.attn\.(?:qkv|q_proj)\.weight$"),
-)
-# What shapes say of a model: (size, names of tensors, axis). Without an axis, the numbers in the names are counted.
-VIT_SIZES = (
+# How files begin that are neither safetensors nor torch; compared in lower case.
+HEADS = {
+    "lfs": (b"version https://git-lfs",),
+    "html": (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error"),
+    "gguf": (b"gguf",),
+    "archive": (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!"),
+}
+# The first pattern that a tensor name matches decides the kind.
+NAMES = {
+    "minigpt4": r"^llama_proj\.",
+    "adapter": r"\.lora_[AB]\.",
+    "qformer": r"^Qformer\.bert\.",
+    "blip2_transformers": r"^qformer\.",
+    "llm_meta": r"(?:^|\.)attention\.w[qkv]\.weight$|^tok_embeddings\.weight$",
+    "llm": r"^(?:model|transformer)\.(?:layers|h)\.\d+\.|^(?:model\.embed_tokens|lm_head)\.weight$",
+    "eva_vit": r"blocks\.\d+\.attn\.q_bias$",
+    "vit": r"blocks\.\d+\.attn\.(?:qkv|q_proj)\.weight$",
+}
+# What shapes say of a model: (size, name of a tensor, axis of its shape). Without an axis, layers are counted.
+SIZES = (
     ("width", r"patch_embed\.proj\.weight$", 0),
-    ("depth", r"blocks\.(\d+)\.", None),
     ("patch", r"patch_embed\.proj\.weight$", 2),
-    ("grid", r"pos_embed$", 1),
-)
-QFORMER_SIZES = (
+    ("vocabulary", r"embed_tokens\.weight$", 0),
+    ("width", r"embed_tokens\.weight$", 1),
     ("queries", r"query_tokens$", 1),
     ("Q-Former width", r"query_tokens$", 2),
-    ("depth", r"Qformer\.bert\.encoder\.layer\.(\d+)\.", None),
-    ("image width", r"Qformer\.bert\.encoder\.layer\.0\.crossattention\.self\.key\.weight$", 1),
-    ("from width", r"llama_proj\.(?:.*\.)?weight$", 1),
+    ("depth", r"^(?!llama_model\.).*?(?:blocks|layer|layers|h)\.(\d+)\.", None),
+    ("from width", r"llama_proj\.(?:0\.)?weight$", 1),
     ("to LLM width", r"llama_proj\.(?:.*\.)?weight$", 0),
 )
-LLM_SIZES = (
-    ("vocabulary", r"model\.embed_tokens\.weight$", 0),
-    ("width", r"model\.embed_tokens\.weight$", 1),
-    ("depth", r"(?:model\.)?layers\.(\d+)\.", None),
-)
-SIZES = {"eva_vit": VIT_SIZES, "vit": VIT_SIZES, "qformer": QFORMER_SIZES, "minigpt4": QFORMER_SIZES,
-         "llm": LLM_SIZES, "llm_meta": LLM_SIZES}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What `identify` found.
-
-    Args:
-        kind: a key of KINDS.
-        bytes: size on disk.
-        note: a detail for the reader, e.g. how much of the file is missing.
-        tensors: name -> tensor with the right shape and dtype; it may be on the meta device, see `value`.
-        facts: what the file holds beside weights: epoch, step, config, ...
-        sizes: what the shapes say: width, depth, queries, ...
-    """
+    """What `identify` found. Tensors of safetensors are on the meta device, see `value`."""
 
     path: Path
-    kind: str
+    kind: str  # a key of KINDS
     bytes: int = 0
-    note: str = ""
+    note: str = ""  # a detail for the reader, e.g. how much of the file is missing
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    facts: dict[str, Any] = field(default_factory=dict, repr=False)
-    sizes: dict[str, int] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)  # what it holds beside weights: epoch, config, ...
+    wrapper: str = ""  # what a wrapper had put into the names; `tensors` has them without it
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What the shapes say of the model: width, depth, queries, ..."""
+        found: dict[str, int] = {}
+        for size, pattern, axis in SIZES if self.kind in SIZED else ():
+            matches = [match for name in sorted(self.tensors) if (match := re.search(pattern, name))]
+            shape = self.tensors[matches[-1].string].shape if matches else ()  # the last layer of several
+            if axis is None and matches:
+                found[size] = len({match[1] for match in matches})
+            elif axis is not None and len(shape) > axis:
+                found[size] = shape[axis]
+        return found
 
     @property
     def parameters(self) -> int:
@@ -129,8 +122,9 @@ class FileFacts:
 
     def value(self, name: str) -> Tensor:
         """One tensor, read from the file."""
-        if not self.tensors[name].is_meta:
-            return self.tensors[name]
+        like = self.tensors[name]
+        if not like.is_meta:
+            return like
         # Not by safetensors: it maps the whole file, which fails where the file is larger than the memory.
         with self.path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -138,20 +132,17 @@ class FileFacts:
             entry = header.get(name) or next(e for n, e in header.items() if WRAPPED.sub("", n) == name)
             start, end = entry["data_offsets"]
             file.seek(8 + length + start)
-            data = bytearray(file.read(end - start))
-        return torch.frombuffer(data, dtype=self.tensors[name].dtype).reshape(self.tensors[name].shape)
+            return torch.frombuffer(bytearray(file.read(end - start)), dtype=like.dtype).reshape(like.shape)
 
     def describe(self) -> str:
-        """E.g. `an EVA ViT: width 1408, depth 39, patch 14, grid 16; 511 tensors, 986M numbers, 2.0 GB`."""
+        """E.g. `an EVA ViT: width 1408, patch 14, depth 39; 511 tensors, 986M numbers, 2.0 GB`."""
         text = KINDS[self.kind] + (f" ({self.note})" if self.note else "")
         if self.kind in NO_WEIGHTS:
             return text
-        sizes = dict(self.sizes)
-        ends = sizes.pop("from width", 0), sizes.pop("to LLM width", 0)
-        shown = [f"{name} {value:,}" for name, value in sizes.items()]
-        shown += [f"projection {ends[0]:,} -> {ends[1]:,}"] if all(ends) else []
+        sizes = ": " * bool(self.sizes) + ", ".join(f"{name} {value:,}" for name, value in self.sizes.items())
+        sizes = re.sub(r"from width ([\d,]+), to LLM width", r"projection \1 ->", sizes)
         numbers = f"{len(self.tensors)} tensors, {amount(self.parameters)} numbers, " if self.tensors else ""
-        return f"{text}{': ' if shown else ''}{', '.join(shown)}; {numbers}{gigabytes(self.bytes)}"
+        return f"{text}{sizes}; {numbers}{gigabytes(self.bytes)}"
 
 
 def amount(n: float) -> str:
@@ -178,34 +169,17 @@ def identify(path: str | Path) -> FileFacts:
             head = file.read(4096)
     except OSError as error:
         return FileFacts(path, "missing", note=error.strerror or "")
-    kind, note = _kind_of_head(head)
-    if kind:
-        return FileFacts(path, kind, size, note)
-    return _identify_safetensors(path, size) if _begins_safetensors(head) else _identify_torch(path, head, size)
-
-
-def _kind_of_head(head: bytes) -> tuple[str, str]:
-    """(kind, note) of a file that is neither safetensors nor torch; ("", "") when it may be one of them."""
-    start = head.lstrip()[:2000].lower()
-    if not head:
-        return "empty", ""
-    if start.startswith(b"version https://git-lfs"):
-        wanted = re.search(rb"size (\d+)", head)
-        return "lfs", f"of a file of {gigabytes(int(wanted[1]))}" if wanted else ""
-    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")):
-        title = re.search(rb"<title[^>]*>\s*([^<]{1,60})", head, re.I)
-        return "html", title[1].decode(errors="replace").strip() if title else ""
-    if head.startswith(b"GGUF"):
-        return "gguf", ""
-    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!")) or head[257:262] == b"ustar":
-        return "archive", ""
-    if _begins_safetensors(head) or head.startswith((b"PK", b"\x80")):
-        return "", ""
-    try:
-        text = head[: 4096 - 4].decode()  # 4 bytes less: the cut may fall into a character
-    except UnicodeDecodeError:
-        return "", ""
-    return ("text", f"it begins {text[:40].strip()!r}") if text.isprintable() or "\n" in text else ("", "")
+    start = head.lstrip().lower()
+    for kind, beginnings in HEADS.items():
+        if start.startswith(beginnings):
+            wanted, title = (re.search(p, head, re.I) for p in (rb"size (\d+)", rb"<title[^>]*>\s*([^<]{1,60})"))
+            note = f"of a file of {gigabytes(int(wanted[1]))}" if kind == "lfs" and wanted else ""
+            return FileFacts(path, kind, size, title[1].decode(errors="replace").strip() if title else note)
+    if head[257:262] == b"ustar":
+        return FileFacts(path, "archive", size)
+    if _begins_safetensors(head):
+        return _identify_safetensors(path, size)
+    return _identify_torch(path, head, size) if head else FileFacts(path, "empty")
 
 
 def is_safetensors(path: Path) -> bool:
@@ -245,7 +219,8 @@ def _identify_torch(path: Path, head: bytes, size: int) -> FileFacts:
             warnings.simplefilter("ignore")
             data = load_torch(path)
     except Exception as error:  # torch.load raises many kinds
-        return FileFacts(path, *_why_not_torch(head, size, error))
+        kind, note = _why_not_torch(head, str(error))
+        return FileFacts(path, kind, size, note or f"{gigabytes(size)} are there")
     if not isinstance(data, dict):
         return FileFacts(path, "unknown", size, f"it holds a {type(data).__name__}")
     wrapper = next((w for w in WRAPPERS if isinstance(data.get(w), dict)), None)
@@ -256,10 +231,7 @@ def _identify_torch(path: Path, head: bytes, size: int) -> FileFacts:
 
 
 def load_torch(path: Path) -> Any:
-    """What torch.save wrote, with its tensors memory-mapped where possible. No code of the file runs.
-
-    torch.load raises many kinds of exceptions.
-    """
+    """What torch.save wrote, memory-mapped where possible. No code of the file runs. Raises many kinds of errors."""
     with path.open("rb") as file:
         if path.suffix == ".safetensors":  # by this name torch would take it for one
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -267,72 +239,38 @@ def load_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
-def said_by_torch(error: Exception) -> str:
-    """The first line of what torch.load raised, without its advice to run the file's code."""
-    first = str(error).split("\n")[0][:100] or type(error).__name__
-    return "it holds more than tensors and plain values" if first.startswith("Weights only load failed") else first
-
-
-def _why_not_torch(head: bytes, size: int, error: Exception) -> tuple[str, int, str]:
-    """(kind, size, note) of a file that torch.load does not read."""
-    text, zipped = str(error), head.startswith(b"PK")
-    if wanted := re.search(r"GLOBAL ([\w.]+)", text):
-        return "code", size, f"it wants {wanted[1]}"
-    if head.startswith(b"\x80") and "Unsupported operand" in text:
-        return "code", size, "a pickle that torch did not write"
-    if "unexpected EOF" in text or (zipped and "central directory" in text):
-        return "truncated", size, f"{gigabytes(size)} are there"
+def _why_not_torch(head: bytes, error: str) -> tuple[str, str]:
+    """(kind, note) of a file that torch.load does not read, by its first bytes and the error."""
+    zipped = head.startswith(b"PK")
+    if wanted := re.search(r"GLOBAL ([\w.]+)", error):
+        return "code", f"it wants {wanted[1]}"
+    if head.startswith(b"\x80") and "Unsupported operand" in error:
+        return "code", "a pickle that torch did not write"
+    if "unexpected EOF" in error or (zipped and "central directory" in error):
+        return "truncated", ""
     if zipped:
-        return "archive", size, "a zip that is not torch's"
-    return "damaged", size, "" if text.startswith("Weights only load failed") else text.split("\n")[0][:100]
+        return "archive", "a zip that is not torch's"
+    text = head[:40].decode(errors="replace").strip()
+    return ("text", f"it begins {text!r}") if text.isprintable() and "\ufffd" not in text else ("damaged", "")
 
 
 def _by_names(path: Path, size: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> FileFacts:
-    """The facts of a file whose header could be read."""
-    tensors, wrapper = bare_names(tensors)
-    kind, prefix = _kind(tensors)
+    """The facts of a file whose header could be read. What a wrapper put into the names is left out where the result is
+    one of UNWRAPPED. An LLM's own names begin with `model.`: they stay."""
+    kind, wrapper, note = _kind(tensors), "", ""
+    bare = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
+    if list(bare) != list(tensors) and len(bare) == len(tensors) and kind != "llm" and _kind(bare) in UNWRAPPED:
+        wrapper = next(match[0] for name in tensors if (match := WRAPPED.search(name)))
+        kind, tensors, note = _kind(bare), bare, f"its names have {wrapper!r}, which is left out"
     if not tensors and {"optimizer", "param_groups"} & set(facts):
         kind = "resume"
-    note = f"its names begin with {prefix!r}" if prefix else ""
-    if wrapper:
-        note = f"its names have {wrapper!r}, which is left out"
     if kind == "unknown":
         note = f"{', '.join(list(tensors)[:3])}, ..." if tensors else f"it holds {', '.join(list(facts)[:5])}"
-    sizes = _sizes(kind, {name.removeprefix(prefix): t for name, t in tensors.items()})
-    return FileFacts(path, kind, size, note, tensors, facts, sizes)
+    return FileFacts(path, kind, size, note, tensors, facts, wrapper)
 
 
-def bare_names(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors without what a wrapper put into their names, and what that was.
-
-    Names change only where the result is one of UNWRAPPED. An LLM's own names begin with `model.`: they stay.
-    """
-    bare = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
-    same = list(bare) == list(tensors) or len(bare) < len(tensors) or _kind(tensors)[0] == "llm"
-    if same or _kind(bare)[0] not in UNWRAPPED:
-        return tensors, ""
-    return bare, next(match[0] for name in tensors if (match := WRAPPED.search(name)))
-
-
-def _kind(tensors: dict[str, Tensor]) -> tuple[str, str]:
-    """(kind, prefix that all names of it have)."""
-    for kind, pattern in NAMES:
-        if match := next(filter(None, (re.search(pattern, name) for name in tensors)), None):
-            return kind, match[1] if match.re.groups else ""
-    image = any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values())
-    return ("vision" if image else "unknown"), ""
-
-
-def _sizes(kind: str, tensors: dict[str, Tensor]) -> dict[str, int]:
-    """What the shapes of the tensors say of the model, for the kinds that a config names."""
-    found: dict[str, int] = {}
-    for size, pattern, axis in SIZES.get(kind, ()):
-        names = sorted(name for name in tensors if re.match(pattern, name))
-        if axis is None:
-            found[size] = len({re.match(pattern, name)[1] for name in names})
-        elif names:  # of several layers, the first takes the input and the last (axis 0) gives the output
-            shape = tensors[names[-1 if axis == 0 else 0]].shape
-            found[size] = shape[axis] if len(shape) > axis else 0
-    if "grid" in found:  # patches and one class token -> patches a side
-        found["grid"] = int((found["grid"] - 1) ** 0.5)
-    return {size: value for size, value in found.items() if value}
+def _kind(tensors: dict[str, Tensor]) -> str:
+    for kind, pattern in NAMES.items():
+        if any(re.search(pattern, name) for name in tensors):
+            return kind
+    return "vision" if any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values()) else "unknown"

@@ -5,7 +5,8 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
+from itertools import accumulate
 from pathlib import Path
 from textwrap import indent
 
@@ -62,20 +63,16 @@ class MetricLog:
     """One JSON object a line in `log.jsonl`, and the same numbers in TensorBoard, on the main process only."""
 
     def __init__(self, output_dir: Path, from_step: int = 0):
-        self.path, self._side_work, self._board = Path(output_dir) / "log.jsonl", SideWork(), None
-        with self._side_work(self.path):
-            self._drop_after(from_step)
-            self.path.touch()
+        self.folder, self._side_work, self._board = Path(output_dir), SideWork(), None
+        log_file = self.folder / "log.jsonl"
+        with self._side_work(log_file):
+            # A resumed run repeats the steps after its checkpoint: their first rows go.
+            rows = read_log(log_file) if log_file.exists() else []
+            write_whole(log_file, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= from_step))
         with self._side_work("TensorBoard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(output_dir), purge_step=from_step + 1)
-
-    def _drop_after(self, step: int) -> None:
-        """A resumed run repeats the steps after its checkpoint: forget their first telling, keep the rest."""
-        if self.path.exists():
-            kept = [json.dumps(row) + "\n" for row in read_log(self.path) if row["step"] <= step]
-            write_whole(self.path, "".join(kept))
 
     def write(self, step: int, **values) -> None:
         """`step` counts optimizer steps from 1. Values are plain numbers or strings."""
@@ -95,9 +92,9 @@ class MetricLog:
         self._on_board("close")
 
     def _append(self, name: str, rows: list[dict]) -> None:
-        file = self.path.with_name(name)
+        file = self.folder / name
         with self._side_work(file), file.open("a", encoding="utf-8", errors="backslashreplace") as out:
-            out.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def _on_board(self, method: str, *arguments) -> None:
         if self._board is not None:
@@ -109,10 +106,8 @@ def read_log(path: Path) -> list[dict]:
     """The rows of a log.jsonl. A last line that a killed run wrote by half is left out."""
     rows = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
-        try:
+        with suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return rows
 
 
@@ -132,21 +127,14 @@ def plot_log(path: Path, out: Path) -> None:
     """Draw a log.jsonl into a PNG: loss (raw, smoothed, of validation) and learning rate; throughput below."""
     plt = pyplot()
     every = read_log(path)
-    rows = [row for row in every if "loss" in row]
+    rows, valid = ([row for row in every if key in row] for key in ("loss", "valid_loss"))
     if not rows:
         return
-    steps = [r["step"] for r in rows]
-    loss = [r["loss"] for r in rows]
-    smooth, mean = [], loss[0]
-    for value in loss:
-        mean = 0.95 * mean + 0.05 * value
-        smooth.append(mean)
-    figure, (axis, speed) = plt.subplots(
-        2, figsize=(7, 5), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [4, 1]}
-    )
+    steps, loss = [r["step"] for r in rows], [r["loss"] for r in rows]
+    smooth = list(accumulate(loss, lambda mean, value: 0.95 * mean + 0.05 * value))
+    figure, (axis, speed) = plt.subplots(2, figsize=(7, 5), sharex=True, layout="constrained", height_ratios=[4, 1])
     axis.plot(steps, loss, color="#bbbbbb", linewidth=0.8, label="loss")
     axis.plot(steps, smooth, color="#c44e52", linewidth=1.8, label="loss, smoothed")
-    valid = [row for row in every if "valid_loss" in row]
     if valid:
         points = [r["step"] for r in valid], [r["valid_loss"] for r in valid]
         axis.plot(*points, "o-", color="#55a868", markersize=4, label="validation loss")
@@ -158,8 +146,7 @@ def plot_log(path: Path, out: Path) -> None:
     axis.legend(handles=[*axis.get_lines(), *right.get_lines()], loc="upper right", frameon=False)
     speed.plot(steps, [r.get("samples_per_second", 0) for r in rows], color="#8172b3", linewidth=1)
     speed.set_ylim(bottom=0)
-    speed.set_ylabel("samples/s")
-    speed.set_xlabel("optimizer step")
+    speed.set(xlabel="optimizer step", ylabel="samples/s")
     speed.grid(alpha=0.3)
     figure.savefig(out, dpi=110)
     plt.close(figure)

@@ -1,24 +1,18 @@
 """Modules are built without memory; the weight files bring it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
 from .errors import CheckpointError
 
 
-@contextmanager
-def empty_weights(when: bool = True) -> Iterator[None]:
+def empty_weights(when: bool = True) -> AbstractContextManager:
     """Modules built inside get their parameters on the meta device: no memory, no random numbers drawn. Buffers are
     real, because files do not hold all of them. `load_exact` brings the parameters; `check_loaded` looks for gaps."""
-    if not when:
-        yield
-        return
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        yield
+    return init_empty_weights(include_buffers=False) if when else nullcontext()
 
 
 def check_loaded(model: nn.Module) -> None:

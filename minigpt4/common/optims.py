@@ -55,13 +55,11 @@ def linear_warmup_cosine_lr(
     within the epoch, so that one longer than an epoch began again; ours counts steps (docs/decisions.md).
     """
     if step < warmup_steps:
-        return warmup_lr + (init_lr - warmup_lr) * step / max(warmup_steps, 1)
+        return warmup_lr + (init_lr - warmup_lr) * step / warmup_steps
     return min_lr + (init_lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * step / total_steps))
 
 
 @LR_SCHEDULES.register("constant_lr")
-def constant_lr(
-    step: int, *, total_steps: int, init_lr: float, min_lr: float, warmup_lr: float, warmup_steps: int
-) -> float:
+def constant_lr(step: int, *, init_lr: float, warmup_lr: float, warmup_steps: int, **_) -> float:
     """`init_lr` after a linear warm-up from `warmup_lr`."""
     return warmup_lr + (init_lr - warmup_lr) * step / warmup_steps if step < warmup_steps else init_lr

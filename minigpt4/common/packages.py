@@ -43,13 +43,8 @@ def installed_version(name: str) -> str:
 
 
 def wanted_versions() -> dict[str, Requirement]:
-    """Each package that this project needs, and each optional one that is installed -> the version it should have.
-
-    That is the tested version in requirements.lock; where the file or its line is missing, the range in pyproject.toml.
-
-    Raises:
-        PackageNotFoundError: this project itself is not installed.
-    """
+    """Each package that this project needs, and each optional one that is installed -> the tested version, or the range
+    in pyproject.toml where requirements.lock has none. Raises PackageNotFoundError: this project is not installed."""
     lines = LOCK.read_text(encoding="utf-8").splitlines() if LOCK.is_file() else []
     tested = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
     wanted = {}

@@ -35,17 +35,16 @@ def expand_shards(storage: str | Sequence[str]) -> list[str]:
     Raises:
         ValueError: braces that do not match.
     """
-    found = []
+    found: list[str] = []
     for pattern in [storage] if isinstance(storage, str) else storage:
         if pattern.startswith(REMOTE):
             found += braceexpand(pattern)
-        else:
-            here = Path(pattern).expanduser()
-            names = _expand(here)
-            if not any(map(os.path.exists, names)):
-                below = _expand(PROJECT / here)
-                names = below if any(map(os.path.exists, below)) else names
-            found += names
+            continue
+        here = Path(pattern).expanduser()
+        names = _expand(here)
+        if not any(map(os.path.exists, names)) and any(map(os.path.exists, in_project := _expand(PROJECT / here))):
+            names = in_project
+        found += names
     return found
 
 

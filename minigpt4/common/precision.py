@@ -2,7 +2,7 @@
 
 import functools
 import platform
-import time
+import timeit
 from dataclasses import dataclass
 
 import torch
@@ -36,29 +36,19 @@ class Precision:
 def resolve_precision(
     model: ModelConfig, device: torch.device, run: RunConfig | None = None, stored: torch.dtype | None = None
 ) -> Precision:
-    """Resolve every `auto`.
+    """Resolve every `auto`. Raises ConfigError: the LLM's dtype differs from autocast's.
 
     Args:
         run: the training run; None for a chat, which uses no autocast.
         stored: dtype of the LLM's weight files. A chat on CUDA keeps fp16 files in fp16: a cast to bf16 would change
             87 % of Vicuna's weights (mean relative error 1.4e-3).
-    Raises:
-        ConfigError: the LLM's dtype differs from autocast's.
     """
-    half = fast_half_dtype(device)
+    half, cuda = fast_half_dtype(device), device.type == "cuda"
     amp = None
-    if run and run.amp and run.amp_dtype != "auto":
-        amp = DTYPES[run.amp_dtype]
-    elif run and run.amp and device.type == "cuda":
-        amp = half
-    if model.llama_precision != "auto":
-        llm = DTYPES[model.llama_precision]
-    elif amp:
-        llm = amp
-    elif run is None and device.type == "cuda" and stored == torch.float16:
-        llm = stored
-    else:
-        llm = half or torch.float32
+    if run and run.amp:
+        amp = DTYPES.get(run.amp_dtype, half if cuda else None)  # no autocast on a CPU, unless the config names a dtype
+    kept = stored if run is None and cuda and stored == torch.float16 else None
+    llm = DTYPES.get(model.llama_precision) or amp or kept or half or torch.float32
     if amp and llm != amp:
         other = "run.amp: False" if llm == torch.float32 else f"run.amp_dtype: {NAMES[llm]}"
         raise ConfigError(
@@ -66,17 +56,12 @@ def resolve_precision(
             f"{run.amp_dtype}): it would copy every matrix of the LLM and keep the copies for backward; write "
             f"model.llama_precision: auto, or {other}"
         )
-    return Precision(amp, llm, _vit_dtype(model, device, half), _hardware(device))
-
-
-def _vit_dtype(model: ModelConfig, device: torch.device, half: torch.dtype | None) -> torch.dtype:
-    """A trained ViT keeps fp32 weights, which autocast casts. A CPU has no fp16, and often no fast bf16."""
-    dtype = DTYPES[model.vit_precision]
-    if not model.freeze_vit or (device.type == "cpu" and dtype != half):
-        return torch.float32
-    if device.type == "cuda" and dtype == torch.bfloat16:
-        return half
-    return dtype
+    vit = DTYPES[model.vit_precision]
+    if not model.freeze_vit or (device.type == "cpu" and vit != half):
+        vit = torch.float32  # autocast casts a trained ViT; a CPU has no fp16, and often no fast bf16
+    elif cuda and vit == torch.bfloat16:
+        vit = half
+    return Precision(amp, llm, vit, _hardware(device))
 
 
 def fast_half_dtype(device: torch.device) -> torch.dtype | None:
@@ -102,12 +87,7 @@ def cpu_bf16_is_faster() -> bool:
 def _matmul_seconds(dtype: torch.dtype) -> float:
     """The best of four 512 x 576 x 1536 products; the first of them also warms up."""
     left, right = torch.ones(512, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
-    best = float("inf")
-    for _ in range(4):
-        start = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - start)
-    return best
+    return min(timeit.repeat(lambda: left @ right, number=1, repeat=4))
 
 
 def _hardware(device: torch.device) -> str:

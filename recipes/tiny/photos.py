@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt4.common.english import article
 from minigpt4.common.errors import DataError
 from minigpt4.common.paths import write_whole
 from minigpt4.datasets.image_text import read_photos
+from recipes.english import article
 
 from .classes import imagenet_names
 

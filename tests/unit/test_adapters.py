@@ -304,8 +304,8 @@ def test_contradictions_are_told(tmp_path):
         "model.lora.dropout: 1.0 should be at least 0 and below 1",
         "model.freeze_qformer: False, but model.has_qformer is False; leave freeze_qformer out",
         "model.lora.target_modules: should be a list of layer names, e.g. [q_proj, v_proj]",
-        "run.parallel: fsdp parts a frozen LLM of 16 or 32 bit; write ddp or no model.lora",
-        "run.parallel: fsdp parts a frozen LLM of 16 or 32 bit; write ddp or no model.low_resource",
+        "model.lora: set, but run.parallel: fsdp shards a frozen LLM of 16 or 32 bit; write ddp, or lora: null",
+        "model.low_resource: set, but run.parallel: fsdp shards a frozen LLM of 16 or 32 bit; write ddp, or False",
     ]
 
 

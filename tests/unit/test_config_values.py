@@ -162,7 +162,7 @@ def test_nonsense_is_refused(tmp_path, key):
         ("run.max_bad_share", 5, "run.max_bad_share: 5.0 should be at least 0 and at most 1"),
         ("run.ema_decay", 1, "run.ema_decay: 1.0 should be above 0 and below 1, or null"),
         ("run.warmup_steps", 1001, "run.warmup_steps: 1,001 are more than the run's 1,000 steps"),
-        ("run.min_lr", 1e-2, "run.min_lr: 0.01 is above init_lr 0.001, but it is where the rate falls to; write at mo"),
+        ("run.min_lr", 1e-2, "run.min_lr: 0.01 is above init_lr 0.001, but it is where the rate falls to; write less"),
         ("model.low_resource", 1, "model.low_resource: 1 should be one of False, True, 8bit, 4bit"),
         ("model.low_resource", 0, "model.low_resource: 0 should be one of False, True, 8bit, 4bit"),
         ("model.drop_path_rate", 1, "model.drop_path_rate: 1.0 should be at least 0 and below 1"),

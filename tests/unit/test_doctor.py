@@ -114,8 +114,8 @@ def test_a_whole_set_is_right(files, capsys):
     code, rows = look(capsys)
     assert code == 0
     assert {row["mark"] for name, row in rows.items() if name not in ("versions", "memory")} == {OK}
-    assert "an EVA ViT: width 64, depth 2, patch 14, grid 4" in rows["model.vit_ckpt"]["text"]
-    assert "Q-Former: queries 8, Q-Former width 64, depth 2, image width 64" in rows["model.q_former_model"]["text"]
+    assert "an EVA ViT: width 64, patch 14, depth 2" in rows["model.vit_ckpt"]["text"]
+    assert "Q-Former: queries 8, Q-Former width 64, depth 2" in rows["model.q_former_model"]["text"]
     assert "2 layers, width 64, vocabulary 385; 2 files" in rows["model.llama_model"]["text"]
     assert "projection 64 -> 64" in rows["model.ckpt"]["text"]
     assert "stage 2 (epoch 4)" in rows["model.ckpt"]["text"]

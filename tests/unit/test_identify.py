@@ -24,11 +24,11 @@ LLM = {"model.embed_tokens.weight": torch.zeros(9, 4), "model.layers.0.self_attn
        "model.layers.1.self_attn.q_proj.weight": W, "lm_head.weight": torch.zeros(9, 4)}  # fmt: skip
 PROJECTION = {"llama_proj.weight": torch.zeros(4, 6), "llama_proj.bias": torch.zeros(4)}
 STATES = {
-    "eva_vit": (VIT | {"blocks.0.attn.q_bias": torch.zeros(8)}, {"width": 8, "depth": 2, "patch": 14, "grid": 4}),
-    "vit": (VIT, {"width": 8, "depth": 2, "patch": 14, "grid": 4}),
+    "eva_vit": (VIT | {"blocks.0.attn.q_bias": torch.zeros(8)}, {"width": 8, "depth": 2, "patch": 14}),
+    "vit": (VIT, {"width": 8, "depth": 2, "patch": 14}),
     "vision": ({"conv_stem.weight": torch.zeros(8, 3, 3, 3), "bn1.weight": W}, {}),
     "qformer": (QFORMER | {"t5_proj.weight": W},
-                {"queries": 5, "Q-Former width": 6, "depth": 2, "image width": 8}),
+                {"queries": 5, "Q-Former width": 6, "depth": 2}),
     "minigpt4": (PROJECTION | {"llama_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2),
                                "Qformer.bert.embeddings.position_ids": torch.zeros(1, 5)},
                  {"from width": 6, "to LLM width": 4}),
@@ -74,7 +74,6 @@ def test_names_below_a_prefix(tmp_path):
     torch.save({f"visual_encoder.{k}": v for k, v in STATES["eva_vit"][0].items()}, tmp_path / "x")
     facts = identify(tmp_path / "x")
     assert (facts.kind, facts.sizes["depth"]) == ("eva_vit", 2)
-    assert "its names begin with 'visual_encoder.'" in facts.describe()
 
 
 def test_a_checkpoint_with_a_trained_qformer_and_more_layers(tmp_path):
@@ -82,8 +81,7 @@ def test_a_checkpoint_with_a_trained_qformer_and_more_layers(tmp_path):
     torch.save({"model": QFORMER | layers}, tmp_path / "x")
     facts = identify(tmp_path / "x")
     assert facts.kind == "minigpt4"
-    assert facts.sizes == {"queries": 5, "Q-Former width": 6, "depth": 2, "image width": 8, "from width": 6,
-                           "to LLM width": 4}  # fmt: skip
+    assert facts.sizes == {"queries": 5, "Q-Former width": 6, "depth": 2, "from width": 6, "to LLM width": 4}
     assert "projection 6 -> 4" in facts.describe()
 
 

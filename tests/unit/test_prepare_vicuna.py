@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.cli import main
 from minigpt4.common.errors import CheckpointError, UserError
+from minigpt4.common.file_system import alone_in
 from minigpt4.convert import sharded
 from minigpt4.convert.sharded import DiskFullError, WeightFile, checksum, parse_size, write_shard
 from minigpt4.convert.vicuna import prepare as prepare_vicuna
@@ -427,7 +428,7 @@ def test_a_disk_that_fills_up_is_one_message_and_the_run_goes_on(made, tmp_path,
 
 def test_two_processes_do_not_fill_one_folder(made, tmp_path):
     with (
-        prepare_vicuna._alone_in(tmp_path / "out"),
+        alone_in(tmp_path / "out", "prepare-vicuna"),
         pytest.raises(UserError, match="another prepare-vicuna is filling"),
     ):
         prepare(open_job(made["llama"], made["v0"]), tmp_path / "out")

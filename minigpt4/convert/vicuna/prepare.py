@@ -7,11 +7,8 @@ command continues and keeps the complete files.
 """
 
 import argparse
-import contextlib
-import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 
 from ...common.errors import CheckpointError, UserError
-from ...common.file_system import lock
+from ...common.file_system import alone_in
 from ...common.identify import gigabytes
 from ...common.precision import DTYPES
 from ..sharded import DiskFullError, damaged_tensors, parse_size, write_json, write_shard
@@ -179,7 +176,7 @@ def prepare(job: Job, out: Path) -> None:
     plan, shapes = job.plan, job.sizes.shapes()
     _check_disk(job, out, set(record["files"]))
     try:
-        with _alone_in(out):
+        with alone_in(out, "prepare-vicuna"):
             for name in [n for n in record["files"] if damaged_tensors(out / n, record["files"][n])]:
                 print(f"{name}: damaged; it is made again")
                 del record["files"][name]
@@ -250,24 +247,6 @@ def _finish(job: Job, out: Path) -> None:
     generation = {"_from_model_config": True, "bos_token_id": ids["bos"], "eos_token_id": ids["eos"]}
     write_json({**generation, "pad_token_id": ids["pad"]}, out / "generation_config.json")
     write_json(job.sizes.config(job.dtype, **ids), out / "config.json")
-
-
-@contextlib.contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Make `out`, lock it for this process, and delete the temporary files of a killed run."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"--out {out}: must be a folder you can write to: {error}") from error
-    try:
-        if not lock(handle, out):
-            raise UserError(f"--out {out}: another prepare-vicuna is filling it")
-        for stale in out.glob(".*.tmp"):
-            stale.unlink()
-        yield
-    finally:
-        os.close(handle)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
