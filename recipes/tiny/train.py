@@ -20,7 +20,6 @@ from recipes.steps import Clock, call, minutes
 
 from .photos import make_photos
 from .questions import make_questions
-from .tower import export_tower
 
 CONFIGS = {stage: f"recipes/tiny/{stage}.yaml" for stage in ("tower", "words", "stage0", "stage1", "stage2")}
 CROPS = {"human_captions": 6, "class_labels": 2}  # of each training picture; two lists use the same
@@ -140,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         print(", ".join(f"{kind} {count}" for kind, count in questions_of(places).items()))
     _train("tower", "Tower: the last blocks of the vision encoder learn the captions' words", places, clock)
     if not places.tower.exists():
-        export_tower(Path(WEIGHTS), places.checkpoint("tower"), places.tower)
+        export_tower(places.checkpoint("tower"), places.tower)
     with clock.step("features", "Features: what the frozen encoder sees, several crops a photo", seconds=operator.add):
         for name, crops in CROPS.items():
             call(
@@ -226,6 +225,15 @@ def export(places: Places) -> None:
         state = {key: value.half() for key, value in read_state(places.checkpoint(stage)).items()}
         save_weights(state, folder / f"{name}.safetensors")
     print(", ".join(f"{f} {f.stat().st_size / 1e6:.1f} MB" for f in sorted(folder.glob("*.safetensors"))))
+
+
+def export_tower(checkpoint: Path, file: Path, before: str = WEIGHTS) -> None:
+    """The whole tower, what was trained and what was not, as `model.vit_ckpt` reads it; in half precision."""
+    prefix = "visual_encoder."
+    trained = {k.removeprefix(prefix): v for k, v in read_state(checkpoint).items() if k.startswith(prefix)}
+    state = read_state(before) | trained
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_weights({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, file)
 
 
 def measure(places: Places) -> dict[str, tuple[float, float, float]]:

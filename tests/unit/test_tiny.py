@@ -152,7 +152,7 @@ def test_the_recipe_runs_its_commands_in_order_and_goes_on(photos, tmp_path, mon
         return 0
 
     monkeypatch.setattr(steps, "run_to_end", run_to_end)
-    monkeypatch.setattr(tiny, "export_tower", lambda before, checkpoint, file: None)
+    monkeypatch.setattr(tiny, "export_tower", lambda checkpoint, file: None)
     arguments = ["tiny", "--photos", str(photos), "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     assert cli.main(arguments) == 1
     assert "recipes/tiny/stage1.yaml did not finish" in capsys.readouterr().err

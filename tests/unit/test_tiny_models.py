@@ -9,7 +9,8 @@ import torch
 from minigpt4.common.checkpoint import read_state, save_weights
 from minigpt4.common.errors import ConfigError
 from recipes.tiny.captions import MiniGPT4Captions
-from recipes.tiny.tower import CaptionTower, export_tower
+from recipes.tiny.tower import CaptionTower
+from recipes.tiny.train import export_tower
 from recipes.tiny.words import MiniGPT4Words
 from tests.made import loss_and_gradient
 
@@ -154,7 +155,7 @@ def test_the_tower_learns_the_words_of_captions_and_keeps_its_names(tower, tmp_p
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     torch.save({"model": model.trained_state()}, tmp_path / "checkpoint.pth")
-    export_tower(before, tmp_path / "checkpoint.pth", tmp_path / "tower.safetensors")
+    export_tower(tmp_path / "checkpoint.pth", tmp_path / "tower.safetensors", str(before))
     old, new = read_state(str(before)), read_state(str(tmp_path / "tower.safetensors"))
     assert old.keys() == new.keys() and "classifier.weight" in new
     changed = {name for name in old if not torch.equal(old[name].half(), new[name].half())}
