@@ -20,23 +20,14 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a result.
+    """One number of a result."""
 
-    Args:
-        name: its key in results.json.
-        label: what people read.
-        stats: (N, K), what each of N answers adds; the measure is a function of the sums.
-        value: sums (..., K) -> (...).
-        form: how the value is written.
-        better: "more", "less", or "" where neither is.
-    """
-
-    name: str
-    label: str
-    stats: np.ndarray
-    value: Callable[[np.ndarray], np.ndarray] = ratio
+    name: str  # its key in results.json
+    label: str  # what people read
+    stats: np.ndarray  # (N, K), what each of N answers adds; the measure is a function of the sums
+    value: Callable[[np.ndarray], np.ndarray] = ratio  # sums (..., K) -> (...)
     form: str = "{:.1%}"
-    better: str = "more"
+    better: str = "more"  # "less", or "" where neither is
 
 
 def share(name: str, label: str, counts: Sequence[tuple[float, float]], **more) -> Measure:
@@ -51,7 +42,7 @@ def mean(name: str, label: str, values: Sequence[float], **more) -> Measure:
 def weights(pictures: int) -> Iterator[np.ndarray]:
     """(draws, pictures): how often each picture is in each resample; the same ones every time."""
     rng = np.random.default_rng(SEED)
-    step = max(1, min(DRAWS, CHUNK // max(pictures, 1)))
+    step = max(1, min(DRAWS, CHUNK // pictures))
     for start in range(0, DRAWS, step):
         yield rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=min(step, DRAWS - start)).astype(float)
 
@@ -66,23 +57,29 @@ def summarize(
         before: the same measures of other answers to the same questions: then it is measure - before, over the same
             resampled pictures (paired).
     """
-    _, owner = np.unique(np.asarray(pictures, dtype=str), return_inverse=True)
-    count = int(owner.max()) + 1 if len(owner) else 0
-    if not count:
-        return {m.name: {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0} for m in measures}
-    columns = [[_by_picture(m, owner, count) for m in side] for side in (measures, before or ())]
-    draws: list[list[np.ndarray]] = [[] for _ in measures]
-    for drawn in weights(count):
-        for i, m in enumerate(measures):
-            value = m.value(drawn @ columns[0][i])
-            if before:
-                value = value - before[i].value(drawn @ columns[1][i])
-            draws[i].append(value)
+    names, owner = np.unique(np.asarray(pictures, dtype=str), return_inverse=True)
+
+    def by_picture(side: Sequence[Measure]) -> list[np.ndarray]:
+        """(pictures, K) of each measure: what the answers on each picture add together."""
+        sums = [np.zeros((len(names), m.stats.shape[1])) for m in side]
+        for m, of_measure in zip(side, sums, strict=True):
+            np.add.at(of_measure, owner, m.stats)
+        return sums
+
+    after, earlier = by_picture(measures), by_picture(before or ())
+
+    def values(drawn: np.ndarray) -> list[np.ndarray]:
+        """drawn (draws, pictures) -> (draws,) of each measure."""
+        found = [m.value(drawn @ sums) for m, sums in zip(measures, after, strict=True)]
+        if before:
+            found = [v - m.value(drawn @ sums) for v, m, sums in zip(found, before, earlier, strict=True)]
+        return found
+
+    draws = [np.concatenate(chunks) for chunks in zip(*map(values, weights(len(names))), strict=True)]
     found = {}
-    for i, m in enumerate(measures):
-        value = m.value(columns[0][i].sum(0)) - (before[i].value(columns[1][i].sum(0)) if before else 0.0)
-        low, high = np.percentile(np.concatenate(draws[i]), [2.5, 97.5])
-        found[m.name] = {"value": float(value), "low": float(low), "high": float(high), "n": count}
+    for m, (value,), drawn in zip(measures, values(np.ones((1, len(names)))), draws, strict=True):
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        found[m.name] = {"value": float(value), "low": float(low), "high": float(high), "n": len(names)}
     return found
 
 
@@ -97,10 +94,3 @@ def compared(measures: dict[str, Sequence[Measure]], pictures: Sequence[str]) ->
         first = {m.name: m for m in before[0]}
         found["difference"] = summarize(last, pictures, [first[m.name] for m in last])
     return found
-
-
-def _by_picture(measure: Measure, owner: np.ndarray, count: int) -> np.ndarray:
-    """(pictures, K): what the answers on each picture add together."""
-    sums = np.zeros((count, measure.stats.shape[1]))
-    np.add.at(sums, owner, measure.stats)
-    return sums

@@ -65,11 +65,11 @@ def evaluate(tmp_path, monkeypatch):
     def call(suite, *words, said=SAID, data=None):
         chats = []
 
-        def build(config, args):
+        def build(config, device):
             chats.append(FakeChat(config, said))
             return chats[-1]
 
-        monkeypatch.setattr(run, "_chat", build)
+        monkeypatch.setattr(run, "chat_for", build)
         parser = argparse.ArgumentParser()
         run.add_arguments(parser)
         argv = ["--cfg-path", str(tmp_path / "c.yaml"), "--suite", suite, "--out", str(tmp_path / "out"), "--data"]
@@ -266,7 +266,7 @@ def test_captions_of_a_folder(evaluate, monkeypatch):
     (photos / "captions.jsonl").unlink()
     with pytest.raises(UserError) as error:
         evaluate("caption", data=[photos])
-    assert '\n  {"image": "0.png", "captions": ["A dog on grass."]}\n  {"image": "1.png", "captions"' in str(
+    assert "this is a folder" in str(error.value) and '{"image": "a.jpg", "captions": ["A dog on grass."]}' in str(
         error.value
     )
 
@@ -285,7 +285,7 @@ def test_questions_of_ones_own(evaluate):
     file.write_text(json.dumps({"image": "0.png", "question": "What?"}))
     with pytest.raises(UserError, match=r'questions\.jsonl:1: needs image, question and answer .*; write \{"image"'):
         evaluate("vqa", data=[file])
-    with pytest.raises(UserError, match=r'this is photos.*(?s:.*)\n  \{"image": "0.png", "question": "What animal'):
+    with pytest.raises(UserError, match=r'this is photos.*(?s:.*)\{"image": "a.jpg", "question": "What animal'):
         evaluate("vqa")
 
 
