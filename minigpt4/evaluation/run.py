@@ -85,13 +85,11 @@ def run(args: argparse.Namespace) -> int:
     judge = Judge(args.judge, args.judge_model, args.judge_key_env) if args.judge else None
     tools, good = Tools(judge, out / args.suite / "judged.jsonl", args.synonyms), [items[i] for i in read]
     scored = {stage: suite.score(good, [said[i] for i in read], tools) for stage, said in answers.items()}
-    questions = dict(suite.questions)
-    if args.suite != "vqa" or args.prompt:  # there each question is another
-        questions = {item.variant: item.question for item in good}
     results = {
         "suite": args.suite, "config": args.cfg_path, "options": args.options, "checkpoint": model.ckpt,
         "before": args.before, "data": args.data, "split": args.split, "limit": args.limit,
-        "decoding": decoding, "batch": args.batch, "questions": questions,
+        "decoding": decoding, "batch": args.batch,
+        "questions": {variant: args.prompt or question for variant, question in suite.questions.items()},
         "judge": {"url": args.judge, "model": args.judge_model} if args.judge else None, "processes": world_size(),
         **page.results_of(good, scored), "unreadable": unreadable, "seconds": round(time.monotonic() - started, 1),
     }  # fmt: skip

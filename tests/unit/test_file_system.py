@@ -16,7 +16,6 @@ from minigpt4.common.errors import CheckpointError, UserError
 from minigpt4.common.file_system import lock, whole_file
 from minigpt4.common.paths import write_whole
 from minigpt4.convert.vicuna.prepare import _alone_in
-from minigpt4.curation.folder import _place
 from minigpt4.runners.process import lock_folder
 
 
@@ -127,14 +126,6 @@ def test_a_text_is_replaced_without_renaming(tmp_path, monkeypatch, warnings):
     for text in ("one", "two"):
         write_whole(tmp_path / "x.txt", text)
     assert (tmp_path / "x.txt").read_text() == "two" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_photo_is_copied_where_there_are_no_links(tmp_path, monkeypatch, warnings):
-    monkeypatch.setattr(Path, "symlink_to", failing(errno.EPERM))
-    (tmp_path / "photo.jpg").write_bytes(b"photo")
-    _place(tmp_path / "photo.jpg", tmp_path / "1.jpg", copy=False)
-    assert (tmp_path / "1.jpg").read_bytes() == b"photo" and not (tmp_path / "1.jpg").is_symlink()
-    assert "cannot link files, so pictures are copied (Operation not permitted)" in warnings.text
 
 
 def test_a_full_disk_is_told_from_a_forbidden_folder(tmp_path, monkeypatch):
