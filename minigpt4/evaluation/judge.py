@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from ..common.errors import UserError
 from ..common.packages import require_packages
-from ..processors.image_processors import decode_image, open_image
+from ..processors.image_processors import decode_image
 from .answering import digest, keep, read_kept
 
 
@@ -48,7 +50,7 @@ class Judge:
         for text, picture in questions:
             content: str | list = text
             if picture:
-                url = data_uri(picture.read_bytes())
+                url = data_uri(decode_image(picture.read_bytes(), picture))
                 content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
             key = digest([self.model, content])[:20]
             if key not in known:
@@ -69,15 +71,11 @@ class Judge:
         return raws
 
 
-def data_uri(image: bytes) -> str:
-    """An image file's bytes as endpoints take them: JPEG, PNG, WebP and GIF as they are, anything else as JPEG."""
-    kind = open_image(image).format.lower()
-    kind = "jpeg" if kind == "mpo" else kind  # a phone's JPEG with a second picture behind it
-    if kind not in ("jpeg", "png", "webp", "gif"):
-        buffer = io.BytesIO()
-        decode_image(image, "picture").save(buffer, "JPEG", quality=95)
-        kind, image = "jpeg", buffer.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+def data_uri(image: Image.Image, quality: int = 95) -> str:
+    """An image as a JPEG in a data: URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def yes_or_no(raw: str) -> bool | None:

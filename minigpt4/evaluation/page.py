@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import random
 from collections.abc import Sequence
@@ -15,6 +13,7 @@ from PIL import Image
 from ..common.paths import write_whole
 from ..processors.image_processors import BrokenImage, decode_image
 from .answering import Item
+from .judge import data_uri
 from .scoring import Scored
 from .statistics import compared
 
@@ -217,6 +216,4 @@ def thumbnail(file: Path) -> str:
     except (OSError, BrokenImage):
         return "data:,"
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(small, quality=82)
