@@ -73,13 +73,8 @@ class Chat:
 
     @torch.no_grad()
     def upload_img(self, image: str | os.PathLike | Image.Image | Tensor, conv: ChatState) -> None:
-        """Encode an image, for the next question. A conversation may have several.
-
-        Args:
-            image: a path, a PIL image, or a tensor (3, H, W) or (1, 3, H, W) that is already processed.
-        Raises:
-            ImageError: the file is missing, broken, or no image.
-        """
+        """Encode an image, for the next question: a file, a PIL image, or a processed tensor (3, H, W) or (1, 3, H, W).
+        Raises ImageError."""
         pixels = self._pixels(image)[None]
         with self._lock:
             conv.pending.append(self.model.encode_img(pixels.to(self.model.device))[0])
@@ -119,7 +114,7 @@ class Chat:
         Returns:
             the cleaned text, and the token ids as generated (EOS or stop string included).
         Raises:
-            ChatError: nothing was asked, or the question alone does not fit into the context.
+            ChatError: nothing was asked, or the question does not fit into the context.
         """
         options = self._decoding(decoding)
         if not conv.waiting:
@@ -168,22 +163,16 @@ class Chat:
     def answer_batch(
         self, images: Sequence, questions: str | Sequence[str], *, seed: int | None = None, **decoding
     ) -> list[str]:
-        """Answer one question about each image, all in one batch.
-
-        Args:
-            images: B images as for `upload_img`.
-            questions: one for all, or one for each.
-        Returns:
-            B cleaned answers; greedy ones equal those of `answer`.
-        """
+        """Answer a question about each image (as for `upload_img`), or one about all, in one batch; greedy answers
+        equal those of `answer`."""
         options = self._decoding(decoding)
         questions = [questions] * len(images) if isinstance(questions, str) else list(questions)
         if len(questions) != len(images):
             raise ChatError(f"{len(images)} images but {len(questions)} questions: one each, or one for all")
-        if not images:
-            return []
         for question in questions:
             self.check_question(question)
+        if not images:
+            return []
         pixels = torch.stack([self._pixels(image) for image in images])
         with self._lock:
             encoded = self.model.encode_img(pixels.to(self.model.device))
@@ -253,7 +242,8 @@ class Chat:
         stopping = StopOnText(self.decode, self.template.stop, stop, on_step if options.num_beams == 1 else None)
         # As a processor the penalty sees all new tokens. `generate` itself, given embeddings, would spare as many of
         # them as the row has padding.
-        penalty = [RepetitionPenaltyLogitsProcessor(options.repetition_penalty)]
+        penalty = options.repetition_penalty
+        processors = [RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else []
         reuse = self.cache is not None and len(embeds) == 1 and options.num_beams == 1
         past = {"past_key_values": self.cache.take(embeds)} if reuse else {}
         gpus = [embeds.device] if embeds.is_cuda else []
@@ -262,8 +252,8 @@ class Chat:
                 torch.manual_seed(seed)
             out = llm.generate(
                 inputs_embeds=embeds, attention_mask=mask, generation_config=options.to_config(room, eos, pad),
-                logits_processor=LogitsProcessorList(penalty if options.repetition_penalty != 1 else []),
-                stopping_criteria=StoppingCriteriaList([stopping]), **past,
+                logits_processor=LogitsProcessorList(processors), stopping_criteria=StoppingCriteriaList([stopping]),
+                **past,
             )  # fmt: skip
         rows = [stopping.cut(row, eos) for row in out.sequences.tolist()]
         if reuse:

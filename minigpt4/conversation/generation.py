@@ -115,18 +115,17 @@ class StopOnText(StoppingCriteria):
         self.window = max((len(mark.encode()) for mark in stop), default=0) + 1
 
     def found(self, ids: list[int]) -> bool:
-        """Does the end of `ids` hold a stop string?"""
+        """Whether the end of `ids` holds a stop string."""
         tail = self.decode(ids[-self.window :]) if self.stop else ""
         return any(mark in tail for mark in self.stop)
 
     def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
         """input_ids (B, T): the new tokens only, as the prompt is given as embeddings. Returns bool (B,)."""
+        rows = input_ids.tolist()
         if self.on_step:
-            self.on_step(input_ids[0].tolist())
-        if self.event and self.event.is_set():
-            return torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        done = [self.found(row) for row in input_ids[:, -self.window :].tolist()]
-        return torch.tensor(done, device=input_ids.device)
+            self.on_step(rows[0])
+        stopped = self.event is not None and self.event.is_set()
+        return torch.tensor([stopped or self.found(row) for row in rows], device=input_ids.device)
 
     def cut(self, ids: list[int], eos: Collection[int]) -> list[int]:
         """A finished row up to and including its EOS or stop string, without the padding that follows."""

@@ -75,24 +75,13 @@ def rows(results: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     return found
 
 
-def counted(number: int, what: str) -> str:
-    """3 pictures"""
-    return f"{number:,} {what}{'s' * (number != 1)}"
-
-
 def about(results: dict) -> str:
     """One line: what was asked of what."""
-    decoding, data = results["decoding"], " + ".join(Path(name).name for name in results["data"])
-    beams = f"{decoding['num_beams']} beams" if decoding["num_beams"] > 1 else "greedy"
-    facts = [
-        f"{Path(results['config']).name} on {data}{', ' + results['split'] if results['split'] else ''}: "
-        + counted(results["pictures"], "picture"),
-        counted(results["answers"], "answer"),
-        "sampled" if decoding["do_sample"] else beams,
-        f"repetition penalty {decoding['repetition_penalty']}" if decoding["repetition_penalty"] != 1 else "",
-        f"at most {decoding['max_new_tokens']} tokens",
-    ]
-    return ", ".join(filter(None, facts))
+    data = " + ".join(Path(name).name for name in results["data"])
+    split = f", {results['split']}" if results["split"] else ""
+    decoding = ", ".join(f"{key} {value}" for key, value in results["decoding"].items())
+    what = f"{Path(results['config']).name} on {data}{split}"
+    return f"{what}: {results['pictures']:,} pictures, {results['answers']:,} answers, {decoding}"
 
 
 def table(results: dict, title: str) -> str:
@@ -161,7 +150,7 @@ def html_page(
 <p>Small figures: 95 % bootstrap intervals over pictures.</p></div>
 <div class="panel side"><h3>Asked</h3>{asked}<h3>Weights</h3>{weights}<h3>To know</h3>{notes}</div>
 </div>
-<h2>{len(chosen)} of {counted(results["pictures"], "picture")}</h2>
+<h2>{len(chosen)} of {results["pictures"]:,} pictures</h2>
 <p class="legend">The first of a random order that never changes, not the best.{legend if marked else ""}</p>
 <div class="cards">
 {cards}

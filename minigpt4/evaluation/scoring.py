@@ -122,17 +122,11 @@ def score_coverage(items: Sequence[Item], answers: Sequence[dict], tools: Tools)
     if blind is not None:
         notes.append(f"With the answers shuffled among the pictures, {blind:.1%} have a main thing named.")
     if tools.judge:
-        asked = [
-            (i, COVERS.format(caption=caption, answer=text))
-            for i, (item, text) in enumerate(zip(items, texts, strict=True))
-            for caption in item.record.truth.get("captions", ())
-        ]
-        yes, judged = Counter(), Counter()
-        said = tools.judge.ask([(question, None) for _, question in asked], tools.judged)
-        for (i, _), verdict in zip(asked, said, strict=True):
-            yes[i] += verdict is True
-            judged[i] += verdict is not None
-        counts = [(yes[i], judged[i]) for i in range(len(items))]
+        captions = [item.record.truth.get("captions", ()) for item in items]
+        asked = [COVERS.format(caption=c, answer=text) for text, cs in zip(texts, captions, strict=True) for c in cs]
+        said = iter(tools.judge.ask([(question, None) for question in asked], tools.judged))
+        judged = [[next(said) for _ in of_picture] for of_picture in captions]
+        counts = [(of_picture.count(True), len(of_picture) - of_picture.count(None)) for of_picture in judged]
         measures += _covered("judge_covered", "judge_each", "captions covered, says the judge", counts)
     return Scored(measures, verdicts, notes, {"picture_named_shuffled": blind})
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 DRAWS = 2000
 SEED = 0
-CHUNK = 20_000_000  # numbers held at once while drawing: 160 MB
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -39,14 +38,6 @@ def mean(name: str, label: str, values: Sequence[float], **more) -> Measure:
     return share(name, label, [(v, 1) for v in values], **more)
 
 
-def weights(pictures: int) -> Iterator[np.ndarray]:
-    """(draws, pictures): how often each picture is in each resample; the same ones every time."""
-    rng = np.random.default_rng(SEED)
-    step = max(1, min(DRAWS, CHUNK // pictures))
-    for start in range(0, DRAWS, step):
-        yield rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=min(step, DRAWS - start)).astype(float)
-
-
 def summarize(
     measures: Sequence[Measure], pictures: Sequence[str], before: Sequence[Measure] | None = None
 ) -> dict[str, dict]:
@@ -59,28 +50,27 @@ def summarize(
     """
     names, owner = np.unique(np.asarray(pictures, dtype=str), return_inverse=True)
 
-    def by_picture(side: Sequence[Measure]) -> list[np.ndarray]:
-        """(pictures, K) of each measure: what the answers on each picture add together."""
-        sums = [np.zeros((len(names), m.stats.shape[1])) for m in side]
-        for m, of_measure in zip(side, sums, strict=True):
-            np.add.at(of_measure, owner, m.stats)
+    def by_picture(measure: Measure) -> np.ndarray:
+        """(pictures, K): what the answers on each picture add together."""
+        sums = np.zeros((len(names), measure.stats.shape[1]))
+        np.add.at(sums, owner, measure.stats)
         return sums
 
-    after, earlier = by_picture(measures), by_picture(before or ())
+    after = [(m.value, by_picture(m)) for m in measures]
+    earlier = [(m.value, by_picture(m)) for m in before or ()]
 
-    def values(drawn: np.ndarray) -> list[np.ndarray]:
-        """drawn (draws, pictures) -> (draws,) of each measure."""
-        found = [m.value(drawn @ sums) for m, sums in zip(measures, after, strict=True)]
-        if before:
-            found = [v - m.value(drawn @ sums) for v, m, sums in zip(found, before, earlier, strict=True)]
-        return found
+    def values(drawn: np.ndarray) -> np.ndarray:
+        """(measures,), of a resample that has each picture `drawn` times."""
+        found = np.array([value(drawn @ sums) for value, sums in after])
+        return found - [value(drawn @ sums) for value, sums in earlier] if before else found
 
-    draws = [np.concatenate(chunks) for chunks in zip(*map(values, weights(len(names))), strict=True)]
-    found = {}
-    for m, (value,), drawn in zip(measures, values(np.ones((1, len(names)))), draws, strict=True):
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        found[m.name] = {"value": float(value), "low": float(low), "high": float(high), "n": len(names)}
-    return found
+    rng, even = np.random.default_rng(SEED), np.full(len(names), 1 / len(names))
+    draws = [values(rng.multinomial(len(names), even)) for _ in range(DRAWS)]
+    columns = zip(measures, values(np.ones(len(names))), *np.percentile(draws, [2.5, 97.5], axis=0), strict=True)
+    return {
+        m.name: {"value": float(value), "low": float(low), "high": float(high), "n": len(names)}
+        for m, value, low, high in columns
+    }
 
 
 def compared(measures: dict[str, Sequence[Measure]], pictures: Sequence[str]) -> dict:
