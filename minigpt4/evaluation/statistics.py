@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS = 2000
+DRAWS, STEP = 2000, 100  # resamples, and how many are drawn at once
 SEED = 0
 
 
@@ -60,13 +60,14 @@ def summarize(
     earlier = [(m.value, by_picture(m)) for m in before or ()]
 
     def values(drawn: np.ndarray) -> np.ndarray:
-        """(measures,), of a resample that has each picture `drawn` times."""
+        """(..., pictures), how often resamples have each picture -> (measures, ...)."""
         found = np.array([value(drawn @ sums) for value, sums in after])
         return found - [value(drawn @ sums) for value, sums in earlier] if before else found
 
     rng, even = np.random.default_rng(SEED), np.full(len(names), 1 / len(names))
-    draws = [values(rng.multinomial(len(names), even)) for _ in range(DRAWS)]
-    columns = zip(measures, values(np.ones(len(names))), *np.percentile(draws, [2.5, 97.5], axis=0), strict=True)
+    draws = [values(rng.multinomial(len(names), even, size=STEP)) for _ in range(DRAWS // STEP)]
+    bounds = np.percentile(np.concatenate(draws, axis=1), [2.5, 97.5], axis=1)
+    columns = zip(measures, values(np.ones(len(names))), *bounds, strict=True)
     return {
         m.name: {"value": float(value), "low": float(low), "high": float(high), "n": len(names)}
         for m, value, low, high in columns
