@@ -1,4 +1,4 @@
-"""The chat page: an image on the left, the conversation on the right. Local unless told otherwise."""
+"""The chat page: an image on the left, the conversation on the right. By default only this machine can open it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Page:
                 log.exception("the question could not be answered")
             session.conv.take_back()
             warn(error, path)
-            yield history[:-1], question  # back into the box, to be put right
+            yield history[:-1], question  # back into the box, so that it can be corrected
         finally:
             session.busy = False
 
@@ -173,8 +173,7 @@ def verbatim(text: str) -> dict:
 
 
 def warn(error: Exception, path: str | Path | None = None) -> None:
-    """Show a message, which gradio would read as HTML, with the file's own name: people do not know the folder it was
-    uploaded to."""
+    """Show a message, escaped, since gradio reads it as HTML. Of an upload it shows the name without the folder."""
     text = str(error) or type(error).__name__
     gr.Warning(escape(text.replace(str(path), Path(path).name) if path else text))
 
