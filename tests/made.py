@@ -3,6 +3,10 @@
 import io
 import itertools
 import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import torch
@@ -70,3 +74,40 @@ def put(data: dict, dotted: str, value):
     for key in path:
         data = data.setdefault(key, {})
     data[last] = value
+
+
+class Requests(list):
+    """The bodies of the requests that a server got; `reply` is what it sends instead of an answer."""
+
+    reply = None
+
+
+@contextmanager
+def openai_server(answer: Callable) -> Iterator[tuple[str, Requests]]:
+    """(URL, requests) of an OpenAI-compatible server: `answer` makes its text of a message's content."""
+    requests = Requests()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append(body)
+            message = {"role": "assistant", "content": answer(body["messages"][0]["content"])}
+            reply = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+                     "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}  # fmt: skip
+            data = json.dumps(reply if requests.reply is None else requests.reply).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    http = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{http.server_port}/v1", requests
+    finally:
+        http.shutdown()
+        http.server_close()

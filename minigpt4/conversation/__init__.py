@@ -4,6 +4,4 @@ In reading order: prompts.py and chat_template.py, how a conversation is written
 texts hold no control tokens; generation.py, how an answer is decoded; chat.py, `Chat`, which does it all.
 """
 
-from . import prompts  # registers the conversation templates
-
-__all__ = ["prompts"]
+from . import prompts  # noqa: F401  (registers the conversation templates)

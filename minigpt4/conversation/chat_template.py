@@ -5,6 +5,7 @@ a `Conversation`. Our prompts are then, letter for letter, what `tokenizer.apply
 """
 
 import logging
+import re
 from dataclasses import replace
 from itertools import takewhile
 
@@ -27,7 +28,7 @@ FIXED_DATE = (
 
 
 def conversation_of(conv_template: str, tokenizer) -> Conversation:
-    """The template that model.conv_template means: a registered one, or for `auto` the tokenizer's own.
+    """The template that model.conv_template names: a registered one, or for `auto` the tokenizer's own.
 
     Raises:
         ConfigError, RegistryError: there is no such template, or it cannot be read.
@@ -38,27 +39,23 @@ def conversation_of(conv_template: str, tokenizer) -> Conversation:
 def with_training_form(config: ModelConfig, tokenizer) -> ModelConfig:
     """`config` with the prompt_template and end_sym that it leaves to conv_template filled in.
 
-    Without a prompt (stage 1) a caption ends with a newline, as in the original. Where there is no tokenizer (a model
-    of shapes alone), `auto` has nothing to read, and texts stand by themselves.
+    Without a prompt (stage 1) a caption ends with a newline, as in the original. Without a tokenizer (a model of shapes
+    alone), `auto` has nothing to read.
     """
-    if config.conv_template == "auto" and tokenizer is None:
-        prompt_template, end_sym = "{}", "\n"
-    else:
+    own = {"prompt_template": "{}", "end_sym": "\n"}
+    if tokenizer is not None or config.conv_template != "auto":
         conversation = conversation_of(config.conv_template, tokenizer)
-        prompt_template = conversation.prompt_template
-        end_sym = conversation.end_sym if config.prompt_path else "\n"
-        if config.conv_template == "auto" and config.prompt_path:
-            for key, own in (("prompt_template", prompt_template), ("end_sym", end_sym)):
-                if (written := getattr(config, key)) not in (None, own):
-                    log.warning(
-                        "model.%s: training uses %r, as written, though the LLM's own chat template says %r; "
-                        "write null to follow it", key, written, own,
-                    )  # fmt: skip
-    return replace(
-        config,
-        prompt_template=prompt_template if config.prompt_template is None else config.prompt_template,
-        end_sym=end_sym if config.end_sym is None else config.end_sym,
-    )
+        own["prompt_template"] = conversation.prompt_template
+        if config.prompt_path:
+            own["end_sym"] = conversation.end_sym
+    written = {key: getattr(config, key) for key in own if getattr(config, key) is not None}
+    for key, value in written.items():
+        if config.conv_template == "auto" and config.prompt_path and tokenizer is not None and value != own[key]:
+            log.warning(
+                "model.%s: training uses %r, as written, though the LLM's own chat template says %r; "
+                "write null to follow it", key, value, own[key],
+            )  # fmt: skip
+    return replace(config, **own | written)
 
 
 def read_chat_template(tokenizer) -> Conversation:
@@ -69,9 +66,9 @@ def read_chat_template(tokenizer) -> Conversation:
     """
     where = f"model.conv_template: auto: the tokenizer of {tokenizer.name_or_path}"
     if not tokenizer.chat_template:
+        names = ", ".join(CONVERSATIONS.names())
         raise ConfigError(
-            f"{where} has no chat template (is the LLM a base model?); write "
-            f"{', '.join(CONVERSATIONS.names())} or register one of your own"
+            f"{where} has no chat template (is the LLM a base model?); write {names} or register one of your own"
         )
     try:
         opened = _render(tokenizer, QUESTION)  # ends where the LLM is to answer
@@ -87,22 +84,33 @@ def read_chat_template(tokenizer) -> Conversation:
     except (TemplateError, ValueError, IndexError, TypeError) as error:
         raise ConfigError(f"{where} cannot write a conversation of two turns: {error}") from error
 
-    special = _special_tokens(tokenizer)
+    special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+    names = "".join(f"{re.escape(token)}|" for token in sorted(special, key=len, reverse=True))
+    atoms = re.compile(f"{names}.", re.DOTALL)  # special tokens whole, everything else letter by letter
+
+    def common(one: str, other: str) -> str:
+        """What both begin with; a template may end a text for good (Phi-3) where it would else go on."""
+        pairs = zip(atoms.findall(one), atoms.findall(other), strict=False)
+        return "".join(atom for atom, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+    def first(text: str) -> str:
+        """The first special token of `text`; without one, its words."""
+        return next((atom for atom in atoms.findall(text) if len(atom) > 1), text.strip())
+
     # A user's turn opens alike every time; what stands before that in `between` ends the answer. Special tokens are not
     # cut: `</s>[INST]` and `<s>[INST]` have no `s>` in common.
-    end = _common(closing, between, special)
-    user_before, user_after = between.removeprefix(end), _common(user_after, opening, special)
-    same = before == before_again and opening == opening_again and past.startswith(user_after)
-    if not same or not end.strip() or not before.endswith(user_before):
+    end = common(closing, between)
+    user_before, user_after = between.removeprefix(end), common(user_after, opening)
+    alike = before == before_again and opening == opening_again and past.startswith(user_after)
+    if not alike or not end.strip() or not before.endswith(user_before):
         raise ConfigError(
             f"{where} does not write every turn alike, or does not mark where an answer ends; register a template of "
             "your own and name it here"
         )
-    assistant, past = opening.removeprefix(user_after), past.removeprefix(user_after)
-    lead = ""
+    assistant, past, lead = opening.removeprefix(user_after), past.removeprefix(user_after), ""
     if past.startswith(assistant):
         lead, past = past.removeprefix(assistant), ""
-    stop = [_first(end, special), *([_first(user_before, special)] if user_before.strip() else [])]
+    stop = [first(end), first(user_before)] if user_before.strip() else [first(end)]
     return Conversation(
         name="auto",
         system=before.removesuffix(user_before),
@@ -116,38 +124,10 @@ def read_chat_template(tokenizer) -> Conversation:
 
 def _render(tokenizer, *texts: str, generate: bool = True) -> str:
     """User and assistant in turn. `generate`: up to where the LLM goes on."""
-    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
     return tokenizer.apply_chat_template(
-        messages,
+        [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)],
         chat_template=FIXED_DATE + tokenizer.get_chat_template(),
         tokenize=False,
         add_generation_prompt=generate,
         enable_thinking=False,  # Qwen3, SmolLM3: captions hold no thoughts
     )
-
-
-def _special_tokens(tokenizer) -> list[str]:
-    """Tokens that text is cut at, the longest first."""
-    added = (str(token) for token in tokenizer.added_tokens_decoder.values())
-    return sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
-
-
-def _atoms(text: str, special: list[str]) -> list[str]:
-    """Special tokens whole, everything else letter by letter."""
-    found = []
-    while text:
-        atom = next((token for token in special if text.startswith(token)), text[0])
-        found.append(atom)
-        text = text[len(atom) :]
-    return found
-
-
-def _common(one: str, other: str, special: list[str]) -> str:
-    """What both begin with; a template may end a text for good (Phi-3) where it would else go on."""
-    pairs = zip(_atoms(one, special), _atoms(other, special), strict=False)
-    return "".join(atom for atom, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _first(text: str, special: list[str]) -> str:
-    """The first special token of `text`; without one, its words."""
-    return next((atom for atom in _atoms(text, special) if len(atom) > 1), text.strip())

@@ -1,7 +1,6 @@
-"""Around transformers' `generate`: options, ids to text, stop strings, a token stream, the reused prefix."""
+"""Around transformers' `generate`: decoding options, token ids to text, stop strings, the reused prefix."""
 
 import codecs
-import math
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,25 +8,14 @@ from threading import Event
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteria,
-)
-from transformers.generation.streamers import BaseStreamer
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from ..common.errors import UserError
 
 
-class DecodingError(UserError):
-    """A decoding option that makes no sense."""
-
-
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is drawn. The defaults are the original's demo (`top_k` was transformers' own then)."""
+    """How an answer is decoded. The defaults are those of the original's demo (`top_k` was transformers' own then)."""
 
     max_new_tokens: int = 300
     num_beams: int = 1
@@ -40,49 +28,35 @@ class Decoding:
     do_sample: bool = True  # False: greedy, or plain beam search
 
     def __post_init__(self):
-        warm = self.temperature > 0 and math.isfinite(self.temperature)
-        checks = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "num_beams": (self.num_beams >= 1, "at least 1"),
-            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
-            "top_k": (self.top_k >= 0, "0 (off) or more"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-            "temperature": (warm, "above 0 (greedy: do_sample=False)"),
-        }
-        for name, (good, wanted) in checks.items():
+        for name, good, wanted in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("temperature", self.temperature > 0, "above 0 (greedy: do_sample=False)"),
+        ):
             if not good:
-                raise DecodingError(f"{name} is {getattr(self, name)}: it must be {wanted}")
+                raise UserError(f"{name} is {getattr(self, name)}: it must be {wanted}")
 
     def to_config(self, max_new_tokens: int, eos: Collection[int], pad: int) -> GenerationConfig:
-        """For `generate`, with the room that is really there and the tokens that end or fill a row."""
-        sampling = {}
+        """For `generate`: at most `max_new_tokens`; the tokens of `eos` end a row, and `pad` fills it."""
+        options = {}
         if self.do_sample:
-            sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+            options = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         if self.num_beams > 1:
-            sampling["length_penalty"] = self.length_penalty
+            options["length_penalty"] = self.length_penalty
         if self.min_length > 1:
-            sampling["min_new_tokens"] = min(self.min_length - 1, max_new_tokens)
+            options["min_new_tokens"] = min(self.min_length - 1, max_new_tokens)
         return GenerationConfig(
-            do_sample=self.do_sample,
-            num_beams=self.num_beams,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=list(eos) or None,
-            pad_token_id=pad,
-            return_dict_in_generate=True,
-            **sampling,
-        )
-
-    def processors(self) -> LogitsProcessorList:
-        """The repetition penalty, over all new tokens. (`generate` itself, given embeddings, would spare as
-        many of them as the row has padding.)"""
-        penalty = self.repetition_penalty
-        return LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)] if penalty != 1 else [])
+            do_sample=self.do_sample, num_beams=self.num_beams, max_new_tokens=max_new_tokens, pad_token_id=pad,
+            eos_token_id=list(eos) or None, return_dict_in_generate=True, **options,
+        )  # fmt: skip
 
 
 @contextmanager
 def no_own_defaults(llm):
-    """`llm.generate` without what its folder's generation_config.json says: transformers takes from there what a call
-    leaves open, a repetition penalty or forbidden words for instance. What ends an answer is passed in each call."""
+    """Hide the LLM folder's generation_config.json: `generate` takes from it what a call leaves open."""
     own, llm.generation_config = llm.generation_config, GenerationConfig()
     try:
         yield
@@ -90,12 +64,15 @@ def no_own_defaults(llm):
         llm.generation_config = own
 
 
-class Detokenizer:
-    """Token ids -> text, special tokens included: an answer is cleaned by rule, not by what is special.
+# A wrong byte is one U+FFFD, and the next byte has its own chance.
+codecs.register_error("one_by_one", lambda error: ("\ufffd", error.start + 1))
 
-    Vocabularies with byte pieces (`<0x0A>`; LLaMA's) are put together here, as sentencepiece and the original
-    did: transformers 5 turns a whole run of bytes into U+FFFD when one of them is no UTF-8, LLaMA's newline
-    (a byte) included. Others go through `tokenizer.decode`.
+
+class Detokenizer:
+    """Token ids -> text, special tokens included.
+
+    Vocabularies with byte tokens (`<0x0A>`; LLaMA's) are decoded here, as sentencepiece and the original did:
+    transformers 5 turns a whole run of bytes into U+FFFD when one of them is no UTF-8, LLaMA's newline included.
     """
 
     def __init__(self, tokenizer):
@@ -119,36 +96,36 @@ class Detokenizer:
         return (text + run.removeprefix(b" ")).decode(errors="one_by_one")
 
 
-# A wrong byte is one U+FFFD, and the next byte has its own chance.
-codecs.register_error("one_by_one", lambda error: ("\ufffd", error.start + 1))
-
-
 class StopOnText(StoppingCriteria):
-    """Ends each row by itself once its text has a stop string, whatever tokens spell it; an event ends all.
+    """Ends each row by itself once its text has a stop string, whatever tokens spell it; `event` ends all rows.
 
-    Only the last few tokens are decoded each step (0.04 ms). transformers' StopStringCriteria first tables
-    the whole vocabulary (0.6 s for 49,152 tokens), and sees a stop string only where the text ends with it.
+    transformers' StopStringCriteria first tables the whole vocabulary (0.6 s for 49,152 tokens), and sees a stop
+    string only where the text ends with it.
+
+    Args:
+        on_step: is given the new ids of the first row after each step, to stream them.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], stop: Collection[str], events: Collection[Event] = ()):
-        self.decode = decode
-        self.stop = tuple(stop)
-        self.events = tuple(events)
+    def __init__(
+        self, decode: Callable[[list[int]], str], stop: Collection[str], event: Event | None = None,
+        on_step: Callable[[list[int]], None] | None = None,
+    ):  # fmt: skip
+        self.decode, self.stop, self.event, self.on_step = decode, stop, event, on_step
         # A token spells at least one byte; one more, because some decoders strip a blank off the first token.
-        self.window = max((len(mark.encode()) for mark in self.stop), default=0) + 1
+        self.window = max((len(mark.encode()) for mark in stop), default=0) + 1
 
     def found(self, ids: list[int]) -> bool:
-        """Does the end of `ids` hold a stop string?"""
+        """Whether the end of `ids` holds a stop string."""
         tail = self.decode(ids[-self.window :]) if self.stop else ""
         return any(mark in tail for mark in self.stop)
 
     def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
         """input_ids (B, T): the new tokens only, as the prompt is given as embeddings. Returns bool (B,)."""
-        if any(event.is_set() for event in self.events):
-            done = [True] * len(input_ids)
-        else:
-            done = [self.found(row) for row in input_ids[:, -self.window :].tolist()]
-        return torch.tensor(done, device=input_ids.device)
+        rows = input_ids.tolist()
+        if self.on_step:
+            self.on_step(rows[0])
+        stopped = self.event is not None and self.event.is_set()
+        return torch.tensor([stopped or self.found(row) for row in rows], device=input_ids.device)
 
     def cut(self, ids: list[int], eos: Collection[int]) -> list[int]:
         """A finished row up to and including its EOS or stop string, without the padding that follows."""
@@ -159,39 +136,18 @@ class StopOnText(StoppingCriteria):
 
 
 def presentable(text: str, stop: Collection[str]) -> str:
-    """Unfinished text that may be shown: without half a character, or what may become a stop string."""
+    """Unfinished text that may be shown: without half a character, or the beginning of a stop string."""
     text = text.rstrip("\ufffd")
     for mark in stop:
-        for length in range(len(mark) - 1, 0, -1):
-            if text.endswith(mark[:length]):
-                text = text[:-length]
-                break
+        begun = (n for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n]))
+        text = text[: len(text) - next(begun, 0)]
     return text
-
-
-class TokenStream(BaseStreamer):
-    """Hands every new token id to `put_token` at once.
-
-    transformers' TextIteratorStreamer holds words back until a blank follows, for ever in Chinese-like or
-    blank-free text; and text is made only after cleaning here anyway.
-    """
-
-    def __init__(self, put_token: Callable[[int], None]):
-        self.put_token = put_token
-
-    def put(self, value: Tensor) -> None:
-        for token in value.flatten().tolist():  # none in the first call: the prompt is embeddings
-            self.put_token(token)
-
-    def end(self) -> None:
-        """The one who runs `generate` tells the end, errors included."""
 
 
 class PrefixCache:
     """Keys and values of the last context read, so that the next turn reads only what is new.
 
-    Contexts are compared by their embeddings, row by row: equal rows are equal inputs, for text and images
-    alike, whoever asks. A context that shares nothing is read in full. One context is held at a time.
+    Contexts are compared by their embeddings, row by row, for text and images alike. One context is held at a time.
     """
 
     def __init__(self, llm):
@@ -206,19 +162,17 @@ class PrefixCache:
     def take(self, context: Tensor) -> DynamicCache:
         """The cache to read `context` (1, T, D_llm) with: it holds its longest known prefix, T - 1 at most.
 
-        The cache is handed over for good; give it back with `keep` when nothing went wrong.
+        It is no longer held here; give it back with `keep` when nothing went wrong.
         """
         embeds, cache = self._embeds, self._cache
         self.clear()
-        if cache is None or not getattr(cache, "is_croppable", False):
+        if getattr(cache, "is_croppable", False):
+            size = min(len(embeds), context.shape[1] - 1)  # `generate` needs one new row at least
+            same = (embeds[:size] == context[0, :size]).all(dim=1)
+            self.reused = int(same.long().cumprod(0).sum())
+        if not self.reused:
             return DynamicCache(config=self.llm.config)
-        size = min(len(embeds), context.shape[1] - 1)  # `generate` needs one new row at least
-        same = (embeds[:size] == context[0, :size]).all(dim=1)
-        prefix = int(same.long().cumprod(0).sum())
-        if prefix == 0:
-            return DynamicCache(config=self.llm.config)
-        cache.crop(prefix - cache.get_seq_length())  # minus the number of rows to remove
-        self.reused = prefix
+        cache.crop(self.reused - cache.get_seq_length())  # minus the number of rows to remove
         return cache
 
     def keep(self, context: Tensor, ids: list[int], cache: DynamicCache) -> None:

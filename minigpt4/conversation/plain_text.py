@@ -17,20 +17,20 @@ def text_marker(tokenizer, conversation: Conversation, vocabulary: int) -> Calla
     """A function that marks the control tokens of a text, for `token_ids`.
 
     Args:
-        conversation: may say that special tokens count in every text (`special_in_texts`, as in the original).
+        conversation: with `special_in_texts`, special tokens count in every text, as in the original.
         vocabulary: how many tokens the LLM has embeddings of; a token without one is always text.
     """
     c = conversation
     written = c.system + c.user + c.assistant + c.answer + c.past
-    added = [(i, token, token.content) for i, token in tokenizer.added_tokens_decoder.items()]
-    names = [name for i, _, name in added if i >= vocabulary]
-    if not c.special_in_texts:
-        names += [name for _, token, name in added if token.special or (name.strip() and name in written)]
-    # Prompt files write these two around the image, as the template does.
-    names = sorted({*names} - {IMAGE_BEFORE, IMAGE_AFTER.strip()}, key=len, reverse=True)
+    names = set()
+    for i, token in tokenizer.added_tokens_decoder.items():
+        control = token.special or (token.content.strip() and token.content in written)
+        if i >= vocabulary or (control and not c.special_in_texts):
+            names.add(token.content)
+    names -= {IMAGE_BEFORE, IMAGE_AFTER.strip()}  # prompt files write these two around the image, as the template does
     if not names:
         return str
-    control_tokens = re.compile("|".join(map(re.escape, names)))
+    control_tokens = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))))
     return lambda text: mark_control_tokens(text, control_tokens)
 
 
@@ -40,8 +40,7 @@ def longest_token(tokenizer) -> int:
 
 
 def token_ids(tokenizer, text: str | list[str]) -> list:
-    """Ids of `text` by itself, without BOS or EOS; of a list, the ids of each text. What `text_marker` marked is read
-    as text."""
+    """Ids of `text`, or of each text of a list, without BOS or EOS. What `text_marker` marked is read as text."""
     marked = any(MARK in one for one in ([text] if isinstance(text, str) else text))
     options = {"sanitize_control_tokens": True} if marked else {}
     return tokenizer(text, add_special_tokens=False, **options)["input_ids"]

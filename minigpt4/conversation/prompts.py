@@ -1,9 +1,7 @@
-"""What a conversation looks like as text, for each family of LLMs. Strings only: no model, no tensors.
+"""What a conversation looks like as text, for each family of LLMs.
 
-A template says how a turn is written, where generation stops, and how the raw text becomes an answer. It is
-chosen in the config by `model.conv_template` and must be the form that the LLM was tuned on: Vicuna v0
-talks in `###Human:` / `###Assistant:`, SmolLM2 in ChatML. Training takes its prompt and its end symbol from the same
-template. `auto` (chat_template.py) reads one from the LLM's tokenizer.
+`model.conv_template` names the template. It must be the form that the LLM was tuned on: Vicuna v0 reads `###Human:` and
+`###Assistant:`, SmolLM2 ChatML. Training takes its prompt and its end symbol from the same template.
 """
 
 from collections.abc import Callable
@@ -18,10 +16,10 @@ IMAGE_BEFORE, IMAGE_AFTER = "<Img>", "</Img> "  # the text around each image, as
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation template.
+    """How turns are written, where generation stops, and how the LLM's text becomes an answer.
 
-    The whole context of turn n is: system, then for every earlier turn `user` `assistant` `answer`, then
-    `user` and `assistant` of this turn; the LLM goes on from there. The model adds BOS in front, once.
+    The context of turn n is: system, then for every earlier turn `user` `assistant` `answer`, then `user` and
+    `assistant` of this turn. The model adds BOS in front, once.
     """
 
     name: str
@@ -38,17 +36,16 @@ class Conversation:
 
     @property
     def prompt_template(self) -> str:
-        """model.prompt_template, unless the config sets it."""
+        """Training's form of an instruction `{}`."""
         return self.training or self.system + self.user.replace("{text}", "{}") + self.assistant
 
     @property
     def end_sym(self) -> str:
-        """model.end_sym, unless the config sets it: what follows an answer, up to where the chat stops."""
+        """What follows an answer in training: up to where the chat stops."""
         before, stop, _ = self.answer.partition("{text}")[2].partition(self.stop[0])
         return before + stop if stop else self.stop[0]
 
     def clean_ids(self, ids: list[int]) -> list[int]:
-        """Token ids without the leading ones that belong to no answer."""
         for unwanted in self.drop_leading_ids:
             if ids and ids[0] == unwanted:
                 ids = ids[1:]
@@ -71,26 +68,25 @@ class Conversation:
 
 @dataclass
 class Turn:
-    """One question and its answer. `images` are the images uploaded for it, encoded: (Q, D_llm) each."""
+    """One question, the images uploaded for it, and its answer."""
 
     question: str
-    images: list[Any] = field(default_factory=list)
+    images: list[Any] = field(default_factory=list)  # encoded, (Q, D_llm) each
     answer: str | None = None
 
 
 @dataclass
 class ChatState:
-    """One conversation as it goes: what was said, the encoded images, and what the user should be told."""
+    """One conversation."""
 
     template: Conversation
     turns: list[Turn] = field(default_factory=list)
     pending: list[Any] = field(default_factory=list)  # images that go with the next question
     notices: list[str] = field(default_factory=list)  # about the last answer, for people to read
-    forgotten: int = 0  # old turns that were dropped to make room
 
     @property
     def waiting(self) -> bool:
-        """A question has been asked and not been answered yet."""
+        """Whether the last question has no answer yet."""
         return bool(self.turns) and self.turns[-1].answer is None
 
     def take_back(self) -> None:
@@ -102,36 +98,28 @@ class ChatState:
         """Drop the oldest turn. Its images move to the next turn: a chat about an image keeps the image."""
         dropped = self.turns.pop(0)
         self.turns[0].images = dropped.images + self.turns[0].images
-        self.forgotten += 1
 
     def segments(self, as_text: Callable[[str], str] = str) -> list[Any]:
-        """The context as texts and images in turn, cut only at images: each text is tokenized by itself.
-
-        Args:
-            as_text: is applied to questions and answers, not to what the template writes.
-        """
+        """The context as texts and images in turn. `as_text` is applied to questions and answers only."""
         parts: list[Any] = [self.template.system]
-
-        def write(text: str) -> None:
-            if isinstance(parts[-1], str):
-                parts[-1] += text
-            else:
-                parts.append(text)
-
+        before, after = self.template.user.split("{text}")
         for turn in self.turns:
-            before, after = self.template.user.split("{text}")
-            write(before)
+            parts.append(before)
             for image in turn.images:
-                write(IMAGE_BEFORE)
-                parts.append(image)
-                write(IMAGE_AFTER)
-            write(as_text(turn.question) + after)
+                parts += [IMAGE_BEFORE, image, IMAGE_AFTER]
+            parts.append(as_text(turn.question) + after)
             if turn.answer is None:
-                write(self.template.assistant)
+                parts.append(self.template.assistant)
             else:
-                write(self.template.past or self.template.assistant)
-                write(self.template.answer.replace("{text}", as_text(turn.answer)))
-        return [part for part in parts if not isinstance(part, str) or part]
+                parts.append(self.template.past or self.template.assistant)
+                parts.append(self.template.answer.replace("{text}", as_text(turn.answer)))
+        joined: list[Any] = [""]
+        for part in parts:
+            if isinstance(part, str) and isinstance(joined[-1], str):
+                joined[-1] += part
+            else:
+                joined.append(part)
+        return joined if joined[0] != "" else joined[1:]
 
     def prompt(self) -> str:
         """The context as people read it, `<ImageHere>` for every image. Not for the model: see `segments`."""

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 from ..evaluation.failures import LEAK, non_text, repeats
 
-# Why a sentence is dropped: the first reason that applies.
+# Why a sentence is dropped, and why a photo is: the first reason that applies.
 DROPS = ("meaningless", "apology", "repeats", "unfinished", "unsupported")
-# Why a photo is dropped.
 LOSSES = ("no human text", "captions disagree", "nothing left", "picture cannot be read")
 MAX_CAPTIONS = 3  # in one description
 SAME = 0.8  # a sentence repeats an earlier one that has this fraction of its words
@@ -27,29 +26,20 @@ UNFINISHED = re.compile(
     re.IGNORECASE,
 )
 # Words that say nothing about a photo: every other word of a sentence has to be in a caption.
-STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an the this that these those some it its is are was were be been being has have had there here and or but "
-        "as in on at by of to with from into onto his her their he she they them who which while where image picture "
-        "photo shows show seen visible",
-    )
-)
+STOP_WORDS = frozenset(re.findall(r"\w+", (
+    "a an the this that these those some it its is are was were be been being has have had there here and or but as in "
+    "on at by of to with from into onto his her their he she they them who which while where image picture photo shows "
+    "show seen visible"
+)))  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """The result for one photo.
+    """The result for one photo."""
 
-    Args:
-        sentences: (sentence of the model, why it was dropped; "" when it stays).
-        added: human captions, where no sentence of the model stays.
-        lost: why the photo is dropped, one of LOSSES; "" when it stays.
-    """
-
-    sentences: list[tuple[str, str]] = field(default_factory=list)
-    added: list[str] = field(default_factory=list)
-    lost: str = ""
+    sentences: list[tuple[str, str]] = field(default_factory=list)  # (the model's, why it was dropped or "")
+    added: list[str] = field(default_factory=list)  # human captions, where no sentence of the model stays
+    lost: str = ""  # why the photo is dropped, one of LOSSES; "" when it stays
 
     @property
     def text(self) -> str:
@@ -62,10 +52,8 @@ def clean(answer: str, captions: Sequence[str], hit_limit: bool = False, checked
     """Drop bad sentences from an answer about a photo; fall back on human captions when none stays.
 
     Args:
-        captions: what people wrote about the photo.
         hit_limit: the answer used all its tokens, so a last sentence without an end mark is unfinished.
-        checked: drop sentences that no caption supports, and fall back on captions. False applies the rules of form
-            alone, as in the paper, where people check the photos afterwards.
+        checked: False applies the rules of form alone, as in the paper, where people check the photos afterwards.
     """
     if not checked:
         sentences = check_sentences(answer, hit_limit)
@@ -77,28 +65,23 @@ def clean(answer: str, captions: Sequence[str], hit_limit: bool = False, checked
     if len(usable) > 1 and not any(shared.values()):
         usable, lost = {}, "captions disagree"
     sentences = check_sentences(answer, hit_limit, frozenset().union(*usable.values()))
-    nothing = all(why for _, why in sentences)
-    return Cleaned(sentences, choose_captions(sorted(usable, key=shared.get, reverse=True)) if nothing else [], lost)
-
-
-def choose_captions(captions: Sequence[str]) -> list[str]:
-    """The first caption, then those with a word in common with the chosen ones and enough new words (NEW)."""
-    chosen: list[str] = []
-    said: Set[str] = frozenset()
-    for caption in captions:
-        words = content_words(caption)
-        fits = not said or (words & said and len(words - said) >= NEW * len(words))
-        if fits and len(chosen) < MAX_CAPTIONS:
-            chosen.append(caption)
-            said |= words
-    return chosen
+    added: list[str] = []
+    if all(why for _, why in sentences):
+        # The caption that shares most words, then those with a word in common with the chosen ones and enough new ones.
+        said: Set[str] = frozenset()
+        for caption in sorted(usable, key=shared.get, reverse=True):
+            words = usable[caption]
+            fits = not said or (words & said and len(words - said) >= NEW * len(words))
+            if fits and len(added) < MAX_CAPTIONS:
+                added.append(caption)
+                said |= words
+    return Cleaned(sentences, added, lost)
 
 
 def check_sentences(answer: str, hit_limit: bool = False, supported: Set[str] | None = None) -> list[tuple[str, str]]:
     """The sentences of an answer, each with the reason why it is dropped, "" when it stays.
 
     Args:
-        hit_limit: see `clean`.
         supported: the words of the captions, as `content_words` returns them; None: do not compare.
     """
     found: list[tuple[str, str]] = []

@@ -32,21 +32,13 @@ EDIT = (
 
 @dataclass(frozen=True)
 class Description:
-    """What the model said about one photo.
-
-    Args:
-        first: the answer to the question.
-        second: the answer to "Continue"; None when it was not asked.
-        cut: the first answer used all its tokens.
-        hit_limit: the last answer did.
-        unreadable: why the picture cannot be read; "" when it can.
-    """
+    """What the model said about one photo."""
 
     first: str
-    second: str | None = None
-    cut: bool = False
-    hit_limit: bool = False
-    unreadable: str = ""
+    second: str | None = None  # the answer to "Continue"; None when it was not asked
+    cut: bool = False  # the first answer used all its tokens
+    hit_limit: bool = False  # the last answer did
+    unreadable: str = ""  # why the picture cannot be read
 
     @property
     def text(self) -> str:
@@ -67,21 +59,13 @@ def second_question(template: Conversation, question: str, answer: str, again: s
 
 
 def describe(
-    config: Config,
-    make_chat: Callable,
-    records: Sequence[Record],
-    decoding: dict,
-    folder: Path,
-    *,
-    question: str = QUESTION,
-    goes_on: bool = True,
-    batch: int = 16,
-) -> list[Description] | None:
+    config: Config, make_chat: Callable, records: Sequence[Record], decoding: dict, folder: Path, question: str,
+    goes_on: bool, batch: int,
+) -> list[Description] | None:  # fmt: skip
     """Describe each photo with the config's model. Answers are kept in `folder`, so a killed call can be repeated.
 
     Args:
-        make_chat: builds the model; not called when all answers are known.
-        decoding: how answers are generated: max_new_tokens, do_sample, seed, ...
+        make_chat, decoding: see `answer_all`.
         goes_on: ask for more after an answer of SHORT tokens or less.
     Returns:
         one description a photo; None in all processes but the first.
@@ -89,8 +73,6 @@ def describe(
     source, make_chat = made_from(config, decoding), cache(make_chat)
     items = [Item(record, question, "describe") for record in records]
     first = answer_all(make_chat, items, source, folder, batch, "describe: ", everywhere=goes_on)
-    if first is None:
-        return None
     second: dict[int, dict] = {}
     if goes_on:
         tokenizer = load_tokenizer(local_path(config.model.llama_model), config.model.pad_token)
@@ -100,9 +82,9 @@ def describe(
         asked = [second_question(template, question, first[i]["answer"], CONTINUE) for i in short]
         items = [Item(records[i], text, "continue") for i, text in zip(short, asked, strict=True)]
         more = answer_all(make_chat, items, source, folder, batch, "continue: ")
-        if more is None:
-            return None
-        second = dict(zip(short, more, strict=True))
+        second = dict(zip(short, more, strict=True)) if more is not None else None
+    if first is None or second is None:
+        return None
     return [
         Description(
             first=a["answer"],
@@ -116,12 +98,8 @@ def describe(
 
 
 def edited(judge: Judge, texts: Sequence[str], file: Path) -> list[str]:
-    """Each text as a chat model corrects it, asked in the paper's words; empty texts stay empty.
-
-    Args:
-        file: keeps the replies, so that nothing is asked twice.
-    """
-    asked = [i for i, text in enumerate(texts) if text.strip()]
-    replies = judge.replies([(f"{EDIT}\n\n{texts[i]}", None) for i in asked], file)
-    found = dict(zip(asked, replies, strict=True))
-    return [found.get(i, "").strip() for i in range(len(texts))]
+    """Each text as a chat model corrects it, asked in the paper's words; empty texts stay empty. `file` keeps the
+    replies, so that nothing is asked twice."""
+    asked = [text for text in texts if text.strip()]
+    replies = iter(judge.replies([(f"{EDIT}\n\n{text}", None) for text in asked], file))
+    return [next(replies).strip() if text.strip() else "" for text in texts]

@@ -7,10 +7,10 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from ..common.errors import DataError
+from ..common.file_system import whole_file
 from ..common.paths import write_whole
 from ..evaluation.data import Record
 from ..evaluation.page import write_json
@@ -18,15 +18,13 @@ from ..evaluation.page import write_json
 
 def image_ids(records: Sequence[Record]) -> list[str]:
     """A unique name for each photo's file in image/, made from its path: a/red.png -> a_red."""
-    names: list[str] = []
-    taken: set[str] = set()
+    names: dict[str, None] = {}  # in order
     for record in records:
-        name = os.path.splitext(record.id)[0].replace("/", "_").replace(os.sep, "_")
-        while name in taken:  # a.jpg and a.png
+        name = os.path.splitext(record.id)[0].replace("/", "_")
+        while name in names:  # a.jpg and a.png
             name += "_"
-        taken.add(name)
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)
 
 
 def prepare(out: Path, records: Sequence[Record]) -> None:
@@ -42,19 +40,18 @@ def prepare(out: Path, records: Sequence[Record]) -> None:
     if (out / "filter_cap.json").exists() and not (out / "curation.jsonl").exists():
         raise DataError(f"--out {out} is a stage-2 folder that curate did not make; write another")
     for record, name in zip(records, image_ids(records), strict=True):
-        target = _target(out, name)
+        target = out / "image" / f"{name}.jpg"
         if _is_picture(target) and not filecmp.cmp(record.image, target, shallow=False):
             raise DataError(f"--out {out}: {target} is another picture than {record.image}; write another --out")
 
 
 def write(out: Path, entries: Sequence[dict], copy: bool = False) -> None:
-    """Write `out`. filter_cap.json comes last, so a folder that has it is complete.
+    """Write `out`, which `prepare` has checked. filter_cap.json comes last, so a folder that has it is complete.
 
     Photos are linked, since a copy of a large set could fill the disk. A PNG under the name .jpg is no problem: readers
     look at the content.
 
     Args:
-        out: a folder that `prepare` has checked.
         entries: one a photo, as run.py makes them; those without a text go into curation.jsonl alone.
         copy: copy the photos instead, for a folder that will be moved.
     Raises:
@@ -64,32 +61,23 @@ def write(out: Path, entries: Sequence[dict], copy: bool = False) -> None:
     try:
         (out / "image").mkdir(exist_ok=True)
         for entry in kept:
-            _place(Path(entry["image"]), _target(out, entry["image_id"]), copy)
+            target = out / "image" / f"{entry['image_id']}.jpg"
+            if _is_picture(target):
+                continue  # `prepare` checked that it is this photo
+            target.unlink(missing_ok=True)
+            if copy:
+                with whole_file(target) as part:
+                    shutil.copyfile(entry["image"], part)
+            else:
+                target.symlink_to(Path(entry["image"]).resolve())
         lines = (json.dumps(entry, ensure_ascii=False) for entry in entries)
         write_whole(out / "curation.jsonl", "".join(f"{line}\n" for line in lines))
         pairs = [{"image_id": entry["image_id"], "caption": entry["text"]} for entry in kept]
         write_json({"annotations": pairs}, out / "filter_cap.json")
     except OSError as error:
-        raise DataError(f"--out {out}: cannot be written: {error}") from None
-
-
-def _target(out: Path, name: str) -> Path:
-    return out / "image" / f"{name}.jpg"
+        raise DataError(f"--out {out}: cannot be written: {error}; where links cannot be made, add --copy") from None
 
 
 def _is_picture(target: Path) -> bool:
     """Whether a real file is there, not a link: it may be the user's only copy."""
     return target.is_file() and not target.is_symlink()
-
-
-def _place(photo: Path, target: Path, copy: bool) -> None:
-    if _is_picture(target):
-        return  # `prepare` checked that it is this photo
-    part = target.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    if not copy:
-        with suppress(OSError):  # a file system without links: the picture is copied
-            part.symlink_to(photo.resolve())
-    if not part.is_symlink():
-        shutil.copyfile(photo, part)
-    os.replace(part, target)

@@ -10,7 +10,7 @@ from ..common.config import load_config
 from ..common.errors import DataError, valid_text
 from ..common.paths import write_whole
 from ..evaluation.answering import chat_for
-from ..evaluation.data import Record, limited, read_records
+from ..evaluation.data import limited, read_records
 from ..evaluation.judge import Judge
 from ..evaluation.run import check_arguments
 from . import folder, page
@@ -48,15 +48,18 @@ def run(args: argparse.Namespace) -> int:
     """Describe, edit, clean, write. Under torchrun all processes describe, and the first one does the rest."""
     check_arguments(args)
     config = load_config(args.cfg_path, args.options, mode="chat")
-    records = read_photo_records(args)
+    kinds, found = (*KINDS, "folder") if args.unchecked else KINDS, {}
+    for split in args.split or [None]:
+        found |= {r.id: r for r in read_records([args.data], args.images, split, None, kinds)}
+    records = limited(list(found.values()), args.limit)
     out = Path(args.out)
     folder.prepare(out, records)
     decoding = {"do_sample": args.sample, "num_beams": 1, "max_new_tokens": args.max_new_tokens}
     if args.sample:
         decoding["seed"] = args.seed
     said = describe(
-        config, lambda: chat_for(config, args.device), records, decoding, out / "answers",
-        question=args.prompt, goes_on=not args.no_continue, batch=args.batch,
+        config, lambda: chat_for(config, args.device), records, decoding, out / "answers", args.prompt,
+        not args.no_continue, args.batch,
     )  # fmt: skip
     if said is None:
         return 0
@@ -71,26 +74,19 @@ def run(args: argparse.Namespace) -> int:
             done = Cleaned(lost="picture cannot be read")
         else:
             done = clean(text, captions, hit_limit=one.hit_limit and not args.judge, checked=not args.unchecked)
-        entry = {"image_id": name, "image": str(record.image), "captions": captions, "answer": one.first,
-                 "continued": one.second}  # fmt: skip
-        if args.judge:
-            entry["edited"] = text
-        sentences = [{"text": part, "dropped": why} for part, why in done.sentences]
-        entries.append(entry | {"sentences": sentences, "added": done.added, "text": done.text, "lost": done.lost})
+        entries.append({
+            "image_id": name, "image": str(record.image), "captions": captions, "answer": one.first,
+            "continued": one.second, **({"edited": text} if args.judge else {}),
+            "sentences": [{"text": part, "dropped": why} for part, why in done.sentences],
+            "added": done.added, "text": done.text, "lost": done.lost,
+        })  # fmt: skip
     if not any(entry["text"] for entry in entries):
-        raise DataError(f"--data {args.data}: none of the {len(entries)} photos has a description that stays; "
-                        f"the model says, for example: {said[0].text[:200]!r}")  # fmt: skip
+        raise DataError(
+            f"--data {args.data}: none of the {len(entries)} photos has a description that stays; "
+            f"the model says, for example: {said[0].text[:200]!r}"
+        )
     folder.write(out, entries, copy=args.copy)
     write_whole(out / "report.html", page.html_page(entries, args))
     print(page.table(entries))
     print(f"\n{out / 'filter_cap.json'}, {out / 'curation.jsonl'}, {out / 'report.html'}")
     return 0
-
-
-def read_photo_records(args: argparse.Namespace) -> list[Record]:
-    """The photos of all chosen splits, each once."""
-    kinds = (*KINDS, "folder") if args.unchecked else KINDS
-    found: dict[str, Record] = {}
-    for split in args.split or [None]:
-        found |= {r.id: r for r in read_records([args.data], args.images, split, None, kinds)}
-    return limited(list(found.values()), args.limit)

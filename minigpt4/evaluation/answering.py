@@ -1,8 +1,7 @@
 """Answers of a model to the items of an evaluation: in batches, kept in files as they come, shared among processes.
 
-`answers/HASH.RANK.jsonl` holds what process RANK answered under the settings that HASH stands for: other settings never
-meet these answers, and a killed evaluation goes on behind the last one. Processes need no word with each other: each
-owns every WORLD_SIZE-th item, and the first one waits until all have answered.
+`answers/HASH.RANK.jsonl` holds what process RANK answered under the settings that HASH stands for. A killed evaluation
+goes on behind the last answer. Each process answers every WORLD_SIZE-th item, and the first waits for all answers.
 """
 
 from __future__ import annotations
@@ -11,77 +10,59 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ..common.dist_utils import choose_device, is_launched, rank, training_device, world_size
-from ..common.paths import resolve_path, sha256
+from ..common.paths import resolve_path
 from ..common.schema import Config
-from .records import Record
-
-SMALL = 64 << 20  # bytes; files up to this size are known by their content, larger ones by size and time
+from .data import Record
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question to the model.
-
-    Args:
-        question: what it is asked.
-        variant: which of the suite's questions this is.
-        choices: what to rank by likelihood; empty: it answers in its own words.
-    """
+    """One question to the model."""
 
     record: Record
     question: str
-    variant: str = ""
-    choices: tuple[str, ...] = ()
+    variant: str = ""  # which of the suite's questions this is
+    choices: tuple[str, ...] = ()  # to rank by likelihood; empty: the model answers in its own words
 
     @property
     def key(self) -> str:
         """Stands for the picture and the question, whatever else is in the evaluation."""
         stat = self.record.image.stat()
-        return _sha([self.record.id, stat.st_size, stat.st_mtime_ns, self.question, self.choices])[:20]
+        return digest([self.record.id, stat.st_size, stat.st_mtime_ns, self.question, self.choices])[:20]
+
+
+def digest(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def made_from(config: Config, decoding: dict) -> dict:
-    """What answers depend on besides their items: the model's keys, the files they name, how answers are drawn."""
+    """What answers depend on besides their items: the model's keys, the files they name, how answers are decoded."""
+
+    def stamp(path: Path) -> str | list[str]:
+        """Changes when the file, or one in the folder, does."""
+        if path.is_dir():
+            return [f"{p.name} {stamp(p)}" for p in sorted(path.iterdir()) if p.is_file()]
+        return f"{path.stat().st_size} bytes, {path.stat().st_mtime_ns}" if path.is_file() else str(path)
+
     model = asdict(config.model)
     for f in fields(config.model):
         if f.metadata.get("path") and isinstance(model[f.name], str):
-            model[f.name] = _mark(Path(resolve_path(model[f.name])))
+            model[f.name] = stamp(Path(resolve_path(model[f.name])))
     processors = {name: asdict(dataset.vis_processor) for name, dataset in config.datasets.items()}
     return {"model": model, "processors": processors, "decoding": decoding}
 
 
-def _mark(path: Path) -> str | list[str]:
-    """A file or folder as a text that changes when it does."""
-    if path.is_dir():
-        return [f"{p.name} {_mark(p)}" for p in sorted(path.iterdir()) if p.is_file()]
-    if not path.is_file():
-        return str(path)  # a URL
-    stat = path.stat()
-    if stat.st_size > SMALL:
-        return f"{stat.st_size} bytes, {stat.st_mtime_ns}"
-    return sha256(path)
-
-
-def _sha(value) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def chat_for(config: Config, device: str):
-    """The config's model, ready to answer; under torchrun each process takes its own GPU.
-
-    Args:
-        device: what `--device` says.
-    """
+    """The config's model on `--device`, ready to answer; under torchrun each process takes its own GPU."""
     from ..serve import build_chat
 
-    if is_launched():
-        return build_chat(config, training_device(device))
-    return build_chat(config, choose_device(device, f"--device {device}"))
+    chosen = training_device(device) if is_launched() else choose_device(device, f"--device {device}")
+    return build_chat(config, chosen)
 
 
 def answer_all(
@@ -98,104 +79,89 @@ def answer_all(
 
     Args:
         make_chat: builds the model; not called when all answers are known.
-        source: see `made_from`; its "decoding" says how answers are drawn.
+        source: see `made_from`; its "decoding" says how answers are decoded.
         folder: where the answers are kept.
-        say: what stands before the progress.
+        say: stands before the progress.
         everywhere: all processes wait for all answers, for what they are asked next depends on them.
     Returns:
         None in all processes but the first, unless `everywhere`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name, own, world = _sha(source)[:12], rank(), world_size()
-    keys = [item.key for item in items]
-    known = _read(folder, name)
-    todo = [i for i in range(own, len(items), world) if keys[i] not in known]
+    name, own, keys = digest(source)[:12], rank(), [item.key for item in items]
+    known = read_kept(folder.glob(f"{name}.*.jsonl"))
+    todo = [(items[i], keys[i]) for i in range(own, len(items), world_size()) if keys[i] not in known]
     if todo:
-        _answer(make_chat(), [(items[i], keys[i]) for i in todo], source["decoding"], folder / f"{name}.{own}.jsonl",
-                batch, say)  # fmt: skip
+        _answer(make_chat(), todo, source["decoding"], folder / f"{name}.{own}.jsonl", batch, say)
     if own and not everywhere:
         return None
-    while any(key not in (known := _read(folder, name)) for key in keys):
+    while any(key not in (known := read_kept(folder.glob(f"{name}.*.jsonl"))) for key in keys):
         time.sleep(1)  # torchrun ends this process when another one died
     return [known[key] for key in keys]
 
 
-def _read(folder: Path, name: str) -> dict[str, dict]:
-    """key -> answer, of all processes that ever worked on this."""
+def read_kept(files: Iterable[Path]) -> dict[str, dict]:
+    """key -> entry, of JSON lines that `keep` wrote. A line that was cut when its process was killed is skipped."""
     known = {}
-    for file in sorted(folder.glob(f"{name}.*.jsonl")):
-        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+    for file in sorted(files):
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):  # texts may hold other line breaks
             try:
                 entry = json.loads(line)
-                known[entry.pop("key")] = entry
-            except (ValueError, KeyError, AttributeError):
-                continue  # the line that was being written when the process was killed
+            except ValueError:
+                continue
+            known[entry.pop("key")] = entry
     return known
+
+
+def keep(entries: Iterable[dict], file: Path) -> None:
+    with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
+        out.write("\n" if out.tell() else "")  # ends a line that was cut; an empty line is skipped
+        out.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
 def _answer(chat, work: list[tuple[Item, str]], decoding: dict, file: Path, batch: int, say: str) -> None:
     work = sorted(work, key=lambda pair: bool(pair[0].choices))  # texts first: a batch is of one sort
     started, done, told = time.monotonic(), 0, 0.0
-    with file.open("a+", encoding="utf-8", errors="backslashreplace") as out:
-        if out.tell():
-            out.write("\n")  # ends a line that was cut; an empty line is skipped
-        while done < len(work):
-            item, key = work[done]
-            size = 1 if item.choices else batch
-            chosen = [pair for pair in work[done : done + size] if pair[0].choices == item.choices]
-            entries = _entries(chat, [one for one, _ in chosen], key, decoding)
-            for (item, key), entry in zip(chosen, entries, strict=True):
-                line = {"key": key, "id": item.record.id, "variant": item.variant, **entry}
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            out.flush()
-            done += len(chosen)
-            now = time.monotonic()
-            if now - told >= 5 or done == len(work):
-                told, left = now, (now - started) / done * (len(work) - done)
-                print(f"{say}{done}/{len(work)} answers, {left:.0f} s left", flush=True)
+    while done < len(work):
+        item, key = work[done]
+        size = 1 if item.choices else batch
+        chosen = [pair for pair in work[done : done + size] if pair[0].choices == item.choices]
+        entries = _entries(chat, [item for item, _ in chosen], decoding, int(key[:8], 16))
+        keep(({"key": key, "id": item.record.id, "variant": item.variant, **entry}
+              for (item, key), entry in zip(chosen, entries, strict=True)), file)  # fmt: skip
+        done += len(chosen)
+        now = time.monotonic()
+        if now - told >= 5 or done == len(work):
+            told, left = now, (now - started) / done * (len(work) - done)
+            print(f"{say}{done}/{len(work)} answers, {left:.0f} s left", flush=True)
 
 
-def _entries(chat, items: Sequence[Item], key: str, decoding: dict) -> list[dict]:
-    """What is kept of some items that have choices, or none. One whose picture cannot be read has no answer but a
-    reason, `unreadable`, and the others are answered all the same."""
-    from ..conversation.chat import ImageError, read_image
+def _entries(chat, items: Sequence[Item], decoding: dict, seed: int) -> list[dict]:
+    """What is kept of items that have choices, or none. `seed`: other random numbers in each batch."""
+    from ..conversation.chat import ImageError
 
+    options = dict(decoding)
+    if options.get("do_sample"):
+        options["seed"] = (options["seed"] + seed) % 2**31
     try:
         if items[0].choices:
             return [rank_choices(chat, item.record.image, item.question, item.choices) for item in items]
-        return _texts(chat, items, key, decoding)
-    except ImageError:
-        broken = {}
-        for i, item in enumerate(items):
-            try:
-                read_image(item.record.image)
-            except ImageError as error:
-                broken[i] = {"answer": "", "hit_limit": False, "unreadable": str(error)}
-        if not broken:
-            raise
-        good = [item for i, item in enumerate(items) if i not in broken]
-        answered = iter(_entries(chat, good, key, decoding) if good else [])
-        return [broken.get(i) or next(answered) for i in range(len(items))]
-
-
-def _texts(chat, items: Sequence[Item], key: str, decoding: dict) -> list[dict]:
-    options = dict(decoding)
-    if options.get("do_sample"):  # other random numbers in each batch, the same ones in each run
-        options["seed"] = (options["seed"] + int(key[:8], 16)) % 2**31
-    texts = chat.answer_batch([i.record.image for i in items], [i.question for i in items], **options)
+        texts = chat.answer_batch([i.record.image for i in items], [i.question for i in items], **options)
+    except ImageError as error:
+        if len(items) == 1:
+            return [{"answer": "", "hit_limit": False, "unreadable": str(error)}]
+        return [entry for item in items for entry in _entries(chat, [item], decoding, seed)]
     most = options["max_new_tokens"] - 1  # counted again from the text, where a blank at an end may be lost
     return [{"answer": text, "hit_limit": len(chat.model.token_ids(text)) >= most} for text in texts]
 
 
 def rank_choices(chat, image, question: str, choices: Sequence[str], rows: int = 32) -> dict:
-    """How likely the model finds each choice as its whole answer, end symbol included.
+    """How likely the model finds each choice as its whole answer, end symbol included. It reads `rows` at once.
 
-    Args:
-        rows: choices that are read at once.
     Returns:
         {"scores": sums of log-probabilities, "tokens": how many were summed}
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     conv = chat.new_conversation()
     chat.upload_img(image, conv)
@@ -208,18 +174,14 @@ def rank_choices(chat, image, question: str, choices: Sequence[str], rows: int =
         seen = llm(inputs_embeds=context, use_cache=True, logits_to_keep=1)
         first = seen.logits[0, -1].float().log_softmax(-1)  # (V,)
         for start in range(0, len(ids), rows):
-            part = ids[start : start + rows]
-            length = max(map(len, part))
-            table = torch.tensor([row + [0] * (length - len(row)) for row in part], device=context.device)  # (B, L)
-            real = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in part], device=context.device)
-            scored = first[table[:, :1]]
-            if length > 1:
-                cache = copy.deepcopy(seen.past_key_values)
-                cache.batch_repeat_interleave(len(part))
-                mask = torch.cat([real.new_ones(len(part), context.shape[1]), real[:, :-1]], dim=1)
-                out = llm(inputs_embeds=model.embed_ids(table[:, :-1]).to(context.dtype), attention_mask=mask,
-                          past_key_values=cache)  # fmt: skip
-                rest = out.logits.float().log_softmax(-1).gather(2, table[:, 1:, None])[..., 0]
-                scored = torch.cat([scored, rest], dim=1)
-            scores += (scored * real).sum(1).tolist()
+            part = [torch.tensor(row, device=context.device) for row in ids[start : start + rows]]
+            table = pad_sequence(part, batch_first=True)  # (B, L)
+            real = pad_sequence([torch.ones_like(row) for row in part], batch_first=True)
+            cache = copy.deepcopy(seen.past_key_values)
+            cache.batch_repeat_interleave(len(part))
+            mask = torch.cat([real.new_ones(len(part), context.shape[1]), real[:, :-1]], dim=1)
+            embeds = model.embed_ids(table[:, :-1]).to(context.dtype)
+            logits = llm(inputs_embeds=embeds, attention_mask=mask, past_key_values=cache).logits  # (B, L - 1, V)
+            rest = logits.float().log_softmax(-1).gather(2, table[:, 1:, None])[..., 0]
+            scores += (torch.cat([first[table[:, :1]], rest], dim=1) * real).sum(1).tolist()
     return {"scores": [round(s, 4) for s in scores], "tokens": [len(row) for row in ids]}

@@ -28,8 +28,7 @@ def has_java() -> bool:
 
 
 def plain_tokens(text: str) -> str:
-    """Lower case; words keep inner hyphens, apostrophes and points, all other marks go; endings are split as PTB does:
-    it 's, do n't.
+    """Lower case, without punctuation but within words; endings are split as PTB does: it 's, do n't.
 
     Equal to the PTB tokenizer's on 5,400 Flickr8k and COCO captions; it differs on brackets and abbreviations (u.s.).
     """
@@ -60,20 +59,14 @@ def bleu_of(sums: np.ndarray, order: int) -> np.ndarray:
     return product ** (1 / order) * np.where(brevity < 1, np.exp(1 - 1 / np.maximum(brevity, 1e-300)), 1.0)
 
 
-def caption_measures(
-    answers: Sequence[str], references: Sequence[list[str]], java: bool | None = None
-) -> list[Measure]:
-    """The metrics of N answers against their references (any number each), each with what its interval needs.
-
-    Args:
-        java: use the Java tools (default: where there is Java).
-    """
+def caption_measures(answers: Sequence[str], references: Sequence[list[str]], java: bool) -> list[Measure]:
+    """The metrics of N answers against their references (any number each), with the Java tools or without."""
     require_packages("--suite caption", "eval", "pycocoevalcap")
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
     from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.rouge.rouge import Rouge
 
-    java = has_java() if java is None else java
     said = tokenize({str(i): [answer] for i, answer in enumerate(answers)}, java)
     wanted = tokenize({str(i): refs for i, refs in enumerate(references)}, java)
 
@@ -87,19 +80,11 @@ def caption_measures(
     measures = [
         Measure(f"bleu{n}", f"BLEU-{n}", stats, lambda sums, n=n: bleu_of(sums, n), "{:.3f}") for n in range(1, 5)
     ]
-    if java:
-        measures.append(_meteor(wanted, said))
+    if java:  # METEOR's corpus score is no mean of the pictures' scores: their mean is moved to it
+        corpus, scores = Meteor().compute_score(wanted, said)
+        shift = corpus - float(np.mean(scores))
+        measures.append(mean("meteor", "METEOR", [score + shift for score in scores], form="{:.3f}"))
     measures.append(mean("rouge_l", "ROUGE-L", Rouge().compute_score(wanted, said)[1], form="{:.3f}"))
     measures.append(mean("cider", "CIDEr", Cider().compute_score(wanted, said)[1], form="{:.3f}"))
     words = [len(answer.split()) for (answer,) in said.values()]
     return [*measures, mean("words", "words an answer", words, form="{:.1f}", better="")]
-
-
-def _meteor(wanted: dict, said: dict) -> Measure:
-    """The corpus score is no mean of the pictures' scores: their mean is moved to it, and its interval with it."""
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    corpus, scores = Meteor().compute_score(wanted, said)
-    shift = corpus - float(np.mean(scores))
-    stats = np.asarray([(score + shift, 1) for score in scores])
-    return Measure("meteor", "METEOR", stats, form="{:.3f}")

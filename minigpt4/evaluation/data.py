@@ -1,59 +1,81 @@
-"""Annotation files -> records. The format is read off the file; docs/evaluation.md says where each one is to be had."""
+"""Annotation files -> records. The format is recognized from the file's content."""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import DataError
+from ..common.packages import require_packages
 from ..common.paths import read_text
-from ..datasets.image_text import folder_of_images, read_json_lines, read_photos
+from ..datasets.image_text import folder_of_images, inside, read_json_lines, read_photos
 from ..processors.image_processors import SUFFIXES, pictures_in
-from . import vqa_data
-from .records import EXAMPLES, WHERE, Record, image_folder
 
+PHOTOS = ("photos", "karpathy", "coco captions", "coco instances")
+QUESTIONS = ("questions", "vqa questions", "vqa annotations", "aokvqa", "gqa", "easy-vqa")
+QUESTION_LINE = '{"image": "a.jpg", "question": "What animal is this?", "answer": "dog"}'
+VQA = "of https://visualqa.org/download.html, or OK-VQA's of https://okvqa.allenai.org/download.html"
+WHERE = {
+    "photos": 'JSON lines such as {"image": "a.jpg", "captions": ["A dog on grass."]}',
+    "questions": f"JSON lines such as {QUESTION_LINE}",
+    "coco captions": "captions_val2017.json of https://cocodataset.org/#download",
+    "coco instances": "instances_val2017.json of https://cocodataset.org/#download",
+    "karpathy": "dataset_coco.json of https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
+    "vqa questions": f"v2_OpenEnded_mscoco_val2014_questions.json {VQA}",
+    "vqa annotations": f"v2_mscoco_val2014_annotations.json {VQA}",
+    "gqa": "testdev_balanced_questions.json of https://cs.stanford.edu/people/dorarad/gqa/download.html",
+    "aokvqa": "aokvqa_v1p0_val.json of https://github.com/allenai/aokvqa",
+    "easy-vqa": "pip install -e '.[eval]', then --data easy-vqa",
+    "folder": "a folder of pictures",
+}
+SIGNS = (  # kind, the list in the file that tells (None: the file itself), keys of its first entry
+    ("aokvqa", None, {"question_id", "image_id", "question", "choices"}),
+    ("vqa questions", "questions", {"question_id", "image_id", "question"}),
+    ("vqa annotations", "annotations", {"question_id", "answers"}),
+    ("coco instances", "annotations", {"image_id", "category_id"}),
+    ("coco captions", "annotations", {"image_id", "caption"}),
+    ("karpathy", "images", {"sentences", "filename"}),
+    ("gqa", None, {"imageId", "question"}),
+)
 MAIN_AREA = 0.05  # of the picture: from there on an annotated COCO object is a main one
+Found = dict[str, tuple[Path, object]]  # kind -> (file, its content)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture, or one question about one."""
+
+    id: str  # unique in its data
+    image: Path
+    truth: dict  # captions; objects (COCO's categories in it), main; question, answers, rule, type; choices, correct
 
 
 def read_records(
-    data: Sequence[str], images: str | None, split: str | None, limit: int | None, kinds: Sequence[str]
+    data: Sequence[str], images: str | None, split: str | None, limit: int | None, kinds: Collection[str]
 ) -> list[Record]:
-    """What `--data`, `--images`, `--split` and `--limit` name, for a suite that reads `kinds`.
-
-    Args:
-        limit: so many of them, chosen at random but always the same.
-    Raises:
-        DataError: files that are missing, no known format, of no use to this suite, or do not belong together.
-    """
-    found: dict[str, tuple[Path, object]] = {}
+    """What `--data`, `--images`, `--split` and `--limit` name, for a suite that reads `kinds`. Raises DataError."""
+    found: Found = {}
     for name in data:
         kind, content = detect(name)
-        listed = sorted(Path(name).glob("*.jsonl")) if kind == "folder" and kind not in kinds else []
-        if len(listed) == 1:  # the list of the pictures beside it
-            name = str(listed[0])
+        if kind == "folder" and kind not in kinds and len(listed := list(Path(name).glob("*.jsonl"))) == 1:
+            name = str(listed[0])  # the list of the pictures beside it
             kind, content = detect(name)
         if kind not in kinds:
             wanted = "".join(f"\n  {k}: {WHERE[k]}" for k in kinds)
-            raise DataError(
-                f"--data {name}: this is {'a folder' if kind == 'folder' else kind}, which the suite does not read. "
-                f"It reads{wanted}"
-                f"{lines_to_write(kind, content, kinds)}"
-            )
+            what = "a folder" if kind == "folder" else kind
+            raise DataError(f"--data {name}: this is {what}, which the suite does not read. It reads{wanted}")
         if kind in found:
             raise DataError(f"--data: {found[kind][0]} and {name} are both {kind}; name one")
         found[kind] = (Path(name), content)
-    if "photos" in found:
-        records = _photos(found["photos"][0], images, split)
-    elif "folder" in found:
-        records = [Record(p.name, p, {}) for p in found["folder"][1]]
-    elif "karpathy" in found:
-        records = _karpathy(*found["karpathy"], images, split)
-    elif "coco captions" in found or "coco instances" in found:
-        records = _coco(found, images, split)
+    if "folder" in found:
+        records = [Record(path.name, path, {}) for path in found["folder"][1]]
     else:
-        records = vqa_data.read(found, images, split)
+        reader = next(reader for kind, reader in READERS.items() if kind in found)
+        records = reader(found, images, split)
     records = limited(records, limit)
     missing = [r.image for r in records if not r.image.is_file()]
     if missing:
@@ -68,12 +90,11 @@ def limited(records: list[Record], limit: int | None) -> list[Record]:
     """So many of them, chosen at random but always the same, in their order; None: all."""
     if not limit or limit >= len(records):
         return records
-    chosen = set(random.Random(0).sample(range(len(records)), limit))
-    return [r for i, r in enumerate(records) if i in chosen]
+    return [records[i] for i in sorted(random.Random(0).sample(range(len(records)), limit))]
 
 
 def detect(name: str) -> tuple[str, object]:
-    """The kind of a `--data` argument, a key of WHERE, and its content where it is JSON."""
+    """The kind of a `--data` argument, a key of WHERE, and its content."""
     path = Path(name)
     if name == "easy-vqa":
         return "easy-vqa", None
@@ -89,121 +110,188 @@ def detect(name: str) -> tuple[str, object]:
         return ("questions" if lines and "question" in lines[0][1] else "photos"), lines
     try:
         content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"--data {name}: not JSON: {error}") from None
-    kind = _kind(content)
-    if kind is None:
-        known = "".join(f"\n  {k}: {where}" for k, where in WHERE.items())
-        raise DataError(f"--data {name}: none of the formats that are read:{known}")
-    return kind, content
+    for kind, key, signs in SIGNS:
+        entries = content.get(key) if key and isinstance(content, dict) else None if key else content
+        first = next(iter(entries.values() if isinstance(entries, dict) else entries or ()), None)
+        filter_cap = kind == "coco captions" and "images" not in content
+        if isinstance(first, dict) and signs <= first.keys() and not filter_cap:
+            return kind, content
+    known = "".join(f"\n  {k}: {where}" for k, where in WHERE.items())
+    raise DataError(f"--data {name}: none of the formats that are read:{known}")
 
 
-def lines_to_write(kind: str, content: object, kinds: Sequence[str]) -> str:
-    """The first two lines of a file of one's own, where the suite reads such a file."""
-    own = next((k for k in kinds if k in EXAMPLES), None)
-    if own is None:
-        return ""
-    if kind == "folder":
-        names = [path.name for path in content]
-    elif kind in EXAMPLES:
-        names = list(dict.fromkeys(str(entry.get("image", "a.jpg")) for _, entry in content))
-    else:
-        names = []
-    lines = [json.dumps({"image": name, **EXAMPLES[own]}) for name in (*names, "a.jpg", "b.jpg")[:2]]
-    return "\n  ".join(["\nWrite a line for each into a .jsonl file beside the pictures, in your words:", *lines])
-
-
-def _kind(content) -> str | None:
-    def first(key: str | None = None) -> dict:
-        """The first entry of the content, or of its list `key`; {} if there is none."""
-        entries = content.get(key) if key else content
-        entries = list(entries.values()) if isinstance(entries, dict) else entries
-        return entries[0] if isinstance(entries, list) and entries and isinstance(entries[0], dict) else {}
-
-    if isinstance(content, list):
-        return "aokvqa" if {"question_id", "image_id", "question", "choices"} <= first().keys() else None
-    if not isinstance(content, dict):
-        return None
-    if {"question_id", "image_id", "question"} <= first("questions").keys():
-        return "vqa questions"
-    if {"question_id", "answers"} <= first("annotations").keys():
-        return "vqa annotations"
-    if {"image_id", "category_id"} <= first("annotations").keys():
-        return "coco instances"
-    if {"image_id", "caption"} <= first("annotations").keys() and "images" in content:
-        return "coco captions"
-    if {"sentences", "filename"} <= first("images").keys():
-        return "karpathy"
-    return "gqa" if {"imageId", "question"} <= first().keys() else None
-
-
-def _photos(file: Path, images: str | None, split: str | None) -> list[Record]:
+def _photos(found: Found, images: str | None, split: str | None) -> list[Record]:
+    file, _ = found["photos"]
     pairs = read_photos(str(file), images, [split] if split else None)
-    folder = folder_of_images(file, images)
-    more = {}
+    folder, truth = folder_of_images(file, images), {}
     if all(len(captions) == 1 for _, captions in pairs):  # made from labels: which of them it is can be asked
-        more["choices"] = tuple(sorted({captions[0] for _, captions in pairs}))
-    return [Record(str(p.relative_to(folder)), p, {"captions": captions, **more}) for p, captions in pairs]
+        truth["choices"] = tuple(sorted({captions[0] for _, captions in pairs}))
+    return [Record(str(p.relative_to(folder)), p, {"captions": captions, **truth}) for p, captions in pairs]
 
 
-def _karpathy(file: Path, content: dict, images: str | None, split: str | None) -> list[Record]:
-    folder, entries = image_folder(images, file), content["images"]
-    splits = {e.get("split") for e in entries}
-    if split and split not in splits:
-        raise DataError(f"{file}: no split {split}; it has {', '.join(sorted(map(str, splits)))}")
-    records = []
-    for e in entries:
-        if split is None or e.get("split") == split:
-            place = folder / e.get("filepath", "") / e["filename"]
-            image = place if place.is_file() else folder / e["filename"]
-            records.append(Record(e["filename"], image, {"captions": [s["raw"] for s in e["sentences"]]}))
+def _karpathy(found: Found, images: str | None, split: str | None) -> list[Record]:
+    file, content = found["karpathy"]
+    folder, records = _image_folder(images, file), []
+    for e in _of_split(file, content["images"], split):
+        place = folder / e.get("filepath", "") / e["filename"]
+        image = place if place.is_file() else folder / e["filename"]
+        records.append(Record(e["filename"], image, {"captions": [s["raw"] for s in e["sentences"]]}))
     return records
 
 
-def _coco(found: dict, images: str | None, split: str | None) -> list[Record]:
+def _coco(found: Found, images: str | None, split: str | None) -> list[Record]:
     """Captions, instances, or both of the same images."""
     file, content = found.get("coco captions") or found["coco instances"]
-    folder = image_folder(images, file)
-    entries = {e["id"]: e for e in content["images"]}
-    captions: dict[int, list[str]] = {}
-    for annotation in content["annotations"] if "coco captions" in found else ():
-        captions.setdefault(annotation["image_id"], []).append(annotation["caption"])
-    objects, mains = None, {}
+    folder = _image_folder(images, file)
+    names = {e["id"]: e["file_name"] for e in content["images"]}
+    if split and not any(split in name for name in (file.name, *names.values())):
+        raise DataError(f"{file}: neither its name nor its images' names hold {split!r}: the wrong split?")
+    truths: dict[int, dict] = {i: {"captions": []} for i in names}
+    if "coco captions" in found:
+        for annotation in content["annotations"]:
+            truths[annotation["image_id"]]["captions"].append(annotation["caption"])
+        truths = {i: truth for i, truth in truths.items() if truth["captions"]}
     if "coco instances" in found:
         other, instances = found["coco instances"]
-        objects, mains = coco_objects(instances)
-        strange = [i for i in entries if i not in objects]
+        objects = _coco_objects(instances)
+        strange = [name for i, name in names.items() if i not in objects]
         if strange:
             raise DataError(
-                f"{other}: {len(strange)} of the {len(entries)} images of {file} are not in it, for example "
-                f"{entries[strange[0]]['file_name']}; name captions and instances of the same split"
+                f"{other}: {len(strange)} of the {len(names)} images of {file} are not in it, for example "
+                f"{strange[0]}; name captions and instances of the same split"
             )
-    if split and not any(split in e["file_name"] for e in entries.values()) and split not in file.name:
-        raise DataError(f"{file}: neither its name nor its images' names hold {split!r}: the wrong split?")
-    records = []
-    for i, e in entries.items():
-        truth = {"captions": captions.get(i, [])}
-        if objects is not None:
-            truth |= {"objects": objects[i], "main": mains[i]}
-        if "coco captions" not in found or captions.get(i):
-            records.append(Record(str(i), folder / e["file_name"], truth))
-    return records
+        truths = {i: truth | objects[i] for i, truth in truths.items()}
+    return [Record(str(i), folder / names[i], truth) for i, truth in truths.items()]
 
 
-def coco_objects(instances: dict) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """(categories in each image; its main ones: those whose largest instance, no crowd, covers MAIN_AREA or more, else
-    the largest of all), by image id."""
+def _coco_objects(instances: dict) -> dict[int, dict[str, list[str]]]:
+    """Of each image, by id: `objects`, its categories; `main`, those whose largest instance (no crowd) covers MAIN_AREA
+    or more, else the largest of all."""
     names = {c["id"]: c["name"] for c in instances["categories"]}
     size = {e["id"]: e["height"] * e["width"] for e in instances["images"]}
     largest: dict[int, dict[str, float]] = {i: {} for i in size}
-    everything: dict[int, set[str]] = {i: set() for i in size}
     for a in instances["annotations"]:
         areas, name = largest[a["image_id"]], names[a["category_id"]]
-        everything[a["image_id"]].add(name)
-        if not a.get("iscrowd"):
-            areas[name] = max(areas.get(name, 0.0), a["area"] / size[a["image_id"]])
-    mains = {}
+        area = 0.0 if a.get("iscrowd") else a["area"] / size[a["image_id"]]
+        areas[name] = max(areas.get(name, 0.0), area)
+    found = {}
     for i, areas in largest.items():
-        ordered = sorted(areas, key=lambda name: (-areas[name], name))
-        mains[i] = [name for name in ordered if areas[name] >= MAIN_AREA] or ordered[:1]
-    return {i: sorted(found) for i, found in everything.items()}, mains
+        ordered = sorted(filter(areas.get, areas), key=lambda name: (-areas[name], name))
+        main = [name for name in ordered if areas[name] >= MAIN_AREA] or ordered[:1]
+        found[i] = {"objects": sorted(areas), "main": main}
+    return found
+
+
+def _questions(found: Found, images: str | None, split: str | None) -> list[Record]:
+    """JSON lines of one's own: image, question, and `answer` or a list of `answers`, each of which is right."""
+    file, lines = found["questions"]
+    folder, records = folder_of_images(file, images), []
+    for e in _of_split(file, [{**entry, "where": where} for where, entry in lines], split):
+        answers = e.get("answers", [e.get("answer")])
+        good = isinstance(answers, list) and answers and all(isinstance(a, (str, int)) and str(a) for a in answers)
+        if not (good and all(isinstance(e.get(key), str) and e[key] for key in ("image", "question"))):
+            raise DataError(f"{e['where']}: needs image, question and answer (texts); write {QUESTION_LINE}")
+        truth = {"question": e["question"], "answers": [*map(str, answers)], "rule": "exact",
+                 "type": str(e.get("type", ""))}  # fmt: skip
+        records.append(Record(e["where"].rsplit(":", 1)[1], inside(folder, e["image"], file), truth))
+    return records
+
+
+def _vqa(found: Found, images: str | None, split: str | None) -> list[Record]:
+    """VQA v2 and OK-VQA: ten answers a question."""
+    for kind in ("vqa questions", "vqa annotations"):
+        if kind not in found:
+            raise DataError(f"--data: VQA comes in two files, the {kind[4:]} are missing: {WHERE[kind]}")
+    (file, questions), (other, annotations) = found["vqa questions"], found["vqa annotations"]
+    if split and questions.get("data_subtype", split) != split:
+        raise DataError(f"{file}: its split is {questions['data_subtype']}, not {split}")
+    answers = {a["question_id"]: a for a in annotations["annotations"]}
+    _need_answers(file, f"have no annotation in {other}", [q["question_id"] for q in questions["questions"]], answers)
+    places, records = _coco_images(images, file, (q["image_id"] for q in questions["questions"])), []
+    for q in questions["questions"]:
+        annotation = answers[q["question_id"]]
+        truth = {"question": q["question"], "answers": [a["answer"] for a in annotation["answers"]], "rule": "soft",
+                 "type": annotation.get("answer_type", "")}  # fmt: skip
+        records.append(Record(str(q["question_id"]), places[q["image_id"]], truth))
+    return records
+
+
+def _aokvqa(found: Found, images: str | None, split: str | None) -> list[Record]:
+    """A-OKVQA: four choices, and ten direct answers; where these are marked "difficult", the choices alone."""
+    file, content = found["aokvqa"]
+    entries = _of_split(file, content, split)
+    answered = {e["question_id"] for e in entries if "correct_choice_idx" in e}
+    why = "have no answers; the test split's are not public"
+    _need_answers(file, why, [e["question_id"] for e in entries], answered)
+    places, records = _coco_images(images, file, (e["image_id"] for e in entries)), []
+    for e in entries:
+        truth = {"question": e["question"], "choices": e["choices"], "correct": e["correct_choice_idx"], "type": ""}
+        if e.get("direct_answers") and not e.get("difficult_direct_answer"):
+            truth |= {"answers": e["direct_answers"], "rule": "counted"}
+        records.append(Record(e["question_id"], places[e["image_id"]], truth))
+    return records
+
+
+def _gqa(found: Found, images: str | None, split: str | None) -> list[Record]:
+    file, entries = found["gqa"]
+    folder, records = _image_folder(images, file), []
+    _need_answers(file, "have no answer", list(entries), {key for key, e in entries.items() if "answer" in e})
+    for key, e in entries.items():
+        truth = {"question": e["question"], "answers": [e["answer"]], "rule": "exact",
+                 "type": e.get("types", {}).get("structural", "")}  # fmt: skip
+        records.append(Record(key, folder / f"{e['imageId']}.jpg", truth))
+    return records
+
+
+def _easy_vqa(found: Found, images: str | None, split: str | None) -> list[Record]:
+    """The PyPI package easy-vqa: drawn shapes, 13 possible answers."""
+    split = split or "test"
+    if split not in ("train", "test"):
+        raise DataError(f"--split {split}: easy-vqa has train and test")
+    require_packages("--data easy-vqa", "eval", "easy_vqa")
+    import easy_vqa
+
+    places, choices = getattr(easy_vqa, f"get_{split}_image_paths")(), easy_vqa.get_answers()
+    records = []
+    for text, answer, owner in zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True):
+        truth = {"question": text, "answers": [answer], "rule": "exact", "choices": choices,
+                 "correct": choices.index(answer),
+                 "type": "yes/no" if answer in ("yes", "no") else "colour or shape"}  # fmt: skip
+        records.append(Record(f"{split}-{len(records)}", Path(places[owner]), truth))
+    return records
+
+
+READERS = {
+    "photos": _photos, "karpathy": _karpathy, "coco captions": _coco, "coco instances": _coco, "gqa": _gqa,
+    "questions": _questions, "easy-vqa": _easy_vqa, "aokvqa": _aokvqa, "vqa questions": _vqa, "vqa annotations": _vqa,
+}  # fmt: skip
+
+
+def _of_split(file: Path, entries: Sequence[dict], split: str | None) -> list[dict]:
+    """The entries of a split; None: all."""
+    splits = sorted({str(e.get("split")) for e in entries})
+    if split and split not in splits:
+        raise DataError(f"{file}: no split {split}; it has {', '.join(splits)}")
+    return [e for e in entries if split in (None, e.get("split"))]
+
+
+def _image_folder(images: str | None, file: Path) -> Path:
+    if images is None or not Path(images).is_dir():
+        raise DataError(f"--images {images}: no such folder; {file} names images without one, so add --images FOLDER")
+    return Path(images)
+
+
+def _coco_images(images: str | None, file: Path, ids: Collection[int]) -> dict[int, Path]:
+    """The file of each COCO image id, the 12 digits at the end of its name (COCO_val2014_000000000139.jpg)."""
+    folder = _image_folder(images, file)
+    numbered = ((re.search(r"(\d{12})\.(?:jpg|jpeg|png)$", path.name), path) for path in folder.iterdir())
+    found = {int(match[1]): path for match, path in numbered if match}
+    return {i: found.get(i, folder / f"{i:012}.jpg") for i in ids}
+
+
+def _need_answers(file: Path, what: str, wanted: Sequence, known: Collection) -> None:
+    lost = [key for key in wanted if key not in known]
+    if lost:
+        raise DataError(f"{file}: {len(lost)} of {len(wanted)} questions {what}; for example question {lost[0]}")

@@ -1,6 +1,4 @@
-"""What counts as a failed answer: written down here, and nowhere else.
-
-An answer fails when one of these holds; the first that does is its reason.
+"""What counts as a failed answer. The first reason that holds is the answer's:
 
 empty       no letter and no digit in it
 leak        a stop symbol, special token or role of the template is left in the text: `###`, `<|im_end|>`, `Human:` ...
@@ -14,7 +12,6 @@ import re
 import unicodedata
 from collections import Counter
 
-# What a reader of the answer should never see: special tokens, and the other side of the conversation.
 LEAK = re.compile(
     r"<\|[^|>\s]*\|>|</?s>|<unk>|</?Img>|<ImageHere>|###|\b(?:human|assistant|user|system)\s*:|"
     r"^\s*(?:human|assistant|user|system)\s*$",
@@ -42,12 +39,7 @@ def repeats(answer: str) -> bool:
 
 
 def failure(answer: str, hit_limit: bool, verse: bool = False) -> str:
-    """The reason why an answer fails, one of REASONS; "" when it does not.
-
-    Args:
-        hit_limit: it filled all the tokens it had.
-        verse: a poem was asked for.
-    """
+    """The reason why an answer fails, one of REASONS; "" when it does not. `verse`: a poem was asked for."""
     if not any(c.isalnum() for c in answer):
         return "empty"
     if LEAK.search(answer):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
-import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from ..common.errors import UserError
 from ..common.packages import require_packages
-from ..processors.image_processors import decode_image, open_image
+from ..processors.image_processors import decode_image
+from .answering import digest, keep, read_kept
 
 
 class JudgeError(UserError):
@@ -38,66 +39,43 @@ class Judge:
         again.
 
         Raises:
-            MissingPackage, JudgeError: no client; the endpoint does not answer.
+            MissingPackage, JudgeError: no client; the endpoint does not answer, or not as OpenAI's does.
         """
         require_packages("--judge", "eval", "openai")
         import openai
 
         client = openai.OpenAI(base_url=self.url, api_key=os.environ.get(self.key_env) or "none", max_retries=3)
-        known = {}
-        if file.is_file():
-            for line in file.read_text(encoding="utf-8").split("\n"):  # answers may hold other line breaks
-                try:
-                    entry = json.loads(line)
-                    known[entry["key"]] = entry["raw"]
-                except (ValueError, KeyError, TypeError):
-                    continue  # cut when the process was killed
+        known = read_kept([file] if file.is_file() else [])
         raws = []
-        with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
-            out.write("\n" if out.tell() else "")
-            for text, picture in questions:
-                image = b"" if picture is None else picture.read_bytes()
-                seen = base64.b64encode(image).decode()
-                key = hashlib.sha256(f"{self.model}\n{text}\n{seen}".encode()).hexdigest()[:20]
-                if key not in known:
-                    known[key] = self._raw(client, openai.OpenAIError, text, image)
-                    line = {"key": key, "model": self.model, "url": self.url, "prompt": text,
-                            "picture": str(picture or ""), "raw": known[key]}  # fmt: skip
-                    out.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    out.flush()
-                raws.append(known[key])
+        for text, picture in questions:
+            content: str | list = text
+            if picture:
+                url = data_uri(decode_image(picture.read_bytes(), picture))
+                content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}]
+            key = digest([self.model, content])[:20]
+            if key not in known:
+                messages = [{"role": "user", "content": content}]
+                try:
+                    reply = client.chat.completions.create(model=self.model, messages=messages, temperature=0)
+                    raw = reply.choices[0].message.content or ""
+                except (openai.OpenAIError, ValueError) as error:  # ValueError: what came is not JSON
+                    why = f"{error}; what was judged so far is kept, the same command goes on"
+                    raise JudgeError(f"--judge {self.url}: {why}") from None
+                except (AttributeError, IndexError, TypeError):
+                    why = "its reply has no choices, so it may be no OpenAI-compatible endpoint (such a URL usually "
+                    raise JudgeError(f"--judge {self.url}: {why}ends in /v1): {str(reply)[:300]}") from None
+                known[key] = {"model": self.model, "url": self.url, "prompt": text, "picture": str(picture or ""),
+                              "raw": raw}  # fmt: skip
+                keep([{"key": key, **known[key]}], file)
+            raws.append(known[key]["raw"])
         return raws
 
-    def _raw(self, client, errors, text: str, image: bytes) -> str:
-        content: str | list = text
-        if image:
-            content = [{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": data_uri(image)}}]
-        try:
-            reply = client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": content}], temperature=0
-            )
-        except (errors, ValueError) as error:  # ValueError: what came is not JSON
-            raise JudgeError(
-                f"--judge {self.url}: {error}; what was judged so far is kept, the same command goes on"
-            ) from None
-        try:
-            return reply.choices[0].message.content or ""
-        except (AttributeError, IndexError, TypeError):
-            raise JudgeError(
-                f"--judge {self.url}: its reply has no choices, so it may be no OpenAI-compatible endpoint "
-                f"(such a URL usually ends in /v1): {str(reply)[:300]}"
-            ) from None
 
-
-def data_uri(image: bytes) -> str:
-    """An image file's bytes as endpoints take them: JPEG, PNG, WebP and GIF as they are, anything else as JPEG."""
-    kind = open_image(image).format.lower()
-    kind = "jpeg" if kind == "mpo" else kind  # a phone's JPEG with a second picture behind it
-    if kind not in ("jpeg", "png", "webp", "gif"):
-        buffer = io.BytesIO()
-        decode_image(image, "picture").save(buffer, "JPEG", quality=95)
-        kind, image = "jpeg", buffer.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+def data_uri(image: Image.Image, quality: int = 95) -> str:
+    """An image as a JPEG in a data: URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def yes_or_no(raw: str) -> bool | None:

@@ -8,6 +8,7 @@ of them ("home plate").
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -98,39 +99,33 @@ def _plain(text: str) -> str:
 @cache
 def _terms(vocabulary: Vocabulary) -> tuple[re.Pattern, dict[str, frozenset[str]]]:
     """One pattern for every word form of every thing, the longest first, and whose word each is."""
-    owners: dict[str, set[str]] = {}
+    owners: dict[str, frozenset[str]] = {}
     for name, words in vocabulary:
         for form in set().union(*map(word_forms, (name, *words))):
-            owners.setdefault(form, set()).add(name)
+            owners[form] = owners.get(form, frozenset()) | {name}
     # Longest first, so that "fire engine" is not also an "engine".
     forms = sorted(owners, key=lambda form: (-len(form), form))
     pattern = "|".join(re.escape(form).replace(r"\ ", r"[\s-]+") for form in forms) or r"(?!)"
-    whole = re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE)
-    return whole, {form: frozenset(names) for form, names in owners.items()}
+    return re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE), owners
 
 
 def find(text: str, vocabulary: Vocabulary, present: Iterable[str] = ()) -> list[Mention]:
     """Every mention of a thing in `text`, from left to right; right when `present` has the thing."""
     pattern, owners = _terms(vocabulary)
     present = set(present)
-    found = ((match, owners[_plain(match.group())]) for match in pattern.finditer(text))
-    return [
-        Mention(match.start(), match.end(), names, not names.isdisjoint(present))
-        for match, names in found
-        if names != {NOTHING}
-    ]
+    found = [(match, owners[_plain(match.group())]) for match in pattern.finditer(text)]
+    return [Mention(*match.span(), names, bool(names & present)) for match, names in found if names != {NOTHING}]
 
 
 def find_fitting(text: str, vocabulary: Vocabulary, there: Iterable[str]) -> list[Mention]:
     """Like `find`, with kinds of people told apart: a mention is right when `there` has its thing, or one above or
     below it. A woman is right where someone saw a person or a woman, wrong where all saw a man."""
     there = set(there)
-    below = {above for name in there for above in ancestors(name)}
+    fitting = there | {above for name in there for above in ancestors(name)}
     found = []
     for mention in find(text, vocabulary):
-        (name, *_) = sorted(finest(mention.names))
-        right = name in there or name in below or not there.isdisjoint(ancestors(name))
-        found.append(replace(mention, right=right))
+        name = min(finest(mention.names))
+        found.append(replace(mention, right=name in fitting or not there.isdisjoint(ancestors(name))))
     return found
 
 
@@ -146,15 +141,10 @@ def seen(text: str, vocabulary: Vocabulary) -> set[str]:
 
 def main_things(captions: Sequence[str], vocabulary: Vocabulary) -> dict[str, int]:
     """The things that at least half of a photo's captions name -> how many do, the most first; people as exactly as
-    half of the captions agree; where there are none, what most of them name, if that is two captions or more. Of a
-    photo with one caption: all it names."""
-    counts: dict[str, int] = {}
-    for caption in captions:
-        for name in named(caption, vocabulary):
-            counts[name] = counts.get(name, 0) + 1
-    most = max(counts.values(), default=0)
+    half of the captions agree; where there are none, what most of them name, if that is two captions or more."""
+    counts = Counter(name for caption in captions for name in named(caption, vocabulary))
     main = {name for name in counts if 2 * counts[name] >= len(captions)}
-    main = main or {name for name in counts if counts[name] == most >= 2}
+    main = main or {name for name in counts if counts[name] == max(counts.values()) >= 2}
     return {name: counts[name] for name in sorted(finest(main), key=lambda name: (-counts[name], name))}
 
 
@@ -174,10 +164,7 @@ def swapped_share(
     answers: Sequence[str], wanted: Sequence[Sequence[str]], vocabulary: Vocabulary, of: str = "pictures"
 ) -> float | None:
     """The share of pictures with a wanted thing named, were every answer given for another picture: what guesses get.
-
-    Args:
-        of: "things" gives the share of the wanted things instead.
-    """
+    With `of="things"`, the share of the wanted things."""
     said = [named(answer, vocabulary) for answer in answers]
     counts = [(len(s & set(w)), len(set(w))) for i, s in enumerate(said) for j, w in enumerate(wanted) if i != j and w]
     if of == "pictures":

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -15,12 +13,14 @@ from PIL import Image
 from ..common.paths import write_whole
 from ..processors.image_processors import BrokenImage, decode_image
 from .answering import Item
+from .judge import data_uri
 from .scoring import Scored
 from .statistics import compared
 
-SHOWN = 24  # pictures on the page: the first of a random order that never changes, not the best
+SHOWN = 24  # pictures on the page
 SIDE = 320  # pixels of their longer side
-INK, SOFT, LINE = "#1d2733", "#5b6774", "#e3e6ea"  # colours of text, of secondary text, of lines and borders
+INK, SOFT = "#1d2733", "#5b6774"  # colours of text and of secondary text, as in page.css
+STYLE = Path(__file__).with_name("page.css")
 
 
 def results_of(items: Sequence[Item], scored: dict[str, Scored]) -> dict:
@@ -58,74 +58,74 @@ def stages(results: dict) -> dict[str, str]:
 
 def columns(results: dict) -> dict[str, dict]:
     """heading -> scores, from left to right."""
-    titles = stages(results)
-    if len(titles) == 1:
-        (stage,) = titles
-        return {"": results["scores"][stage]}
-    return {**{title: results["scores"][stage] for stage, title in titles.items()}, "difference": results["difference"]}
+    found = {title: results["scores"][stage] for stage, title in stages(results).items()}
+    return {**found, "difference": results["difference"]} if "difference" in results else {"": found.popitem()[1]}
 
 
-def cell(score: dict, form: str, signed: bool = False) -> tuple[str, str]:
-    """("0.312", "0.281 … 0.345"), with a sign for differences."""
-    form = form.replace("{:", "{:+") if signed else form
-    value, low, high = (form.format(score[k]).replace("-", "−") for k in ("value", "low", "high"))
-    return value, f"{low} … {high}"
-
-
-def rows(results: dict) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """(label, [(value, interval) for each column]) of every measure."""
+def rows(results: dict) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(label, [("0.312", "0.281 … 0.345") for each column]) of every measure; differences have a sign."""
+    found = []
     for name, measure in results["measures"].items():
-        cells = [cell(s[name], measure["form"], head == "difference") for head, s in columns(results).items()]
-        yield measure["label"], cells
+        cells = []
+        for head, scores in columns(results).items():
+            form = measure["form"].replace("{:", "{:+") if head == "difference" else measure["form"]
+            value, low, high = (form.format(scores[name][k]).replace("-", "−") for k in ("value", "low", "high"))
+            cells.append((value, f"{low} … {high}"))
+        found.append((measure["label"], cells))
+    return found
 
 
 def about(results: dict) -> str:
     """One line: what was asked of what."""
-    decoding = results["decoding"]
-    how = (
-        "sampled"
-        if decoding["do_sample"]
-        else f"{decoding['num_beams']} beams"
-        if decoding["num_beams"] > 1
-        else "greedy"
-    )
-    if decoding["repetition_penalty"] != 1:
-        how += f", repetition penalty {decoding['repetition_penalty']}"
+    data = " + ".join(Path(name).name for name in results["data"])
     split = f", {results['split']}" if results["split"] else ""
-    count, answers = results["pictures"], results["answers"]
-    return (
-        f"{Path(results['config']).name} on {' + '.join(Path(d).name for d in results['data'])}{split}: "
-        f"{count:,} picture{'s' * (count != 1)}, {answers:,} answer{'s' * (answers != 1)}, {how}, "
-        f"at most {decoding['max_new_tokens']} tokens"
-    )
+    decoding = ", ".join(f"{key} {value}" for key, value in results["decoding"].items())
+    what = f"{Path(results['config']).name} on {data}{split}"
+    return f"{what}: {results['pictures']:,} pictures, {results['answers']:,} answers, {decoding}"
 
 
 def table(results: dict, title: str) -> str:
     """For the terminal; intervals are 95 %, by bootstrap over pictures."""
-    cells = [row for _, row in rows(results)]
-    values = max(len(value) for row in cells for value, _ in row)
-    lines = [(label, [f"{value:>{values}}  ({interval})" for value, interval in row]) for label, row in rows(results)]
-    heads = list(columns(results))
-    label_width = max(len(label) for label, _ in lines)
-    widths = [max(len(head), *(len(cells[i]) for _, cells in lines)) for i, head in enumerate(heads)]
-    text = [f"{title}: {about(results)}", ""]
-    if any(heads):
-        text.append(" " * label_width + "".join(f"  {head:>{w}}" for head, w in zip(heads, widths, strict=True)))
-    text += [
-        f"{label:{label_width}}" + "".join(f"  {c:{w}}" for c, w in zip(cells, widths, strict=True))
-        for label, cells in lines
-    ]
-    return "\n".join([*text, "", *results["notes"], "In brackets: 95 % bootstrap intervals over pictures."])
+    body = rows(results)
+    wide = max(len(value) for _, cells in body for value, _ in cells)
+    grid = [[label, *(f"{value:>{wide}}  ({interval})" for value, interval in cells)] for label, cells in body]
+    if "difference" in results:
+        grid.insert(0, ["", *columns(results)])
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    lines = ["  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in grid]
+    end = [*results["notes"], "In brackets: 95 % bootstrap intervals over pictures."]
+    return "\n".join([f"{title}: {about(results)}", "", *lines, "", *end])
+
+
+def document(title: str, kind: str, lead: str, body: str) -> str:
+    """A page in one file, as text; `kind` is what made it: "evaluation", "quickstart"."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)} · MiniGPT-4 {kind}</title>
+<style>{STYLE.read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<header>
+<p class="kicker">MiniGPT-4 {kind}</p>
+<h1>{escape(title)}</h1>
+<p class="lead">{escape(lead)}</p>
+</header>
+{body}
+</body>
+</html>
+"""
 
 
 def html_page(
     results: dict, title: str, kind: str = "evaluation", lead: str = "", figures: str = "", end: str = "",
     shown: int = SHOWN,
 ) -> str:  # fmt: skip
-    """The page as text; pictures are embedded, small.
+    """The page of some results.
 
     Args:
-        kind: what made it: "evaluation", "quickstart".
         lead: the text below the title (default: what was asked of what).
         figures, end: HTML above the table, and below the pictures.
         shown: how many pictures it shows.
@@ -135,45 +135,28 @@ def html_page(
         f"<tr><th>{escape(label)}</th>{''.join(f'<td>{v}<small>{i}</small></td>' for v, i in cells)}</tr>"
         for label, cells in rows(results)
     )
-    chosen, count = shown_pictures(results, shown), results["pictures"]
-    cards = "\n".join(_card(name, items, stages(results)) for name, items in chosen.items())
-    questions = "".join(
-        f"<p>{escape(variant)}{': ' if variant else ''}“{escape(question)}”</p>"
-        for variant, question in results["questions"].items()
+    asked = "".join(f"<p>{escape(v)}{': ' * bool(v)}“{escape(q)}”</p>" for v, q in results["questions"].items())
+    weights, notes = (
+        "".join(f"<p>{escape(text)}</p>" for text in texts if text)
+        for texts in ((results["before"], results["checkpoint"]), results["notes"])
     )
-    checkpoints = [c for c in (results["before"], results["checkpoint"]) if c]
-    notes = "".join(f"<p>{escape(note)}</p>" for note in results["notes"])
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)} · MiniGPT-4 {kind}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<header>
-<p class="kicker">MiniGPT-4 {kind}</p>
-<h1>{escape(title)}</h1>
-<p class="lead">{escape(lead or about(results))}</p>
-</header>
-{figures}
+    chosen, titles = shown_pictures(results, shown), stages(results)
+    marked = any(item[stage]["marks"] for item in results["items"] for stage in titles)
+    legend = ' Things in the answers: <mark class="right">there</mark> <mark class="wrong">not there</mark>'
+    cards = "\n".join(_card(name, items, titles) for name, items in chosen.items())
+    return document(title, kind, lead or about(results), f"""{figures}
 <div class="tables">
 <div class="panel"><table{"" if heads else ' class="alone"'}>{heads and f"<tr>{heads}</tr>"}{body}</table>
 <p>Small figures: 95 % bootstrap intervals over pictures.</p></div>
-<div class="panel side"><h3>Asked</h3>{questions}<h3>Weights</h3>{"".join(f"<p>{escape(c)}</p>" for c in checkpoints)}
-<h3>To know</h3>{notes}</div>
+<div class="panel side"><h3>Asked</h3>{asked}<h3>Weights</h3>{weights}<h3>To know</h3>{notes}</div>
 </div>
-<h2>{len(chosen)} of {count:,} picture{"s" * (count != 1)}</h2>
-<p class="legend">The first of a random order that never changes, not the best.{_legend(results)}</p>
+<h2>{len(chosen)} of {results["pictures"]:,} pictures</h2>
+<p class="legend">The first of a random order that never changes, not the best.{legend if marked else ""}</p>
 <div class="cards">
 {cards}
 </div>
 {end}
-<footer>All answers are in results.json; docs/evaluation.md defines every number.</footer>
-</body>
-</html>
-"""
+<footer>All answers are in results.json; docs/evaluation.md defines every number.</footer>""")  # fmt: skip
 
 
 def shown_pictures(results: dict, count: int) -> dict[str, list[dict]]:
@@ -186,30 +169,19 @@ def shown_pictures(results: dict, count: int) -> dict[str, list[dict]]:
     return {name: found[name] for name in names[:count]}
 
 
-def _legend(results: dict) -> str:
-    *_, last = stages(results)
-    if not any(item[last]["marks"] for item in results["items"]):
-        return ""
-    return ' Things in the answers: <mark class="right">there</mark> <mark class="wrong">not there</mark>'
-
-
 def _card(name: str, items: list[dict], titles: dict[str, str]) -> str:
     said = ""
     for i, item in enumerate(items):
         for stage, title in titles.items():
-            several = len(titles) > 1
-            head = " · ".join(filter(None, (item["variant"], title if several else "")))
+            head = " · ".join(filter(None, (item["variant"], title if len(titles) > 1 else "")))
             flags = "".join(f" <small>{escape(flag)}</small>" for flag in item[stage]["flags"])
-            kind = "first" if several and stage == next(iter(titles)) else "last"
+            kind = "first" if len(titles) > 1 and stage == next(iter(titles)) else "last"
             heading = f'<h4 class="{kind}">{escape(head)}{flags}</h4>' if head or flags else ""
             said += f"{heading}<p>{_marked(item[stage])}</p>"
         shared = i + 1 < len(items) and items[i + 1]["truth"] == item["truth"]
         if item["truth"] and not shared:  # once, below the answers that share it
             said += f'<p class="truth">{escape(item["truth"])}</p>'
-    return (
-        f'<article class="panel"><div class="seen"><img src="{thumbnail(Path(name))}" alt=""></div>'
-        f'<div class="said">{said}</div></article>'
-    )
+    return card(Path(name), said)
 
 
 def _marked(verdict: dict) -> str:
@@ -220,66 +192,17 @@ def _marked(verdict: dict) -> str:
     return html + escape(text[at:]) or "<i>nothing</i>"
 
 
+def card(image: Path, said: str) -> str:
+    """A picture, with the HTML `said` beside it."""
+    picture = f'<div class="seen"><img src="{thumbnail(image)}" alt=""></div>'
+    return f'<article class="panel">{picture}<div class="said">{said}</div></article>'
+
+
 def thumbnail(file: Path) -> str:
-    """The picture, SIDE pixels at most, as a data: URI."""
+    """The picture, SIDE pixels at most, as a data: URI; an empty one where it cannot be read."""
     try:
         small = decode_image(file.read_bytes(), file.name)
     except (OSError, BrokenImage):
-        return "data:,"  # it was counted where the model should have seen it
+        return "data:,"
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-STYLE = (
-    f":root {{ color-scheme: light; --ink: {INK}; --soft: {SOFT}; --line: {LINE}; --one: #c26a1b; --two: #0b7a75; }}"
-)
-STYLE += """
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; color: var(--ink); background: #f5f6f7;
-  max-width: 1140px; margin: 0 auto; padding: 40px 24px 60px; }
-h1 { font-size: 28px; line-height: 1.2; margin: 4px 0 10px; letter-spacing: -0.01em; }
-h2 { font-size: 21px; margin: 38px 0 12px; }
-h3 { font-size: 16px; margin: 0 0 12px; }
-p { margin: 0 0 8px; }
-small { color: var(--soft); font-weight: 400; }
-.kicker { color: var(--two); font-weight: 600; margin: 0; }
-.lead { color: var(--soft); font-size: 17px; max-width: 880px; margin-bottom: 22px; }
-.panel { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin: 0; }
-.tables { display: grid; grid-template-columns: 1.9fr 1fr; gap: 16px; }
-.plots { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; margin-bottom: 16px; }
-.plots img { display: block; width: 100%; background: #fff; border-radius: 6px; }
-.side { font-size: 14px; overflow-wrap: anywhere; }
-.side h3:not(:first-child) { margin-top: 16px; }
-.cards { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; }
-article { display: grid; grid-template-columns: 190px 1fr; gap: 18px; }
-article img { display: block; width: 100%; border-radius: 6px; }
-h4 { font-size: 14px; margin: 0 0 2px; }
-h4.first { color: var(--one); } h4.last { color: var(--two); }
-h4 small { border: 1px solid var(--line); border-radius: 9px; padding: 0 7px; margin-left: 5px; font-size: 12px; }
-h4 small:first-child { margin-left: 0; }
-.said p { font-size: 15px; line-height: 1.45; margin-bottom: 12px; white-space: pre-line; overflow-wrap: anywhere;
-  max-height: 14.5em; overflow-y: auto; } /* ten lines */
-.said .truth { font-size: 13px; color: var(--soft); margin: -4px 0 14px; }
-mark { padding: 0 3px; border-radius: 3px; }
-mark.right { background: #cdeed6; color: #0f4a24; }
-mark.wrong { background: #fbd5d1; color: #7d1a12; text-decoration: underline dashed 1px; text-underline-offset: 3px; }
-.legend { color: var(--soft); } .legend mark { margin-left: 6px; }
-table { border-collapse: collapse; width: 100%; font-size: 15px; }
-th { text-align: left; font-weight: 500; } td { text-align: right; white-space: nowrap; }
-tr:first-child th:not(:first-child) { text-align: right; color: var(--soft); font-weight: 400; }
-th, td { padding: 6px 0 6px 12px; border-bottom: 1px solid var(--line); vertical-align: top; }
-th:first-child { padding-left: 0; }
-td small { display: block; font-size: 12px; } .alone td small { display: inline-block; min-width: 118px; }
-table + p { font-size: 13px; color: var(--soft); margin: 12px 0 0; }
-.notes { display: grid; grid-template-columns: repeat(3, 1fr); gap: 26px; font-size: 15px; margin-top: 38px; }
-footer { margin-top: 34px; font-size: 13px; color: var(--soft); }
-@media (max-width: 860px) { .tables, .plots, .cards, .notes { grid-template-columns: 1fr; } }
-@media (max-width: 520px) { article { grid-template-columns: 1fr; } article img { max-width: 240px; } }
-@media (prefers-color-scheme: dark) {
-  :root { color-scheme: dark; --ink: #e6eaee; --soft: #9aa6b2; --line: #2d3640; --one: #f0a35a; --two: #4cc4bd; }
-  body { background: #12171c; } .panel { background: #1b2229; }
-  mark.right { background: #17462a; color: #c9f2d6; } mark.wrong { background: #5a211c; color: #ffd9d4; }
-}
-"""
+    return data_uri(small, quality=82)

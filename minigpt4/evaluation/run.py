@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import time
 from pathlib import Path
 
@@ -12,12 +10,11 @@ from ..common.config import load_config
 from ..common.dist_utils import rank, world_size
 from ..common.errors import ConfigError, DataError, some, valid_text
 from ..common.paths import write_whole
-from ..common.schema import Config
 from . import page
-from .answering import Item, answer_all, chat_for, made_from
+from .answering import answer_all, chat_for, digest, made_from
 from .data import read_records
 from .judge import Judge
-from .scoring import Scored, Tools
+from .scoring import Tools
 from .suites import SUITES
 
 
@@ -54,46 +51,51 @@ def run(args: argparse.Namespace) -> int:
     if args.before:
         options = [*args.options, f"model.ckpt={args.before}"]
         configs = {"before": load_config(args.cfg_path, options, mode="chat"), **configs}
-    records = read_records(args.data, args.images, args.split, args.limit, suite.kinds)
-    items = suite.items(records, args.prompt)
-    out = Path(args.out or Path("output", "eval", Path(args.cfg_path).stem))
-    tools = Tools(
-        Judge(args.judge, args.judge_model, args.judge_key_env) if args.judge else None,
-        out / args.suite / "judged.jsonl", args.synonyms,
-    )  # fmt: skip
+    model = configs["after"].model
+    items = suite.items(read_records(args.data, args.images, args.split, args.limit, suite.kinds), args.prompt)
     decoding = {"do_sample": args.sample, "num_beams": args.beams,
                 "max_new_tokens": args.max_new_tokens or suite.max_new_tokens,
-                "repetition_penalty": configs["after"].model.repetition_penalty}  # fmt: skip
+                "repetition_penalty": model.repetition_penalty}  # fmt: skip
     if args.sample:
         decoding["seed"] = args.seed
 
     sources = {stage: made_from(config, decoding) for stage, config in configs.items()}
-    folder = out / args.suite / folder_name(args, configs["after"], sources)
+    out = Path(args.out or Path("output", "eval", Path(args.cfg_path).stem))
+    # A folder for each config, checkpoint and data: the hash is of all that the report tells of.
+    asked = [args.cfg_path, args.data, args.images, args.split, args.limit, args.prompt, bool(args.judge)]
+    stems = [Path(name).stem for name in (model.ckpt or "", args.data[0]) if name]
+    folder = out / args.suite / "-".join([*stems, digest([sources, asked])[:8]])
     folder.mkdir(parents=True, exist_ok=True)
     answers: dict[str, list[dict]] = {}
     for stage, config in configs.items():
         say = f"{args.suite}{f', {stage}' if args.before else ''}: "
         answers[stage] = answer_all(
-            lambda c=config: _chat(c, args), items, sources[stage], out / "answers", args.batch, say
+            lambda c=config: chat_for(c, args.device), items, sources[stage], out / "answers", args.batch, say
         )
     if rank() != 0:
         return 0
+
     unreadable = {
         str(item.record.image): answer["unreadable"]
         for said in answers.values() for item, answer in zip(items, said, strict=True) if "unreadable" in answer
     }  # fmt: skip
-    keep = [i for i, item in enumerate(items) if str(item.record.image) not in unreadable]
-    if not keep:
+    read = [i for i, item in enumerate(items) if str(item.record.image) not in unreadable]
+    if not read:
         raise DataError(f"--data {' '.join(args.data)}: no picture can be read, e.g. {next(iter(unreadable.values()))}")
-    pictures = len({str(item.record.image) for item in items})
-    items = [items[i] for i in keep]
-    scored = {stage: suite.score(items, [said[i] for i in keep], tools) for stage, said in answers.items()}
-    results = collect(args, items, scored, decoding, configs["after"])
-    results["unreadable"] = unreadable
+    judge = Judge(args.judge, args.judge_model, args.judge_key_env) if args.judge else None
+    tools, good = Tools(judge, out / args.suite / "judged.jsonl", args.synonyms), [items[i] for i in read]
+    scored = {stage: suite.score(good, [said[i] for i in read], tools) for stage, said in answers.items()}
+    results = {
+        "suite": args.suite, "config": args.cfg_path, "options": args.options, "checkpoint": model.ckpt,
+        "before": args.before, "data": args.data, "split": args.split, "limit": args.limit,
+        "decoding": decoding, "batch": args.batch,
+        "questions": {variant: args.prompt or question for variant, question in suite.questions.items()},
+        "judge": {"url": args.judge, "model": args.judge_model} if args.judge else None, "processes": world_size(),
+        **page.results_of(good, scored), "unreadable": unreadable, "seconds": round(time.monotonic() - started, 1),
+    }  # fmt: skip
     if unreadable:
-        why = some(unreadable.values(), 2)
-        results["notes"].append(f"{len(unreadable)} of {pictures} pictures cannot be read and are left out: {why}.")
-    results["seconds"] = round(time.monotonic() - started, 1)
+        total, why = len({item.record.image for item in items}), some(unreadable.values(), 2)
+        results["notes"].append(f"{len(unreadable)} of {total} pictures cannot be read and are left out: {why}.")
     page.write_json(results, folder / "results.json")
     write_whole(folder / "report.html", page.html_page(results, suite.title))
     print(page.table(results, suite.title))
@@ -110,34 +112,3 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name in ("limit", "batch", "beams", "max_new_tokens"):
         if (value := getattr(args, name, None)) is not None and value < 1:
             raise ConfigError(f"--{name.replace('_', '-')}: {value} should be 1 or more")
-
-
-def folder_name(args: argparse.Namespace, config: Config, sources: dict[str, dict]) -> str:
-    """A folder for each config, checkpoint and data: CHECKPOINT-DATA-HASH, the hash of all that the report tells of."""
-    asked = [args.cfg_path, args.data, args.images, args.split, args.limit, args.prompt, bool(args.judge)]
-    digest = hashlib.sha256(json.dumps([sources, asked], sort_keys=True, default=str).encode()).hexdigest()
-    stems = [Path(name).stem for name in (config.model.ckpt or "", args.data[0])]
-    return "-".join([*filter(None, stems), digest[:8]])
-
-
-def _chat(config: Config, args: argparse.Namespace):
-    return chat_for(config, args.device)
-
-
-def collect(
-    args: argparse.Namespace, items: list[Item], scored: dict[str, Scored], decoding: dict, config: Config
-) -> dict:
-    """Everything for results.json and the page, as plain values."""
-    questions: dict[str, str] = {}
-    for item in items:
-        questions.setdefault(item.variant, item.question)
-    if args.suite == "vqa" and not args.prompt:  # each question is another
-        questions = SUITES["vqa"].questions
-    return {
-        "suite": args.suite, "config": args.cfg_path, "options": args.options, "checkpoint": config.model.ckpt,
-        "before": args.before, "data": args.data, "split": args.split, "limit": args.limit,
-        "decoding": decoding, "batch": args.batch, "questions": dict(questions),
-        "judge": {"url": args.judge, "model": args.judge_model} if args.judge else None,
-        "processes": world_size(),
-        **page.results_of(items, scored),
-    }  # fmt: skip

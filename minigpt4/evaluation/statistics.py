@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-DRAWS = 2000
+DRAWS, STEP = 2000, 100  # resamples, and how many are drawn at once
 SEED = 0
-CHUNK = 20_000_000  # numbers held at once while drawing: 160 MB
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -20,23 +19,14 @@ def ratio(sums: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a result.
+    """One number of a result."""
 
-    Args:
-        name: its key in results.json.
-        label: what people read.
-        stats: (N, K), what each of N answers adds; the measure is a function of the sums.
-        value: sums (..., K) -> (...).
-        form: how the value is written.
-        better: "more", "less", or "" where neither is.
-    """
-
-    name: str
-    label: str
-    stats: np.ndarray
-    value: Callable[[np.ndarray], np.ndarray] = ratio
+    name: str  # its key in results.json
+    label: str  # what people read
+    stats: np.ndarray  # (N, K), what each of N answers adds; the measure is a function of the sums
+    value: Callable[[np.ndarray], np.ndarray] = ratio  # sums (..., K) -> (...)
     form: str = "{:.1%}"
-    better: str = "more"
+    better: str = "more"  # "less", or "" where neither is
 
 
 def share(name: str, label: str, counts: Sequence[tuple[float, float]], **more) -> Measure:
@@ -46,14 +36,6 @@ def share(name: str, label: str, counts: Sequence[tuple[float, float]], **more) 
 
 def mean(name: str, label: str, values: Sequence[float], **more) -> Measure:
     return share(name, label, [(v, 1) for v in values], **more)
-
-
-def weights(pictures: int) -> Iterator[np.ndarray]:
-    """(draws, pictures): how often each picture is in each resample; the same ones every time."""
-    rng = np.random.default_rng(SEED)
-    step = max(1, min(DRAWS, CHUNK // max(pictures, 1)))
-    for start in range(0, DRAWS, step):
-        yield rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=min(step, DRAWS - start)).astype(float)
 
 
 def summarize(
@@ -66,24 +48,30 @@ def summarize(
         before: the same measures of other answers to the same questions: then it is measure - before, over the same
             resampled pictures (paired).
     """
-    _, owner = np.unique(np.asarray(pictures, dtype=str), return_inverse=True)
-    count = int(owner.max()) + 1 if len(owner) else 0
-    if not count:
-        return {m.name: {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0} for m in measures}
-    columns = [[_by_picture(m, owner, count) for m in side] for side in (measures, before or ())]
-    draws: list[list[np.ndarray]] = [[] for _ in measures]
-    for drawn in weights(count):
-        for i, m in enumerate(measures):
-            value = m.value(drawn @ columns[0][i])
-            if before:
-                value = value - before[i].value(drawn @ columns[1][i])
-            draws[i].append(value)
-    found = {}
-    for i, m in enumerate(measures):
-        value = m.value(columns[0][i].sum(0)) - (before[i].value(columns[1][i].sum(0)) if before else 0.0)
-        low, high = np.percentile(np.concatenate(draws[i]), [2.5, 97.5])
-        found[m.name] = {"value": float(value), "low": float(low), "high": float(high), "n": count}
-    return found
+    names, owner = np.unique(np.asarray(pictures, dtype=str), return_inverse=True)
+
+    def by_picture(measure: Measure) -> np.ndarray:
+        """(pictures, K): what the answers on each picture add together."""
+        sums = np.zeros((len(names), measure.stats.shape[1]))
+        np.add.at(sums, owner, measure.stats)
+        return sums
+
+    after = [(m.value, by_picture(m)) for m in measures]
+    earlier = [(m.value, by_picture(m)) for m in before or ()]
+
+    def values(drawn: np.ndarray) -> np.ndarray:
+        """(..., pictures), how often resamples have each picture -> (measures, ...)."""
+        found = np.array([value(drawn @ sums) for value, sums in after])
+        return found - [value(drawn @ sums) for value, sums in earlier] if before else found
+
+    rng, even = np.random.default_rng(SEED), np.full(len(names), 1 / len(names))
+    draws = [values(rng.multinomial(len(names), even, size=STEP)) for _ in range(DRAWS // STEP)]
+    bounds = np.percentile(np.concatenate(draws, axis=1), [2.5, 97.5], axis=1)
+    columns = zip(measures, values(np.ones(len(names))), *bounds, strict=True)
+    return {
+        m.name: {"value": float(value), "low": float(low), "high": float(high), "n": len(names)}
+        for m, value, low, high in columns
+    }
 
 
 def compared(measures: dict[str, Sequence[Measure]], pictures: Sequence[str]) -> dict:
@@ -97,10 +85,3 @@ def compared(measures: dict[str, Sequence[Measure]], pictures: Sequence[str]) ->
         first = {m.name: m for m in before[0]}
         found["difference"] = summarize(last, pictures, [first[m.name] for m in last])
     return found
-
-
-def _by_picture(measure: Measure, owner: np.ndarray, count: int) -> np.ndarray:
-    """(pictures, K): what the answers on each picture add together."""
-    sums = np.zeros((count, measure.stats.shape[1]))
-    np.add.at(sums, owner, measure.stats)
-    return sums

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..common.errors import DataError
-from . import scoring, vqa_data
+from . import scoring
 from .answering import Item
-from .records import Record
+from .data import PHOTOS, QUESTIONS, Record
 from .scoring import Scored, Tools
 
-PHOTOS = ("photos", "karpathy", "coco captions", "coco instances")
 SHORT, DETAILED = "Describe this image in one sentence.", "Describe this image in detail."
 POEM = "Can you craft a beautiful poem about this image?"
 ABILITIES = {  # the paper's prompts
@@ -21,20 +20,15 @@ ABILITIES = {  # the paper's prompts
     "poem": POEM,
 }
 ASK_SHORTLY = "Based on the image, answer this question with a word or a short phrase: {question}"
+NAME_IT = "What is in this picture?"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Args:
-    kinds: what data it reads, see data.WHERE.
-    questions: variant -> question; `{question}` is the record's own.
-    score: items and their answers (see answering.answer_all) -> Scored.
-    """
-
     name: str
     title: str
-    kinds: tuple[str, ...]
-    questions: dict[str, str]
+    kinds: tuple[str, ...]  # what data it reads, see data.WHERE
+    questions: dict[str, str]  # variant -> question; `{question}` is the record's own
     max_new_tokens: int
     score: Callable[[Sequence[Item], Sequence[dict], Tools], Scored]
 
@@ -56,18 +50,13 @@ class Suite:
         return found
 
 
-NAME_IT = "What is in this picture?"
-SUITES = {
-    "caption": Suite("caption", "Captions", PHOTOS, {"": SHORT}, 60, scoring.score_caption),
-    "coverage": Suite("coverage", "Things named", PHOTOS, {"": SHORT}, 60, scoring.score_coverage),
-    "chair": Suite("chair", "Hallucination", PHOTOS, {"short": SHORT, "long": DETAILED}, 300, scoring.score_chair),
-    "failure": Suite(
-        "failure", "Broken answers", (*PHOTOS, "folder"), {"detailed": DETAILED, "poem": POEM}, 300,
-        scoring.score_failure,
-    ),
-    "vqa": Suite(
-        "vqa", "Questions", vqa_data.KINDS, {"open": ASK_SHORTLY, "choice": ASK_SHORTLY}, 20, scoring.score_vqa
-    ),
-    "labels": Suite("labels", "Labels", ("photos",), {"name": NAME_IT, "choice": NAME_IT}, 40, scoring.score_labels),
-    "abilities": Suite("abilities", "Abilities", (*PHOTOS, "folder"), ABILITIES, 300, scoring.score_abilities),
-}  # fmt: skip
+FOLDER = (*PHOTOS, "folder")
+SUITES = {suite.name: suite for suite in (
+    Suite("caption", "Captions", PHOTOS, {"": SHORT}, 60, scoring.score_caption),
+    Suite("coverage", "Things named", PHOTOS, {"": SHORT}, 60, scoring.score_coverage),
+    Suite("chair", "Hallucination", PHOTOS, {"short": SHORT, "long": DETAILED}, 300, scoring.score_chair),
+    Suite("failure", "Broken answers", FOLDER, {"detailed": DETAILED, "poem": POEM}, 300, scoring.score_failure),
+    Suite("vqa", "Questions", QUESTIONS, {"open": ASK_SHORTLY, "choice": ASK_SHORTLY}, 20, scoring.score_vqa),
+    Suite("labels", "Labels", ("photos",), {"name": NAME_IT, "choice": NAME_IT}, 40, scoring.score_labels),
+    Suite("abilities", "Abilities", FOLDER, ABILITIES, 300, scoring.score_abilities),
+)}  # fmt: skip

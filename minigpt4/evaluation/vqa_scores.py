@@ -1,15 +1,14 @@
-r"""The official accuracy of VQA sets, and their way of making answers comparable.
+"""The official accuracy of VQA sets, and their way of making answers comparable.
 
-Source: vqaEval.py of the VQA challenge (processPunctuation, processDigitArticle), A-OKVQA's evaluation. One thing is
-done otherwise: answers are always brought into form; the original leaves them alone where all ten people agree, so
-that "Yes." would be wrong there.
+Source: vqaEval.py of the VQA challenge (processPunctuation, processDigitArticle), A-OKVQA's evaluation. Unlike there,
+answers are brought into form even where all ten people agree: else "Yes." would be wrong.
 """
 
 import re
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import product
 
-PUNCTUATION = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = ["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 DIGITS = {word: str(max(0, i - 1)) for i, word in enumerate(NUMBERS)}
 ARTICLES = {"a", "an", "the"}
@@ -27,12 +26,12 @@ CONTRACTED = (
 )
 
 
-def _without_apostrophes(word: str) -> set[str]:
+def _without_apostrophes(word: str) -> list[str]:
     """Every way to leave out at least one apostrophe; of words with several, one stays (as in the original's table)."""
-    places = [i for i, c in enumerate(word) if c == "'"]
-    most = max(1, len(places) - 1)
-    drops = [set(drop) for n in range(1, most + 1) for drop in combinations(places, n)]
-    return {"".join(c for i, c in enumerate(word) if i not in drop) for drop in drops}
+    parts = word.split("'")
+    ways = list(product(("'", ""), repeat=len(parts) - 1))  # the first leaves out none, the last all
+    ways = ways[1:] if len(parts) == 2 else ways[1:-1]
+    return ["".join(map("".join, zip(parts, (*way, ""), strict=True))) for way in ways]
 
 
 CONTRACTIONS = {variant: word for word in CONTRACTED.split() for variant in _without_apostrophes(word)}
@@ -74,6 +73,5 @@ RULES = {"soft": soft_accuracy, "counted": counted_accuracy, "exact": exact}
 def holds(answer: str, people: Sequence[str], rule: str) -> float:
     """The best that a part of the answer would get under the rule: for models that answer in sentences."""
     text = f" {normalize(answer)} "
-    return max(
-        (RULES[rule](p, people) for p in set(people) if f" {normalize(p)} " in text and normalize(p)), default=0.0
-    )
+    parts = [p for p in set(people) if normalize(p) and f" {normalize(p)} " in text]
+    return max((RULES[rule](p, people) for p in parts), default=0.0)

@@ -1,7 +1,6 @@
 """Let people use a model: `build_chat` makes a `Chat` from a config.
 
-app.py is the page, start.py finds its address and folders, sessions.py keeps a session for each open page; describe.py
-answers in the terminal.
+app.py (with app.css) is the page, start.py finds its address and folder; describe.py answers in the terminal.
 """
 
 from __future__ import annotations

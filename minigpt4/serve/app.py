@@ -1,14 +1,17 @@
-"""The chat page: an image on the left, the conversation on the right. Local unless told otherwise."""
+"""The chat page: an image on the left, the conversation on the right. By default only this machine can open it."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from html import escape
+from itertools import count
 from pathlib import Path
+from threading import Event
 
-from .start import GRADIO, find_address, no_proxy, prepare_uploads
+from .start import GRADIO, find_address, prepare_uploads
 
 os.environ |= GRADIO  # read when gradio is imported
 import gradio as gr
@@ -17,26 +20,11 @@ from gradio.utils import get_upload_folder
 from ..common.errors import UserError
 from ..common.file_system import whole_file
 from ..conversation.chat import Chat, ChatError, ImageError, read_image
-from ..conversation.prompts import EXAMPLE_QUESTIONS
-from ..processors.image_processors import to_rgb
-from .sessions import Sessions
+from ..conversation.prompts import EXAMPLE_QUESTIONS, ChatState
 
 log = logging.getLogger("minigpt4")
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
-CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-#header h1 { margin: 0.4rem 0 0.1rem; font-size: 1.6rem; letter-spacing: -0.01em; }
-#header p { margin: 0; color: var(--body-text-color-subdued); }
-#hint { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
-#examples { gap: 0.4rem; flex-wrap: wrap; }
-#examples button { flex: 0 1 auto; min-width: 0; border-radius: 999px; font-weight: 400; }
-#ask-row { align-items: stretch; }
-#chat .message img { max-height: 180px; width: auto; border-radius: var(--radius-lg); }
-#chat .icon-button-wrapper:has([aria-label="Clear"], [aria-label="Share"]) { display: none; }
-#chat .message-content .md { white-space: pre-wrap; }
-footer { display: none !important; }
-"""
 
 # The texts of the conversation are escaped (see `verbatim`); the copy button copies them as they are shown.
 COPY = """() => {
@@ -47,13 +35,28 @@ COPY = """() => {
 }"""
 
 
+@dataclass
+class Session:
+    """What one open page has."""
+
+    conv: ChatState
+    image: str | None = None  # the last one that was sent with a question
+    stop: Event = field(default_factory=Event)
+    busy: bool = False
+    asked: int = 0  # number of the last question
+
+
 class Page:
     """What the buttons do. Outputs are in the order that `build_app` wires them."""
 
     def __init__(self, chat: Chat, max_new_tokens: int):
-        self.chat = chat
-        self.max_new_tokens = max_new_tokens
-        self.sessions = Sessions(chat)
+        self.chat, self.max_new_tokens = chat, max_new_tokens
+        # By gradio's session hash. gr.State would copy the first value, and keep it for an hour after the page closed.
+        self.sessions: dict[str, Session] = {}
+        self.numbers = count(1)  # of questions
+
+    def session_of(self, request: gr.Request) -> Session:
+        return self.sessions.setdefault(request.session_hash, Session(self.chat.new_conversation()))
 
     def check_image(self, upload: dict | None):
         """After an upload -> the image box: emptied at once, with a reason, when the file is no picture.
@@ -61,64 +64,45 @@ class Page:
         `upload` is what the browser sent: gradio's own reading would fail on a broken file, without a reason.
         """
         path = Path(upload["path"]).resolve() if upload else None
-        if path is None or not path.is_relative_to(Path(get_upload_folder()).resolve()):
-            return gr.skip()
-        try:
-            read_image(path)
-        except ImageError as error:
-            warn(error, path)
-            return None
+        if path and path.is_relative_to(Path(get_upload_folder()).resolve()):
+            try:
+                read_image(path)
+            except ImageError as error:
+                warn(error, path)
+                return None
         return gr.skip()
 
     def take(self, question: str, path: str | None, history: list, request: gr.Request):
         """Show a question at once, before the model is free -> (question box, history, send, stop, asked).
 
-        `asked` = (session, number in the session, text) sets off `respond`; nothing changes on a refusal.
+        `asked` = (number, text) sets off `respond`; nothing changes on a refusal.
         """
-        session = self.sessions.get(request.session_hash)
-        question = question.strip()
-        refusal = (
-            "The last answer is still being written: wait for it, or press Stop." if session.busy
-            else "Write a question first." if not question
-            else "Upload an image first, then ask about it." if path is None and not session.conv.turns
-            else None
-        )  # fmt: skip
-        if not refusal:
-            try:
-                self.chat.check_question(question)
-            except ChatError as error:
-                refusal = str(error)
-        if refusal:
-            warn(refusal)
-            return [gr.skip()] * 5
-        content = [verbatim(question)]
-        if path and path != session.image:
-            try:
+        session, question = self.session_of(request), question.strip()
+        try:
+            if session.busy:
+                raise ChatError("The last answer is still being written: wait for it, or press Stop.")
+            self.chat.check_question(question)
+            if path is None and not session.conv.turns:
+                raise ChatError("Upload an image first, then ask about it.")
+            content = [verbatim(question)]
+            if path and path != session.image:
                 content.insert(0, {"path": thumbnail(path), "alt_text": "the uploaded image"})
-            except ImageError as error:
-                warn(error, path)
-                return [gr.skip()] * 5
-        session.busy = True
+        except ChatError as error:
+            warn(error, path)
+            return [gr.skip()] * 5
+        session.busy, session.asked = True, next(self.numbers)
         session.stop.clear()
-        session.asked += 1
         history = [*history, {"role": "user", "content": content}]
-        asked = (session.number, session.asked, question)
-        return "", history, gr.update(interactive=False), gr.update(interactive=True), asked
+        return "", history, gr.update(interactive=False), gr.update(interactive=True), (session.asked, question)
 
     def respond(
-        self,
-        asked: tuple,
-        path: str | None,
-        history: list,
-        beams: int,
-        temperature: float,
+        self, asked: tuple[int, str], path: str | None, history: list, beams: int, temperature: float,
         request: gr.Request,
-    ) -> Iterator[tuple]:
+    ) -> Iterator[tuple]:  # fmt: skip
         """Answer, as a stream of (history, question box)."""
-        number, _, question = asked
-        session = self.sessions.get(request.session_hash)
+        session, (number, question) = self.session_of(request), asked
         # Gradio shows the last thing yielded once more at the end: after Restart that must be an empty page.
-        if session.number != number:
+        if session.asked != number:
             yield [], gr.skip()
             return
         try:
@@ -126,12 +110,12 @@ class Page:
                 self.chat.upload_img(path, session.conv)
                 session.image = path
             self.chat.ask(question, session.conv)
-            options = {"num_beams": int(beams), "temperature": float(temperature)}
             text = ""
             for text in self.chat.stream_answer(
-                session.conv, stop=session.stop, max_new_tokens=self.max_new_tokens, **options
-            ):
-                if session.closed:
+                session.conv, stop=session.stop, max_new_tokens=self.max_new_tokens, num_beams=int(beams),
+                temperature=float(temperature),
+            ):  # fmt: skip
+                if self.sessions.get(request.session_hash) is not session:
                     yield [], gr.skip()
                     return
                 yield [*history, {"role": "assistant", "content": [verbatim(text)]}], gr.skip()
@@ -145,7 +129,7 @@ class Page:
                 log.exception("the question could not be answered")
             session.conv.take_back()
             warn(error, path)
-            yield history[:-1], question  # back into the box, to be put right
+            yield history[:-1], question  # back into the box, so that it can be corrected
         finally:
             session.busy = False
 
@@ -154,15 +138,17 @@ class Page:
         return gr.update(interactive=True), gr.update(interactive=False)
 
     def stop(self, request: gr.Request) -> None:
-        self.sessions.get(request.session_hash).stop.set()
+        self.session_of(request).stop.set()
 
     def restart(self, request: gr.Request):
         """A new conversation -> (image, history, question box, send, stop)."""
-        self.sessions.close(request.session_hash)
+        self.leave(request)
         return None, [], "", *self.ready()
 
     def leave(self, request: gr.Request) -> None:
-        self.sessions.close(request.session_hash)
+        """End the session, and what is being written in it."""
+        if session := self.sessions.pop(request.session_hash, None):
+            session.stop.set()
 
 
 def thumbnail(path: str, side: int = 480) -> str:
@@ -173,7 +159,7 @@ def thumbnail(path: str, side: int = 480) -> str:
     """
     small = Path(path).with_name(f"{Path(path).stem}_{side}px.jpg")
     if not small.exists():
-        image = to_rgb(read_image(path))
+        image = read_image(path)
         image.thumbnail((side, side))
         with whole_file(small) as part:  # others may upload the same picture now
             image.save(part, "JPEG", quality=90)
@@ -186,9 +172,8 @@ def verbatim(text: str) -> dict:
     return {"type": "text", "text": escape(text, quote=False)}
 
 
-def warn(error: Exception | str, path: str | Path | None = None) -> None:
-    """Show a message, which gradio would read as HTML, with the file's own name: people do not know the folder it was
-    uploaded to."""
+def warn(error: Exception, path: str | Path | None = None) -> None:
+    """Show a message, escaped, since gradio reads it as HTML. Of an upload it shows the name without the folder."""
     text = str(error) or type(error).__name__
     gr.Warning(escape(text.replace(str(path), Path(path).name) if path else text))
 
@@ -208,56 +193,29 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
         with gr.Row():
             with gr.Column(scale=4, min_width=300):
                 image = gr.Image(
-                    type="filepath",
-                    image_mode=None,  # the file as it is, neither converted nor written anew
-                    sources=["upload", "clipboard"],
-                    placeholder="Drop an image here\nor click to choose one",
-                    label="Image",
-                    height=340,
-                    buttons=["fullscreen"],
-                    elem_id="image",
-                )
+                    type="filepath", image_mode=None,  # the file as it is, neither converted nor written anew
+                    sources=["upload", "clipboard"], placeholder="Drop an image here\nor click to choose one",
+                    label="Image", height=340, buttons=["fullscreen"], elem_id="image",
+                )  # fmt: skip
                 with gr.Accordion("How to answer"):
-                    beams = gr.Slider(
-                        1,
-                        5,
-                        1,
-                        step=1,
-                        label="Beams",
-                        elem_id="beams",
-                        info="More: slower, and not streamed.",
-                    )
+                    info = "More: slower, and not streamed."
+                    beams = gr.Slider(1, 5, 1, step=1, label="Beams", elem_id="beams", info=info)
+                    info = "Lower: more deterministic."
                     temperature = gr.Slider(
-                        0.1,
-                        2,
-                        chat.temperature,
-                        step=0.1,
-                        label="Temperature",
-                        elem_id="temperature",
-                        info="Less: more sober.",
+                        0.1, 2, chat.temperature, step=0.1, label="Temperature", elem_id="temperature", info=info
                     )
                 restart = gr.Button("Restart", elem_id="restart")
                 gr.Markdown("A new image at any time goes with your next question.", elem_id="hint")
             with gr.Column(scale=7, min_width=380):
                 history = gr.Chatbot(
-                    show_label=False,
-                    placeholder="Upload an image, then ask about it.",
-                    height=520,
-                    buttons=["copy"],
-                    feedback_options=None,
-                    render_markdown=False,
-                    elem_id="chat",
-                )
+                    show_label=False, placeholder="Upload an image, then ask about it.", height=520, buttons=["copy"],
+                    feedback_options=None, render_markdown=False, elem_id="chat",
+                )  # fmt: skip
                 with gr.Row(elem_id="ask-row"):
                     question = gr.Textbox(
-                        placeholder="Ask about the image",
-                        show_label=False,
-                        container=False,
-                        scale=8,
-                        max_lines=6,
-                        autofocus=True,
-                        elem_id="question",
-                    )
+                        placeholder="Ask about the image", show_label=False, container=False, scale=8, max_lines=6,
+                        autofocus=True, elem_id="question",
+                    )  # fmt: skip
                     send = gr.Button("Send", variant="primary", min_width=80, elem_id="send")
                     stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop", interactive=False)
                 with gr.Row(elem_id="examples"):
@@ -267,19 +225,14 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
         # Queued, for gr.Warning speaks through the queue; but not behind the model.
         soon = {"concurrency_limit": None, "show_progress": "hidden"}
         image.upload(page.check_image, image, image, preprocess=False, **soon)
-        for trigger, text in [
-            (question.submit, question),
-            (send.click, question),
-            *((button.click, button) for button in examples),
-        ]:
+        triggers = [(question.submit, question), (send.click, question), *((b.click, b) for b in examples)]
+        for trigger, text in triggers:
             trigger(page.take, [text, image, history], [question, history, send, stop, asked], **soon)
-        asked.change(
-            page.respond,
-            [asked, image, history, beams, temperature],
-            [history, question],
-            concurrency_limit=1,
+        answering = asked.change(
+            page.respond, [asked, image, history, beams, temperature], [history, question], concurrency_limit=1,
             show_progress="minimal",
-        ).then(page.ready, None, [send, stop], **soon)
+        )  # fmt: skip
+        answering.then(page.ready, None, [send, stop], **soon)
         stop.click(page.stop, **soon)
         restart.click(page.restart, None, [image, history, question, send, stop], **soon)
         app.unload(page.leave)
@@ -287,50 +240,35 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
     return app.queue(api_open=False)
 
 
-def theme() -> gr.themes.Base:
-    """Plain, in the system's own fonts: the page loads nothing from other hosts."""
-    plain = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=SYSTEM_FONTS, font_mono=MONO_FONTS)
-    return plain.set(
-        block_title_background_fill="none",
-        block_title_padding="0",
-        block_title_text_color="*body_text_color",
-        block_label_background_fill="*neutral_100",
-        block_label_text_color="*neutral_700",
-        block_shadow="*shadow_drop",
-    )
-
-
 def launch(
     app: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, share: bool = False, block: bool = True
 ) -> str:
-    """Open the page. Only this machine sees it, unless `host` or `share` says otherwise.
+    """Open the page, until Ctrl-C with `block`, and return its address. Only this machine sees it, unless `host` or
+    `share` says otherwise.
 
     Args:
         port: None takes the first free one from 7860.
-        block: stay until Ctrl-C.
-    Returns:
-        its address.
     Raises:
         UserError: it cannot listen there, or cannot reach itself.
     """
     ip, port = find_address(host, port)
-    with no_proxy(share):
-        try:
-            _, address, _ = app.launch(
-                server_name=f"[{ip}]" if ":" in ip else ip,
-                server_port=port,
-                share=share,
-                theme=theme(),
-                css=CSS,
-                js=COPY,
-                show_error=False,  # it would be read as HTML; the console has it
-                run_history=False,
-                max_file_size="64mb",
-                ssr_mode=False,
-                enable_monitoring=False,
-                prevent_thread_lock=not block,
-                quiet=not block,
-            )
-        except Exception as error:  # gradio raises any kind for what it finds of ports, proxies and certificates
-            raise UserError(f"--host {host} --port {port}: the page cannot open there: {error}") from error
+    # The page asks itself whether it is up: that must not go through a proxy. With `share`, gradio's servers may.
+    direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost,127.0.0.1,::1"]
+    os.environ["no_proxy"] = ",".join(filter(None, direct)) if share else "*"
+    # Plain, in the system's own fonts: the page loads nothing from other hosts.
+    theme = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=SYSTEM_FONTS, font_mono=MONO_FONTS).set(
+        block_title_background_fill="none", block_title_padding="0", block_title_text_color="*body_text_color",
+        block_label_background_fill="*neutral_100", block_label_text_color="*neutral_700",
+        block_shadow="*shadow_drop",
+    )  # fmt: skip
+    try:
+        _, address, _ = app.launch(
+            server_name=f"[{ip}]" if ":" in ip else ip, server_port=port, share=share, theme=theme,
+            css_paths=Path(__file__).with_name("app.css"), js=COPY,
+            show_error=False,  # it would be read as HTML; the console has it
+            run_history=False, max_file_size="64mb", ssr_mode=False, enable_monitoring=False,
+            prevent_thread_lock=not block, quiet=not block,
+        )  # fmt: skip
+    except Exception as error:  # gradio raises any kind for what it finds of ports, proxies and certificates
+        raise UserError(f"--host {host} --port {port}: the page cannot open there: {error}") from error
     return address

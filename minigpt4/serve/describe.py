@@ -29,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describe every image. Returns 1 when one could not be read; the others are still described."""
     from . import build_chat
 
     args.images = [picture for path in args.images for picture in pictures_of(path)]
@@ -39,11 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def pictures_of(path: str) -> list[str]:
-    """The picture files of a folder, or the file itself.
-
-    Raises:
-        DataError: a folder without pictures.
-    """
+    """The picture files of a folder, or the file itself. Raises DataError for a folder without pictures."""
     if not Path(path).is_dir():
         return [path]
     found = pictures_in(Path(path))
@@ -53,34 +48,24 @@ def pictures_of(path: str) -> list[str]:
 
 
 def describe(chat, args: argparse.Namespace) -> int:
-    """Print the answer about each image to stdout as soon as it is there, and problems to stderr."""
+    """Print the answer about each image as soon as it is there. Returns 1 when one of them could not be read."""
     failed = 0
+    options = {"seed": args.seed, "do_sample": not args.greedy, "max_new_tokens": args.max_new_tokens}
     for path in args.images:
-        started = time.perf_counter()
-        conv = chat.new_conversation()
+        started, conv = time.perf_counter(), chat.new_conversation()
         try:
             chat.upload_img(path, conv)
             chat.ask(args.prompt, conv)
-            answer, ids = chat.answer(
-                conv, seed=args.seed, do_sample=not args.greedy, max_new_tokens=args.max_new_tokens
-            )
+            answer, ids = chat.answer(conv, **options)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             failed = 1
             continue
-        seconds = round(time.perf_counter() - started, 2)
         if args.json:
-            line = {
-                "image": path,
-                "prompt": args.prompt,
-                "answer": answer,
-                "tokens": len(ids),
-                "seconds": seconds,
-            }
+            seconds = round(time.perf_counter() - started, 2)
+            line = {"image": path, "prompt": args.prompt, "answer": answer, "tokens": len(ids), "seconds": seconds}
             # Characters that the terminal cannot show are written as JSON escapes.
             print(json.dumps(line, ensure_ascii=(sys.stdout.encoding or "").lower() != "utf-8"), flush=True)
-        elif len(args.images) > 1:
-            print(f"{path}\n{answer}\n", flush=True)
         else:
-            print(answer, flush=True)
+            print(f"{path}\n{answer}\n" if len(args.images) > 1 else answer, flush=True)
     return failed

@@ -1,6 +1,6 @@
-"""What the page needs of the machine: an address, a folder for uploads, and a way to itself past proxies.
+"""What the page needs of the machine: an address and a folder for uploads.
 
-gradio is not imported here, so that all of it can be checked before the model is loaded.
+gradio is not imported here, so that both can be checked before the model is loaded.
 """
 
 import atexit
@@ -9,8 +9,6 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..common.errors import UserError
@@ -29,74 +27,35 @@ def find_address(host: str, port: int | None) -> tuple[str, int]:
     Raises:
         UserError: there is no such host or port here, or it is taken.
     """
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {host}: cannot be resolved ({error}); write an address of this machine") from None
-    family, *_, (ip, *_) = min(found, key=lambda one: one[0] != socket.AF_INET)  # IPv4 where a name has both
     for candidate in PORTS if port is None else [port]:
         try:
-            free = _bind(family, ip, candidate)
-            _bind(socket.AF_INET, "127.0.0.1", free)  # gradio tries it too, whatever the host is
-            return ip, free
-        except OverflowError:
-            raise UserError(f"--port {port}: there is no such port; write one from 1024 to 65535") from None
-        except OSError as error:
-            if error.errno == errno.EACCES:
-                raise UserError(f"--port {port}: this user may not open it; write one from 1024 on") from None
-            if error.errno != errno.EADDRINUSE:
-                raise UserError(
-                    f"--host {host}: this machine cannot listen on {ip} ({error.strerror}); write 127.0.0.1 (for this "
-                    "machine alone) or 0.0.0.0 (for all its networks)"
-                ) from None
-    if port is None:
-        raise UserError(f"the ports {PORTS[0]} to {PORTS[-1]} are all taken; write a free one as --port")
-    raise UserError(f"--port {port}: is taken by another program; write another, or leave --port out")
-
-
-def _bind(family: int, ip: str, port: int) -> int:
-    """Try a port, and return its number. Raises OSError."""
-    with socket.socket(family, socket.SOCK_STREAM) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        tried.bind((ip, port))
-        return tried.getsockname()[1]
+            found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+            family, *_, (ip, *_) = min(found, key=lambda one: one[0] != socket.AF_INET)  # IPv4 where a name has both
+            with socket.create_server((ip, candidate), family=family) as server:
+                free = server.getsockname()[1]
+            with socket.create_server(("127.0.0.1", free)):  # gradio tries it too, whatever the host is
+                return ip, free
+        except (OSError, OverflowError, UnicodeError) as error:
+            reason = error
+            if getattr(error, "errno", None) != errno.EADDRINUSE:
+                break
+    raise UserError(
+        f"--host {host}{'' if port is None else f' --port {port}'}: the page cannot listen there ({reason}); write "
+        "127.0.0.1 (for this machine alone) or 0.0.0.0 (for all its networks), and a free port from 1024 to 65535"
+    )
 
 
 def prepare_uploads() -> None:
-    """A folder for uploads that this process alone has, unless GRADIO_TEMP_DIR names one. gradio's own, /tmp/gradio,
-    belongs to the user who came first.
-
-    Raises:
-        UserError: there is no folder that can be written to.
-    """
-    folder = os.environ.get("GRADIO_TEMP_DIR")
+    """Make a folder for uploads that this process alone has, unless GRADIO_TEMP_DIR names one. gradio's own,
+    /tmp/gradio, belongs to the user who came first. Raises UserError where nothing can be written."""
     try:
-        if folder:
+        if folder := os.environ.get("GRADIO_TEMP_DIR"):
             Path(folder).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
         else:
-            os.environ["GRADIO_TEMP_DIR"] = made = tempfile.mkdtemp(prefix="minigpt4-uploads-")
-            atexit.register(shutil.rmtree, made, ignore_errors=True)
+            os.environ["GRADIO_TEMP_DIR"] = folder = tempfile.mkdtemp(prefix="minigpt4-uploads-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        what = f"GRADIO_TEMP_DIR ({folder})" if folder else "the system's folder for temporary files"
         raise UserError(
-            f"uploads need a folder, but {what} cannot be written to: {error.strerror}; "
-            "set GRADIO_TEMP_DIR to a folder of yours"
+            f"uploads need a folder that can be written to: {error}; set GRADIO_TEMP_DIR to a folder of yours"
         ) from None
-
-
-@contextmanager
-def no_proxy(share: bool) -> Iterator[None]:
-    """The page asks itself whether it is up: that must not go through a proxy. With `share`, gradio's servers may."""
-    own = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    here = "localhost,127.0.0.1,::1"
-    before = os.environ.get("no_proxy")
-    os.environ["no_proxy"] = ",".join(filter(None, (own, here))) if share else "*"
-    try:
-        yield
-    finally:
-        os.environ.pop("no_proxy")
-        if before is not None:
-            os.environ["no_proxy"] = before

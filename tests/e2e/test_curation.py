@@ -1,11 +1,10 @@
 """`minigpt4 curate` from its command line, with the golden set's tiny model: a folder that stage 2 reads."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import training
+from made import openai_server
 
 from minigpt4 import cli
 from minigpt4.datasets.image_text import read_filter_cap
@@ -129,41 +128,18 @@ def test_mistakes_are_said(curate, tmp_path):
 
 def test_an_editor_is_asked_once(curate, tmp_path):
     pytest.importorskip("openai")
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(body["messages"][0]["content"])
-            message = {"role": "assistant", "content": "A red ball. A red ball and a duck are here."}
-            reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m",
-                     "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}  # fmt: skip
-            data = json.dumps(reply).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args):
-            pass
-
-    http = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    try:
-        words = ("--split", "a", "--judge", f"http://127.0.0.1:{http.server_port}/v1", "--judge-model", "m")
+    with openai_server(lambda _: "A red ball. A red ball and a duck are here.") as (url, requests):
+        words = ("--split", "a", "--judge", url, "--judge-model", "m")
         for _ in range(2):
             code, _, err = curate(*words)
             assert code == 0, err
-        assert len(asked) == 1
-        assert asked[0].startswith("Fix the error in the given paragraph. Remove any repeating sentences, meaningless")
+        (request,) = requests
+        asked = request["messages"][0]["content"]
+        assert asked.startswith("Fix the error in the given paragraph. Remove any repeating sentences, meaningless")
         entry = entries(tmp_path)["a_red"]
-        assert asked[0].endswith(f"explanation.\n\n{entry['answer']} {entry['continued']}")
+        assert asked.endswith(f"explanation.\n\n{entry['answer']} {entry['continued']}")
         assert entry["edited"] == "A red ball. A red ball and a duck are here."
         assert [s["dropped"] for s in entry["sentences"]] == ["", "unsupported"]
         assert entry["text"] == "A red ball." and entry["added"] == []
         code, _, err = curate("--unchecked", *words)
         assert code == 0 and entries(tmp_path)["a_red"]["text"] == entry["edited"]
-    finally:
-        http.shutdown()
-        http.server_close()

@@ -15,7 +15,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.common.registry import CONVERSATIONS
 from minigpt4.common.schema import Config, DatasetConfig, ModelConfig, ProcessorConfig, ProcessorsConfig
 from minigpt4.conversation.chat import Chat, ChatError, ImageError, read_image
-from minigpt4.conversation.generation import Decoding, DecodingError, Detokenizer, StopOnText, presentable
+from minigpt4.conversation.generation import Decoding, Detokenizer, StopOnText, presentable
 from minigpt4.conversation.prompts import CHATML, VICUNA_V0, ChatState, Turn
 from minigpt4.processors.image_processors import Blip2ImageEval
 from minigpt4.serve import describe
@@ -90,7 +90,7 @@ def test_forgotten_turn_leaves_its_image():
         conv.prompt()
         == f"{VICUNA_V0.system}###Human: <Img><ImageHere></Img> q2###Assistant: a2###Human: q3###Assistant:"
     )
-    assert conv.forgotten == 1
+    assert len(conv.turns) == 2
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_clean_chatml():
 
 @pytest.mark.parametrize("option", ["max_new_tokens", "num_beams", "temperature", "top_p", "repetition_penalty"])
 def test_senseless_options_are_named(option):
-    with pytest.raises(DecodingError, match=option):
+    with pytest.raises(UserError, match=option):
         Decoding(**{option: 0})
 
 
@@ -151,7 +151,7 @@ def test_stop_is_found_however_it_is_spelled(tiny_model):
 
 def test_stop_event_ends_all_rows(tiny_model):
     event = threading.Event()
-    stop = StopOnText(Detokenizer(tiny_model.tokenizer), [], [event])
+    stop = StopOnText(Detokenizer(tiny_model.tokenizer), [], event)
     assert stop(torch.tensor([[5], [6]]), None).tolist() == [False, False]
     event.set()
     assert stop(torch.tensor([[5], [6]]), None).tolist() == [True, True]
@@ -228,7 +228,7 @@ def test_old_turns_give_way_but_image_and_bos_stay(chat, tiny_model, endless):
     image = conv.turns[0].images[0]
     small.ask("e", conv)
     small.answer(conv, **GREEDY)
-    assert conv.forgotten == 2 and [turn.question for turn in conv.turns] == ["c", "d", "e"]
+    assert [turn.question for turn in conv.turns] == ["c", "d", "e"]
     assert conv.notices == ["The conversation has grown too long: the 2 oldest turns are no longer remembered."]
     context = tiny_model.embed_segments(conv.segments())
     assert torch.equal(context[0, 0], tiny_model.embed_ids(torch.tensor([1]))[0])
@@ -374,9 +374,9 @@ def test_unreadable_images(tmp_path):
     (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:400])
     for name, said in [
         ("text.png", "not an image"),
-        ("gone.jpg", "no such file"),
+        ("gone.jpg", "cannot be read: No such file"),
         ("half.jpg", "damaged"),
-        ("", "folder"),
+        ("", "cannot be read: Is a directory"),
     ]:
         with pytest.raises(ImageError, match=said) as error:
             read_image(tmp_path / name)
@@ -411,7 +411,7 @@ def test_describe(chat, tmp_path, capsys):
     code = describe.describe(chat, describe_args(*images, json=True, max_new_tokens=12))
     out, err = capsys.readouterr()
     first, second = map(json.loads, out.splitlines())
-    assert code == 1 and f"{tmp_path / 'gone.png'}: there is no such file" in err
+    assert code == 1 and f"{tmp_path / 'gone.png'}: cannot be read: No such file" in err
     assert list(first) == ["image", "prompt", "answer", "tokens", "seconds"]
     assert first["prompt"] == "Describe this image in detail." and 1 <= first["tokens"] <= 12
     assert first["answer"] == second["answer"], "the same picture and seed"

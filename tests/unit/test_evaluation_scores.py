@@ -9,11 +9,10 @@ from made import picture
 from minigpt4.common.errors import DataError
 from minigpt4.evaluation import objects as things
 from minigpt4.evaluation.captions import bleu_of, caption_measures, has_java, plain_tokens, tokenize
-from minigpt4.evaluation.data import read_records
+from minigpt4.evaluation.data import PHOTOS, QUESTIONS, read_records
 from minigpt4.evaluation.failures import failure
 from minigpt4.evaluation.scoring import Tools
-from minigpt4.evaluation.suites import PHOTOS, SUITES
-from minigpt4.evaluation.vqa_data import KINDS
+from minigpt4.evaluation.suites import SUITES
 from minigpt4.evaluation.vqa_scores import counted_accuracy, exact, holds, normalize, soft_accuracy
 
 # ---------------------------------------------------------------------- captions
@@ -255,41 +254,40 @@ def questions(subtype="val2014", ids=(10, 11)):
     return {"data_subtype": subtype, "questions": [{"question_id": i, "image_id": 1, "question": "What?"} for i in ids]}
 
 
-def annotations(subtype="val2014", ids=(10, 11), image=1):
+def annotations(subtype="val2014", ids=(10, 11)):
     answers = [{"answer": "dog", "answer_id": i} for i in range(10)]
-    entries = [{"question_id": i, "image_id": image, "answer_type": "other", "answers": answers} for i in ids]
+    entries = [{"question_id": i, "image_id": 1, "answer_type": "other", "answers": answers} for i in ids]
     return {"data_subtype": subtype, "annotations": entries}
 
 
 def test_vqa_files(write):
-    records = read(write, KINDS, write("q.json", questions()), write("a.json", annotations()))
+    records = read(write, QUESTIONS, write("q.json", questions()), write("a.json", annotations()))
     assert [r.id for r in records] == ["10", "11"] and records[0].image.name == "COCO_val2014_000000000001.jpg"
     assert records[0].truth["answers"] == ["dog"] * 10 and records[0].truth["rule"] == "soft"
     for q, a, message in [
-        (questions(), annotations("train2014"), "is of val2014, .*a.json of train2014"),
         (questions(ids=(10, 12)), annotations(), "1 of 2 questions have no annotation .*; for example question 12"),
-        (questions(), annotations(image=2), "question 10 is about image 2, not 1"),
+        (questions(), annotations("train2014", ids=(20, 21)), "2 of 2 questions have no annotation"),
     ]:
         with pytest.raises(DataError, match=message):
-            read(write, KINDS, write("q.json", q), write("a.json", a))
+            read(write, QUESTIONS, write("q.json", q), write("a.json", a))
     with pytest.raises(DataError, match=r"two files, the annotations are missing: .*visualqa.org"):
-        read(write, KINDS, write("q.json", questions()))
+        read(write, QUESTIONS, write("q.json", questions()))
     with pytest.raises(DataError, match="its split is val2014, not train2014"):
-        read(write, KINDS, write("q.json", questions()), write("a.json", annotations()), split="train2014")
+        read(write, QUESTIONS, write("q.json", questions()), write("a.json", annotations()), split="train2014")
     with pytest.raises(DataError, match=r"1 of 1 images are not there, for example .*000000000007.jpg"):
         q = {"questions": [{"question_id": 1, "image_id": 7, "question": "?"}]}
         a = {"annotations": [{"question_id": 1, "answers": [{"answer": "x"}]}]}
-        read(write, KINDS, write("q.json", q), write("a.json", a))
+        read(write, QUESTIONS, write("q.json", q), write("a.json", a))
 
 
 def test_gqa_and_aokvqa(write):
     gqa = {"7": {"imageId": "n5", "question": "Is it?", "answer": "yes", "types": {"structural": "verify"}}}
-    (record,) = read(write, KINDS, write("g.json", gqa))
+    (record,) = read(write, QUESTIONS, write("g.json", gqa))
     assert record.image.name == "n5.jpg" and record.truth["rule"] == "exact" and record.truth["type"] == "verify"
     entry = {"question_id": "x", "image_id": 2, "question": "Why?", "choices": ["a", "b", "c", "d"], "split": "val"}
     answered = {**entry, "correct_choice_idx": 2, "direct_answers": ["c"] * 10, "difficult_direct_answer": False}
     hard = {**answered, "question_id": "y", "difficult_direct_answer": True}
-    records = read(write, KINDS, write("k.json", [answered, hard]))
+    records = read(write, QUESTIONS, write("k.json", [answered, hard]))
     items = SUITES["vqa"].items(records)
     assert [(i.record.id, i.variant) for i in items] == [("x", "open"), ("x", "choice"), ("y", "choice")]
     answers = [
@@ -300,7 +298,7 @@ def test_gqa_and_aokvqa(write):
     got = {m.name: m.value(m.stats.sum(0)) for m in SUITES["vqa"].score(items, answers, Tools()).measures}
     assert got["open"] == 1 and got["choice"] == 0.5 and got["choice_by_token"] == 0
     with pytest.raises(DataError, match="have no answers; the test split"):
-        read(write, KINDS, write("k.json", [entry]))
+        read(write, QUESTIONS, write("k.json", [entry]))
 
 
 def coco(images=((1, 100, 100), (2, 100, 100))):
@@ -362,5 +360,5 @@ def test_files_of_no_use_are_refused(write):
 
 def test_easy_vqa():
     pytest.importorskip("easy_vqa")
-    records = read_records(["easy-vqa"], None, None, 5, KINDS)
+    records = read_records(["easy-vqa"], None, None, 5, QUESTIONS)
     assert len(records) == 5 and all(r.image.is_file() and len(r.truth["choices"]) == 13 for r in records)

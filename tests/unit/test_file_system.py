@@ -14,7 +14,6 @@ from minigpt4.common import download
 from minigpt4.common.checkpoint import atomic_save, save_weights
 from minigpt4.common.errors import CheckpointError, UserError
 from minigpt4.common.file_system import alone_in, lock, whole_file
-from minigpt4.curation.folder import _place
 from minigpt4.runners.process import lock_folder
 
 
@@ -122,13 +121,6 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path, error):
         part.write_text("half")
         raise error
     assert (tmp_path / "x").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_photo_is_copied_where_there_are_no_links(tmp_path, monkeypatch):
-    monkeypatch.setattr(Path, "symlink_to", failing(errno.EPERM))
-    (tmp_path / "photo.jpg").write_bytes(b"photo")
-    _place(tmp_path / "photo.jpg", tmp_path / "1.jpg", copy=False)
-    assert (tmp_path / "1.jpg").read_bytes() == b"photo" and not (tmp_path / "1.jpg").is_symlink()
 
 
 def test_a_full_disk_is_told_from_a_forbidden_folder(tmp_path, monkeypatch):
