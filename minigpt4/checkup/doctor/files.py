@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import UserError
 from ...common.identify import DOWNLOAD_AGAIN, NO_WEIGHTS, FileFacts
 from ...common.paths import expand_shards
 from ...common.registry import CONVERSATIONS, DATASETS
 from ...models.mini_gpt4 import MiniGPT4
 from ...models.prompting import read_prompts
-from .context import LLM, META, Context
+from ...models.shapes import META
+from .context import FAULTS, LLM, WEIGHTS, Context
 from .page import LOOK, OK, WRONG, Finding, of_error
 
-VIT, QFORMER, CKPT = "model.vit_ckpt", "model.q_former_model", "model.ckpt"
+VIT, QFORMER, CKPT = WEIGHTS
 MANY_STEPS = 10_000  # stage 1 takes 20,000, stage 2 1,000 at most
 # Which key wants what, and the published file of it.
 WANTED = {
@@ -49,9 +49,15 @@ def check_ckpt(context: Context) -> Finding:
 
 def _check(context: Context, key: str, load: Callable[[MiniGPT4, FileFacts], None]) -> Finding:
     """What the file of `key` is, and whether `load` can load it."""
-    path, file = getattr(context.config.model, key.removeprefix("model.")), context.files.get(key)
+    model = context.config.model
+    path, file = getattr(model, key.removeprefix("model.")), context.files.get(key)
     if path is None:
-        return Finding(OK, _not_set(key, context))
+        without = "trained from scratch"
+        if key == CKPT:
+            without = "the projection has random weights"
+        elif key == QFORMER and not model.has_qformer:
+            without = "there is no Q-Former, and ln_vision has its initial weights"
+        return Finding(OK, f"not set: {without}")
     if file is None:
         return Finding(LOOK, f"{path}\nnot fetched yet: that happens at first use. Then ask the doctor again")
     text = f"{path}\n{file.describe()}"
@@ -60,25 +66,14 @@ def _check(context: Context, key: str, load: Callable[[MiniGPT4, FileFacts], Non
     try:
         if context.shapes is not None:
             load(context.shapes, file)
-    except (UserError, RuntimeError, ValueError, IndexError) as error:  # odd shapes stop the interpolation
-        return Finding(WRONG, f"{text}\n{_why(key, file, error)}", _instead(key, file, context))
+    except (*FAULTS, IndexError) as error:  # odd shapes stop the interpolation
+        if BELONGS.get(file.kind) == key or (key == QFORMER and "queries" in file.sizes):
+            lines = [line.strip() for line in str(error).splitlines()]
+            why = "does not fit: " + "; ".join(line[:250] + "..." * (len(line) > 250) for line in lines[1:] or lines)
+        else:
+            why = f"not {WANTED[key][0]}"
+        return Finding(WRONG, f"{text}\n{why}", _instead(key, file, context))
     return Finding(OK, text)
-
-
-def _not_set(key: str, context: Context) -> str:
-    if key == CKPT:
-        return "not set" + (": the projection starts from random weights" if context.mode == "train" else "")
-    if key == QFORMER and not context.config.model.has_qformer:
-        return "not set: there is no Q-Former, and ln_vision has its initial weights"
-    return "not set: trained from scratch"
-
-
-def _why(key: str, file: FileFacts, error: Exception) -> str:
-    """Why the file cannot be loaded: it is something else, or what the loader says after its first line."""
-    if BELONGS.get(file.kind) != key and not (key == QFORMER and "queries" in file.sizes):
-        return f"not {WANTED[key][0]}"
-    lines = [line.strip() for line in str(error).splitlines()]
-    return "does not fit: " + "; ".join(line[:250] + "..." * (len(line) > 250) for line in lines[1:] or lines)
 
 
 def _instead(key: str, file: FileFacts, context: Context) -> str:
@@ -90,7 +85,7 @@ def _instead(key: str, file: FileFacts, context: Context) -> str:
     if home == key:
         of_one_size = "take the checkpoint and the LLM of one size, and " if key == CKPT else ""
         return f"{of_one_size}write the sizes of this file into the config, or the path of another {example}"
-    other = context.files.get(home) if home else None
+    other = context.files.get(home)
     if other and BELONGS.get(other.kind) == key:
         return f"exchange the paths of {key} and {home}"
     return f"write the path of {example}" + (f"; this one belongs in {home}" if home else "")
@@ -172,8 +167,8 @@ def check_data(context: Context) -> list[Finding]:
             pairs = getattr(DATASETS.get(builder)(dataset, None, str), "pairs", None)
             if dataset.prompt_path:
                 read_prompts(dataset.prompt_path, "{}", f"datasets.{name}.prompt_path")
-        except (UserError, OSError, ValueError) as error:
-            found.append(of_error(error) if str(error).startswith("datasets.") else of_error(error, key))
+        except FAULTS as error:
+            found.append(of_error(error, "" if str(error).startswith("datasets.") else key))
             continue
         count = f"{len(pairs):,} images with texts" if pairs else f"{len(expand_shards(storage)):,} shards"
         if pairs and not (image := Path(pairs[0][0])).is_file():
