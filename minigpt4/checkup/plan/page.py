@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 
+from ... import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
 from ...common.config import load_config
 from ...common.errors import UserError
 from ...common.gpus import EFFICIENCY, GPUS, IMAGES_PER_SECOND, NETWORK, find_gpu
@@ -14,6 +15,10 @@ from .table import span, tables
 PART_NAMES = {
     "visual_encoder": "ViT", "ln_vision": "norm", "query_tokens": "queries", "Qformer": "Q-Former",
     "llama_proj": "projection", "llama_model": "LLM",
+}  # fmt: skip
+TIMES = {
+    "loading": "loading it beside", "gathering": "gathering layers", "all_reduce": "summing gradients",
+    "optimizer": "AdamW",
 }  # fmt: skip
 BAR = 32  # characters for the memory of the whole device, or for what is needed where that is more
 
@@ -36,8 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; the exit code is 0 when it fits (or is tight), 1 when it does not."""
-    from ... import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
-
     if args.table:
         print(tables())
         return 0
@@ -60,23 +63,35 @@ def run(args: argparse.Namespace) -> int:
 
 def page(plan: dict) -> str:
     """What `predict` returned, as text."""
-    gpu, memory = plan["gpu"], plan["memory"]
+    gpu, memory, train = plan["gpu"], plan["memory"], plan["mode"] == "train"
+    fits = plan["verdict"] != "does not fit"
     where = f"{plan['devices']} x {gpu['title']}" if plan["devices"] > 1 else gpu["title"]
-    what = "training" if plan["mode"] == "train" else "chat"
-    lines = [f"{plan['config']}: {what} on {where}", "", *_headline(plan), ""]
-    lines += [f"Model ({plan['llm']})", f"  {'':27}{'parameters':>14}{'trained':>14}{'GiB':>8}"]
+    words = {"fits": "It fits", "tight": "It is tight", "does not fit": "It does not fit"}[plan["verdict"]]
+    lines = [f"{plan['config']}: {'training' if train else 'chat'} on {where}", ""]
+    lines.append(f"{words}: {memory['total'] / GIB:.1f} of {gpu['memory']:g} GiB on each device.")
+    if plan["verdict"] == "tight":
+        lines.append("Without the allocator's unused blocks it fits; it may run, or stop for want of memory.")
+    if not fits and not plan["ways"]:
+        more = "" if train else ", or model.device_map=auto"
+        lines.append("Smaller batches, use_grad_checkpoint and low_resource do not help: take a smaller LLM, or a")
+        lines.append(f"larger device{more}.")
+    if fits and train:
+        lines.append(f"It takes {span(plan['time']['total'])} for {plan['time']['steps']:,} steps.")
+    if fits and not train:
+        lines.append(f"At best {plan['tokens_per_second']:.3g} tokens a second.")
+    if train:
+        lines.append(f"The largest batch_size_train that fits: {plan['largest_batch'] or 'none'}.")
+    lines += ["", f"Model ({plan['llm']})", f"  {'':27}{'parameters':>14}{'trained':>14}{'GiB':>8}"]
     for name, part in plan["parts"].items():
         trained = f"{part['trained']:,}" if part["trained"] else "-"
         title = f"{PART_NAMES[name]} ({name})"
         lines.append(f"  {title:27}{part['parameters']:>14,}{trained:>14}{part['weights'] / GIB:>8.2f}")
     lines += ["", f"Memory of each device, of {gpu['memory']:g} GiB"]
-    bars = {name: size / GIB for name, size in memory.items()}
-    if plan["verdict"] == "does not fit":
-        bars["the device has"] = gpu["memory"]
+    bars = {name: size / GIB for name, size in memory.items()} | ({} if fits else {"the device has": gpu["memory"]})
     widest = max(bars["total"], gpu["memory"])
     for name, size in bars.items():
         lines.append(f"  {name:32}{size:>7.1f} GiB  {'#' * round(BAR * size / widest)}".rstrip())
-    if plan["mode"] == "train" and plan["verdict"] != "does not fit":
+    if train and fits:
         lines += ["", *_time_lines(plan)]
     if plan["ways"]:
         lines += ["", "What fits, the least change first"]
@@ -87,56 +102,38 @@ def page(plan: dict) -> str:
     return "\n".join([*lines, "", "Assumed", *(f"  - {line}" for line in _assumptions(plan))])
 
 
-def _headline(plan: dict) -> list[str]:
-    words = {"fits": "It fits", "tight": "It is tight", "does not fit": "It does not fit"}[plan["verdict"]]
-    lines = [f"{words}: {plan['memory']['total'] / GIB:.1f} of {plan['gpu']['memory']:g} GiB on each device."]
-    if plan["verdict"] == "tight":
-        lines.append("Without the allocator's unused blocks it fits; it may run, or stop for want of memory.")
-    if plan["verdict"] == "does not fit" and not plan["ways"]:
-        more = ", or model.device_map=auto" if plan["mode"] == "chat" else ""
-        lines.append("Smaller batches, use_grad_checkpoint and low_resource do not help: take a smaller LLM, or a")
-        lines.append(f"larger device{more}.")
-    fits = plan["verdict"] != "does not fit"
-    if plan["mode"] == "chat":
-        return [*lines, f"At best {plan['tokens_per_second']:.3g} tokens a second."] if fits else lines
-    if fits:
-        lines.append(f"It takes {span(plan['time']['total'])} for {plan['time']['steps']:,} steps.")
-    return [*lines, f"The largest batch_size_train that fits: {plan['largest_batch'] or 'none'}."]
-
-
 def _time_lines(plan: dict) -> list[str]:
     time = plan["time"]
     work = f"{plan['flops'] / 1e12:.4g} TFLOP, {plan['bytes'] / 1e9:.4g} GB moved"
-    slower = {"loading": ": more run.num_workers", "gathering": ""}
-    notes = {k: f"  <- slower than the device{v}" if time[k] > time["compute"] else "" for k, v in slower.items()}
-    gathering = f"  gathering layers     {span(time['gathering']):>8}{notes['gathering']}"
-    return [
+    lines = [
         f"One step, {plan['samples']} samples: {span(time['step'])}",
         f"  {time['batches']} x batch of {plan['batch']:<6} {span(time['compute']):>8}   {work}",
-        f"  loading it beside    {span(time['loading']):>8}{notes['loading']}",
-        *([gathering] if time["gathering"] else []),
-        f"  summing gradients    {span(time['all_reduce']):>8}",
-        f"  AdamW                {span(time['optimizer']):>8}",
     ]
+    remedies = {"loading": ": more run.num_workers", "gathering": ""}
+    for key, title in TIMES.items():
+        if time[key] or key != "gathering":  # FSDP's
+            slow = key in remedies and time[key] > time["compute"]
+            lines.append(
+                f"  {title:21}{span(time[key]):>8}" + (f"  <- slower than the device{remedies[key]}" if slow else "")
+            )
+    return lines
 
 
 def _assumptions(plan: dict) -> list[str]:
-    gpu, train = plan["gpu"], plan["mode"] == "train"
-    lines = [
-        f"{plan['tokens']} text tokens a row, padding included (--tokens)" if train else
-        f"one chat that grows to {plan['context']} tokens before the last answer",
-        f"{gpu['title']}: {gpu['tflops16']:g} TFLOP/s in 16 bit, {gpu['tflops32']:g} in fp32, "
-        f"{gpu['bandwidth']:g} GB/s ({gpu['source']}); {EFFICIENCY:.0%} of these peaks are reached",
-    ]  # fmt: skip
-    if plan["devices"] > 1 and train:
-        speed = NETWORK if plan["nodes"] > 1 else gpu["link"]
-        lines.append(f"gradients, and the layers that FSDP gathers, move at {speed:g} GB/s, one direction")
-    if train and plan["features"] == "all":
-        lines.append("features (build_info.features) stand for the images: the ViT does not run, loading takes no time")
-    elif train:
-        lines.append(f"a loader process makes {IMAGES_PER_SECOND} images a second, while the device computes")
-    if train and plan["features"] == "some":
-        lines.append("every batch is of images, though some datasets have features (build_info.features)")
-    if plan["bits"] < 16:
-        lines.append("converting between the LLM's low-bit weights and 16 bit costs time that is not counted")
-    return lines
+    gpu, train, features = plan["gpu"], plan["mode"] == "train", plan.get("features")
+    tflops = f"{gpu['tflops16']:g} TFLOP/s in 16 bit, {gpu['tflops32']:g} in fp32, {gpu['bandwidth']:g} GB/s"
+    speed = NETWORK if plan["nodes"] > 1 else gpu["link"]
+    lines = {
+        f"{plan.get('tokens')} text tokens a row, padding included (--tokens)": train,
+        f"one chat that grows to {plan.get('context')} tokens before the last answer": not train,
+        f"{gpu['title']}: {tflops} ({gpu['source']}); {EFFICIENCY:.0%} of these peaks are reached": True,
+        f"gradients, and the layers that FSDP gathers, move at {speed:g} GB/s, one direction":
+            train and plan["devices"] > 1,
+        "features (build_info.features) stand for the images: the ViT does not run, loading takes no time":
+            features == "all",
+        f"a loader process makes {IMAGES_PER_SECOND} images a second, while the device computes":
+            train and features != "all",
+        "every batch is of images, though some datasets have features (build_info.features)": features == "some",
+        "converting between the LLM's low-bit weights and 16 bit costs time that is not counted": plan["bits"] < 16,
+    }  # fmt: skip
+    return [line for line, holds in lines.items() if holds]
