@@ -6,7 +6,7 @@ Of the weights only headers are read, and a few norms.
 import re
 from dataclasses import replace
 
-from ...common.errors import UserError, some
+from ...common.errors import some
 from ...common.identify import amount, gigabytes
 from ...common.training_form import training_form_problems
 from ...conversation.prompts import VICUNA_V0
@@ -142,7 +142,7 @@ def family(context: Context) -> tuple[str, str, str, str]:
     """Which LLM this is: (mark for Vicuna v0's template, words after "this looks like", why, what to do).
 
     Vicuna v0 has one row more than LLaMA, for [PAD]. Raw LLaMA and Vicuna v1.1 have the same names, shapes and
-    vocabulary: only what their files say of themselves tells them apart.
+    vocabulary, so what their files say of themselves is shown.
     """
     tokenizer, config, rows = context.tokenizer, context.llm.model.config, context.llm_size[0]
     ids = tokenizer.get_vocab()
@@ -157,25 +157,12 @@ def family(context: Context) -> tuple[str, str, str, str]:
         why = f"{rows:,} rows, but {pieces:,} pieces and no {PAD} in the tokenizer"
         do = f"fetch added_tokens.json too; if the LLM was not tuned on {VICUNA_V0.assistant!r}, {OWN}"
         return LOOK, "Vicuna v0 without its added_tokens.json, or a LLaMA with tokens of its own", why, do
-    try:
-        made = (read_record(context.llm.path) or {}).get("kind", "")
-    except UserError:
-        made = ""
-    said, later = read_json(context.llm.path / "config.json")[0], "Vicuna v1.1 or later, not v0"
-    name, positions = str(said.get("_name_or_path", "")), said.get("max_position_embeddings", 0)
-    for is_it, like, why in (
-        (is_delta(context.llm), "a delta of Vicuna v1.1 or later, not of v0", "its final norm is near 0"),
-        (made == "LLaMA", "raw LLaMA, not Vicuna", "prepare_vicuna.json says so"),
-        (made == "Vicuna v1.1 or later", later, "prepare_vicuna.json says so"),
-        ("vicuna" in name.lower(), later, f"config.json names {name!r}"),
-        ("USER:" in str(tokenizer.chat_template or ""), later, "its chat template has USER:"),
-        (positions >= 4096 or said.get("rms_norm_eps") == 1e-5, "Llama 2, or Vicuna v1.5 that was made from it",
-         f"{positions} positions"),
-        ("llama" in name.lower(), "raw LLaMA, not Vicuna", f"config.json names {name!r}"),
-        (True, "raw LLaMA, or Vicuna v1.1 or later; their files cannot be told apart", "nothing else is known"),
-    ):  # fmt: skip
-        if is_it:
-            return WRONG, like, f"{rows:,} rows, no {PAD}; {why}", VICUNA
+    said = read_json(context.llm.path / "config.json")[0]
+    evidence = {key: said[key] for key in ("_name_or_path", "max_position_embeddings", "rms_norm_eps") if key in said}
+    made = read_record(context.llm.path)
+    evidence |= {"prepare_vicuna.json": made["kind"]} if made else {}
+    why = f"{rows:,} rows, no {PAD}; {', '.join(f'{key} {value}' for key, value in evidence.items())}"
+    return WRONG, "raw LLaMA, Llama 2, a delta, or Vicuna v1.1 or later", why, VICUNA
 
 
 def check_training_form(context: Context) -> list[Finding] | None:

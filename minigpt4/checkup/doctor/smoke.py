@@ -110,22 +110,13 @@ def judge(seen: dict, seconds: float, trained: bool = True) -> Finding:
     answer = seen["answer"]
     said = f"{built}{answer['tokens']} tokens in {answer['seconds']:.1f} s. Asked {QUESTION!r} about a red one:\n"
     said += f"{answer['text']!r}\n"
-    mark, other = LOOK, "is the LLM the one that the checkpoint was trained for?"
-    text, words = answer["text"], answer["text"].split()
     if not trained:
-        mark, why, do = OK, "without model.ckpt the projection is random: it runs, no more is known", ""
-    elif "\ufffd" in text.rstrip("\ufffd"):  # at the end the limit may have cut a character
-        why, do = "bytes that are no text", other
-    elif not any(c.isalnum() for c in text):
-        why, do = "no words", other
-    elif answer["hit_limit"]:
-        repeats = len(words) > 8 and len(set(words)) < len(words) / 2
-        why = f"it {'repeats itself' if repeats else 'did not come to an end'} in {NEW_TOKENS} tokens; so do a model "
-        why += "after stage 1 alone, a raw LLaMA, and an LLM asked in another's chat template"
-        do = f"is it about the picture? If not: {other}"
-    elif not RED.search(text):
-        why = "it does not say that the picture is red: it runs, but whether it sees is not known"
-        do = f"ask it about pictures of your own; if it is wrong there too: {other}"
-    else:
-        mark, why, do = OK, "it names the colour; no more was checked", ""
-    return Finding(mark, said + why, do)
+        return Finding(OK, f"{said}without model.ckpt the projection is random: it runs, no more is known")
+    if RED.search(answer["text"]) and not answer["hit_limit"]:
+        return Finding(OK, f"{said}it names the colour; no more was checked")
+    ended = (
+        f"it did not come to an end in {NEW_TOKENS} tokens" if answer["hit_limit"] else "it does not name the colour"
+    )
+    why = f"{ended}; so do a model after stage 1 alone, a raw LLaMA, and an LLM asked in another's chat template"
+    do = "ask it about your own pictures; if it is wrong there too: is the LLM the one that model.ckpt was trained for?"
+    return Finding(LOOK, said + why, do)
