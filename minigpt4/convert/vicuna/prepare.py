@@ -181,15 +181,15 @@ def prepare(job: Job, out: Path) -> None:
     record = _begin(job, out)
     files = record["files"]
     _check_disk(job, out, sum((out / name).stat().st_size for name in files))
-    with _alone_in(out):
-        for name in [name for name, sums in files.items() if damaged_tensors(out / name, sums)]:
-            print(f"{name}: damaged; it is made again")
-            del files[name]
-        if files:
-            print(f"going on: {len(files)} of {len(job.plan)} files are whole")
-        if len(files) < len(job.plan):
-            (out / "config.json").unlink(missing_ok=True)
-        try:
+    try:
+        with _alone_in(out):
+            for name in [name for name, sums in files.items() if damaged_tensors(out / name, sums)]:
+                print(f"{name}: damaged; it is made again")
+                del files[name]
+            if files:
+                print(f"going on: {len(files)} of {len(job.plan)} files are whole")
+            if len(files) < len(job.plan):
+                (out / "config.json").unlink(missing_ok=True)
             write_json(record, out / RECORD)  # first: it marks the folder as made by this command
             for name, tensors in job.plan.items():
                 if name not in files:
@@ -200,11 +200,9 @@ def prepare(job: Job, out: Path) -> None:
                     size = gigabytes((out / name).stat().st_size)
                     print(f"{name}: {size}, {time.monotonic() - started:.0f} s", flush=True)
             _finish(job, out)
-        except (CheckpointError, OSError) as error:
-            done = f"{len(files)} of {len(job.plan)} files are written"
-            raise CheckpointError(
-                f"{error}\n{done}. Put it right and run the same command again: it goes on"
-            ) from error
+    except (CheckpointError, OSError) as error:
+        done = f"{len(files)} of {len(job.plan)} files are written"
+        raise CheckpointError(f"{error}\n{done}. Put it right and run the same command again: it goes on") from error
 
 
 def _begin(job: Job, out: Path) -> dict[str, Any]:
@@ -245,12 +243,9 @@ def _finish(job: Job, out: Path) -> None:
 
 @contextlib.contextmanager
 def _alone_in(out: Path) -> Iterator[None]:
-    """Make `out`, lock it for this process, and delete the temporary files of a killed run."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"--out {out}: must be a folder you can write to: {error}") from error
+    """Make `out`, lock it for this process, and delete the temporary files of a killed run. Raises OSError."""
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
     try:
         if not lock(handle, out):
             raise UserError(f"--out {out}: another prepare-vicuna is filling it")
@@ -292,7 +287,5 @@ def run(args: argparse.Namespace) -> int:
     print(f"{describe(job.sizes)}; {gigabytes(job.bytes)} in {len(job.plan)} files -> {args.out}", flush=True)
     if job.kind != "Vicuna v0":
         print(f"NOTE: {job.kind} is not the Vicuna v0 that MiniGPT-4's published checkpoints and prompts were made for")
-    if job.specials["bos_token"] != "<s>":
-        print(f"NOTE: the delta's special_tokens_map.json makes BOS {job.specials['bos_token']}; it is kept so")
     prepare(job, args.out)
     return verify(args.out)
