@@ -33,7 +33,6 @@ from .llama_meta import (
     TransformersLlama,
     config_json,
     describe,
-    is_published,
     open_llama,
     weights_of,
 )
@@ -106,9 +105,7 @@ def open_job(base: Path, delta: Path | None, max_shard: int = 5 * 10**9, dtype: 
     """
     first = open_llama(base)
     second = open_llama(delta) if delta else None
-    # a small model, made for a test, is checked only for swapped folders
-    known = is_published(first.sizes) or (second is not None and _is_whole(second))
-    if known and _norm(first).abs().mean() < DELTA_NORM:
+    if _norm(first) < DELTA_NORM:
         raise CheckpointError(f"--base {base}: a delta, not LLaMA (its norms are near 0); swap --base and --delta?")
     model = find_tokenizer([delta, base] if delta else [base])
     pieces = read_pieces(model)
@@ -127,22 +124,18 @@ def open_job(base: Path, delta: Path | None, max_shard: int = 5 * 10**9, dtype: 
     return Job(first, second, model, specials, ids, kind, dtype, max_shard)
 
 
-def _norm(llama: Llama) -> Tensor:
-    return llama.read("model.norm.weight").float()
-
-
-def _is_whole(llama: Llama) -> bool:
-    """Whether this is a model, not a delta: its final norm is positive and far from 0, a delta's is near 0."""
-    return float((_norm(llama) > 0).float().mean()) > 0.9 and float(_norm(llama).mean()) >= DELTA_NORM
+def _norm(llama: Llama) -> float:
+    """The mean size of the final norm's weights."""
+    return llama.read("model.norm.weight").float().abs().mean().item()
 
 
 def _check_pair(base: Llama, delta: Llama, pieces: int) -> None:
     """Raises CheckpointError unless `base` is LLaMA itself and `delta` was made from it."""
     if not isinstance(delta, TransformersLlama):
         raise CheckpointError(f"--delta {delta.folder}: Meta's LLaMA, not a delta; swap --base and --delta")
-    if _is_whole(delta):
+    if _norm(delta) >= DELTA_NORM:
         raise CheckpointError(
-            f"--delta {delta.folder}: a whole model, not a delta: its final norm averages {_norm(delta).mean():.2f}, "
+            f"--delta {delta.folder}: a whole model, not a delta: its final norm averages {_norm(delta):.2f}, "
             "not 0; if it is Vicuna v0, write its folder as model.llama_model, and nothing is to be done"
         )
     not_llama = ""
