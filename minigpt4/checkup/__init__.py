@@ -3,5 +3,5 @@
 - `doctor/`: what is wrong with a config's files and this machine, and what to do.
 - `plan/`: whether a config fits a GPU, and how long it takes.
 - `data.py`, then `data_report.py`: which training samples cannot be used.
-- `parity.py`, then `parity_meta.py`, `golden.py`: whether this model computes what the original does.
+- `parity.py`, then `golden.py`: whether this model computes what the original does.
 """
