@@ -2,6 +2,6 @@
 
 - `doctor/`: what is wrong with a config's files and this machine, and what to do.
 - `plan/`: whether a config fits a GPU, and how long it takes.
-- `data.py`, then `data_check.py`, `data_report.py`: which training samples cannot be used.
-- `parity.py`, then `parity_meta.py`, `golden.py`: whether this model computes what the original does.
+- `data.py`, then `data_report.py`: which training samples cannot be used.
+- `parity.py`, then `golden.py`: whether this model computes what the original does.
 """

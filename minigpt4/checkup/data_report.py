@@ -10,32 +10,9 @@ EXAMPLES = 3  # of each fault that are named
 
 
 @dataclass
-class Span:
-    """Smallest, mean and largest of some numbers."""
-
-    least: float = float("inf")
-    most: float = 0
-    total: float = 0
-    count: int = 0
-
-    def add(self, value: float) -> None:
-        self.least, self.most = min(self.least, value), max(self.most, value)
-        self.total, self.count = self.total + value, self.count + 1
-
-    def join(self, other: "Span") -> None:
-        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
-        self.total, self.count = self.total + other.total, self.count + other.count
-
-    def as_dict(self) -> dict | None:
-        return {"min": self.least, "mean": round(self.total / self.count, 1), "max": self.most} if self.count else None
-
-    def __str__(self) -> str:
-        return f"{self.least:g} to {self.most:g} (mean {self.total / self.count:.0f})" if self.count else "-"
-
-
-@dataclass
 class Report:
-    """What was found in one part, or in a dataset."""
+    """What was found in one part, or in a dataset. `width`, `height` (pixels) and `words` count how often each value
+    came."""
 
     dataset: str
     shard: str | None  # None: the whole dataset
@@ -43,11 +20,11 @@ class Report:
     faults: Counter = field(default_factory=Counter)
     examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # fault -> [(where, why)]
     repeated: int = 0  # samples whose key another one of the shard has
-    width: Span = field(default_factory=Span)
-    height: Span = field(default_factory=Span)
-    words: Span = field(default_factory=Span)
+    width: Counter = field(default_factory=Counter)
+    height: Counter = field(default_factory=Counter)
+    words: Counter = field(default_factory=Counter)
     seconds: float = 0
-    missing: int = 0  # shards that are not there
+    missing: int = 0  # shards that are not there; each counts as one bad sample, as in training
 
     @property
     def bad(self) -> int:
@@ -55,20 +32,16 @@ class Report:
 
     def note(self, fault: Exception, where: str) -> None:
         kind = type(fault).__name__
-        self.samples += 1
         self.faults[kind] += 1
-        if len(examples := self.examples.setdefault(kind, [])) < EXAMPLES:
-            examples.append((where, short(str(fault))))
+        self.examples[kind] = [*self.examples.get(kind, []), (where, short(str(fault)))][:EXAMPLES]
 
     def join(self, other: "Report") -> None:
-        self.samples, self.repeated = self.samples + other.samples, self.repeated + other.repeated
-        self.seconds, self.missing = self.seconds + other.seconds, self.missing + other.missing
-        self.faults.update(other.faults)
+        for name in ("samples", "repeated", "seconds", "missing"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("faults", "width", "height", "words"):
+            getattr(self, name).update(getattr(other, name))
         for kind, examples in other.examples.items():
-            mine = self.examples.setdefault(kind, [])
-            mine += examples[: EXAMPLES - len(mine)]
-        for mine, its in ((self.width, other.width), (self.height, other.height), (self.words, other.words)):
-            mine.join(its)
+            self.examples[kind] = [*self.examples.get(kind, []), *examples][:EXAMPLES]
 
     def reasons(self, max_bad_share: float) -> Iterator[str]:
         """Why a run would stop at this dataset, or not begin."""
@@ -78,21 +51,26 @@ class Report:
         if self.bad == self.samples:
             yield f"{self.dataset}: not one sample can be used"
         elif share > max_bad_share:
-            yield (
-                f"{self.dataset}: {self.bad} of {self.samples} samples are bad ({share:.1%}; at most "
-                f"{max_bad_share:.1%} may be)"
-            )
+            most = f"at most {max_bad_share:.1%} may be"
+            yield f"{self.dataset}: {self.bad} of {self.samples} samples are bad ({share:.1%}; {most})"
 
     def as_dict(self) -> dict:
         faults = {
-            kind: {"count": count, "examples": [{"sample": w, "why": y} for w, y in self.examples.get(kind, [])]}
-            for kind, count in self.faults.most_common()
+            kind: {"count": times, "examples": [{"sample": where, "why": why} for where, why in self.examples[kind]]}
+            for kind, times in self.faults.most_common()
         }
-        spans = {n: getattr(self, n).as_dict() for n in ("width", "height", "words")}
+        spans = {
+            name: {"min": min(values), "mean": round(mean(values), 1), "max": max(values)} if values else None
+            for name, values in (("width", self.width), ("height", self.height), ("words", self.words))
+        }
         return {
             "dataset": self.dataset, "shard": self.shard, "samples": self.samples, "bad": self.bad, "faults": faults,
             "repeated_keys": self.repeated, **spans, "seconds": round(self.seconds, 2),
         }  # fmt: skip
+
+
+def mean(values: Counter) -> float:
+    return sum(value * times for value, times in values.items()) / values.total()
 
 
 def by_dataset(reports: list[Report]) -> list[Report]:
@@ -102,33 +80,33 @@ def by_dataset(reports: list[Report]) -> list[Report]:
     return list(totals.values())
 
 
-def count(number: int, what: str) -> str:
-    """1 sample, 2 samples"""
-    return f"{number:,} {what}{'s' * (number != 1)}"
-
-
 def tell(reports: list[Report], totals: list[Report]) -> Iterator[str]:
     """The lines of the report: parts that have faults, then each dataset."""
-    worst = [r for r in reports if r.bad or r.repeated]
+
+    def count(number: int, what: str) -> str:
+        return f"{number:,} {what}{'s' * (number != 1)}"
+
+    def span(values: Counter) -> str:
+        return f"{min(values)} to {max(values)} (mean {mean(values):.0f})" if values else "-"
+
+    worst = [report for report in reports if report.bad or report.repeated]
     if len(reports) > 1 and worst:
-        wide = max(len(r.shard) for r in worst)
+        wide = max(len(report.shard) for report in worst)
         yield f"{'part':{wide}}  samples  bad"
-        for r in worst:
-            kinds = ", ".join(f"{n} {kind}" for kind, n in r.faults.most_common())
-            repeated = f"{r.repeated} repeated keys" if r.repeated else ""
-            yield f"{r.shard:{wide}}  {r.samples:7}  {r.bad:3}  {', '.join(filter(None, (kinds, repeated)))}"
+        for report in worst:
+            kinds = [f"{times} {kind}" for kind, times in report.faults.most_common()]
+            kinds += [f"{report.repeated} repeated keys"] * bool(report.repeated)
+            yield f"{report.shard:{wide}}  {report.samples:7}  {report.bad:3}  {', '.join(kinds)}"
         yield ""
     for total in totals:
-        # A missing shard is counted as one bad sample, as in training; here it is no sample.
-        parts = sum(r.dataset == total.dataset for r in reports) - total.missing
+        parts = sum(report.dataset == total.dataset for report in reports) - total.missing
         samples, bad = total.samples - total.missing, total.bad - total.missing
-        speed = total.samples / total.seconds if total.seconds else 0
-        found = f"{count(samples, 'sample')} in {count(parts, 'part')}, {bad:,} bad"
-        missing = [f"{count(total.missing, 'shard')} missing"] * bool(total.missing)
-        yield f"{total.dataset}: {', '.join([found] * bool(parts) + missing)}"
-        yield f"  images, pixels: width {total.width}, height {total.height}"
-        yield f"  captions, words: {total.words}"
-        yield f"  {speed:.0f} samples/s for each process"
+        found = [f"{count(samples, 'sample')} in {count(parts, 'part')}, {bad:,} bad"] * bool(parts)
+        found += [f"{count(total.missing, 'shard')} missing"] * bool(total.missing)
+        yield f"{total.dataset}: {', '.join(found)}"
+        yield f"  images, pixels: width {span(total.width)}, height {span(total.height)}"
+        yield f"  captions, words: {span(total.words)}"
+        yield f"  {total.samples / (total.seconds or 1):.0f} samples/s for each process"
         for kind, times in total.faults.most_common():
             yield f"  {kind}: {times:,}"
             yield from (f"    {where}: {why}" for where, why in total.examples[kind])

@@ -21,11 +21,7 @@ PARTS = ("visual_encoder.", "llama_proj.", "llama_model.", *VISION)
 
 
 def read_meta(golden: Path) -> dict:
-    """meta.json of a golden set.
-
-    Raises:
-        CheckpointError: missing, or damaged.
-    """
+    """meta.json of a golden set. Raises CheckpointError when it is missing or damaged."""
     file = Path(golden) / "meta.json"
     if not file.is_file():
         raise CheckpointError(f"{golden}: no golden set here: meta.json is missing")
@@ -38,11 +34,7 @@ def read_meta(golden: Path) -> dict:
 
 
 def read_arrays(golden: Path, name: str) -> dict[str, np.ndarray]:
-    """The arrays of one .npz file of a golden set.
-
-    Raises:
-        CheckpointError: missing, or damaged.
-    """
+    """The arrays of one .npz file of a golden set. Raises CheckpointError when it is missing or damaged."""
     file = Path(golden) / f"{name}.npz"
     try:
         with np.load(file) as archive:
@@ -95,11 +87,8 @@ def write_published_files(golden: Path, out: Path) -> dict:
         num_query_token=q["num_query_token"],
         q_former_model=str(out / "blip2_pretrained.pth"),
         qformer_kwargs=QFormerConfig(
-            hidden_size=q["hidden_size"],
-            num_hidden_layers=q["num_hidden_layers"],
-            num_attention_heads=q["num_attention_heads"],
-            intermediate_size=q["intermediate_size"],
             cross_attention_frequency=q["cross_attention_freq"],
+            **{k: q[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")},
         ),
         llama_model=str(out / "llama"),
         llama_precision="fp32",

@@ -6,8 +6,9 @@ one). The model is built through the real loaders, every array is compared, and 
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,29 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .. import processors  # noqa: F401  (fills the registry)
 from ..common.checkpoint import read_state
 from ..common.errors import CheckpointError
 from ..common.optims import linear_warmup_cosine_lr, parameter_groups
 from ..common.registry import PROCESSORS
+from ..conversation.chat import Chat
+from ..conversation.generation import Decoding
+from ..conversation.prompts import VICUNA_V0
+from ..models.batch import full_labels, to_device
+from ..models.eva_vit import encode_tokens
+from ..models.mini_gpt4 import MiniGPT4
 from .golden import golden_model, read_arrays, read_meta
 
 TOLERANCE = 1e-4
 # Arrays that are what the numbers were made from, or that show in another array.
 INPUTS = {"image", "images", "chat_image", "raw_uint8", "train_crop_ijhw"}
+# meta's `lr` tables were made with the published configs' schedules: (steps of an epoch, schedule).
+SCHEDULES = {
+    "stage1": (5000, dict(total_steps=20000, init_lr=1e-4, min_lr=8e-5, warmup_lr=1e-6, warmup_steps=5000)),
+    "stage2": (200, dict(total_steps=1000, init_lr=3e-5, min_lr=1e-5, warmup_lr=1e-6, warmup_steps=200)),
+}
+Arrays = dict[str, np.ndarray]
+Found = Iterator[tuple[str, object]]  # (array, ours)
 
 
 @dataclass(frozen=True)
@@ -47,32 +62,38 @@ def compare(golden: Path, device: torch.device | str = "cpu") -> Iterator[Row]:
     """
     golden = Path(golden)
     meta = read_meta(golden)
-    from .. import processors  # noqa: F401  (fills the registry)
-
     with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder)
-        model = golden_model(golden, files, device).eval()
-        present = {file.stem for file in golden.glob("*.npz")}
-        if "forward" in present:
-            yield from _vision(golden, model)
+        build = partial(golden_model, golden, Path(folder), device)
+        model = build().eval()
+        arrays = {file.stem: read_arrays(golden, file.stem) for file in golden.glob("*.npz")}
+        image = torch.from_numpy(arrays["forward"]["image"]) if "forward" in arrays else None
+        computed = {"forward": lambda g: vision(g, model)}
         for case in ("stage1", "stage1_eos_in_text", "stage2"):
-            if case in present:
-                yield from _loss(golden, files, case, meta[f"{case}.npz"], device)
-        if "train_run" in present:
-            yield from _training(golden, files, meta["train_run"], device)
-        if "image" in present:
-            yield from _images(golden, meta["config"]["vit"]["img_size"])
-        for name in ("chat", "chat_unk"):
-            if name in present:
-                yield from _chat(golden, model, name, meta[name])
-        yield from _meta(golden, model, meta)
+            computed[case] = partial(loss, build=build, facts=meta.get(f"{case}.npz"), image=image)
+        computed["train_run"] = partial(training, build=build, facts=meta.get("train_run"))
+        computed["image"] = partial(images, size=meta["config"]["vit"]["img_size"])
+        computed |= {case: partial(chat, model=model, turns=meta.get(case)) for case in ("chat", "chat_unk")}
+        written = golden / "checkpoint_1.pth"
+        for file in [file for file in computed if file in arrays]:
+            for array, ours in computed[file](arrays[file]):
+                yield row(file, array, ours, arrays[file][array])
+                if array.startswith("final_") and written.is_file():
+                    name = array.removeprefix("final_").replace("proj_", "proj.")
+                    yield row(written.name, name, ours, read_state(written)[name].numpy())
+    told = arrays.get("chat", {})
+    chat_image, context = (
+        torch.from_numpy(told[k]) if k in told else None for k in ("chat_image", "turn1_context_embs")
+    )
+    same: dict[str, bool] = {}
+    for name, ours, theirs in meta_facts(model, meta, chat_image, context):
+        same[name] = same.get(name, True) and ours == theirs
+    yield from (Row("meta.json", name, 0.0 if equal else float("inf"), exact=True) for name, equal in same.items())
 
 
-def _row(file: str, array: str, ours, theirs: np.ndarray) -> Row:
+def row(file: str, array: str, ours, theirs: np.ndarray) -> Row:
     if torch.is_tensor(ours):
         ours = (ours.float() if ours.is_floating_point() else ours).detach().cpu().numpy()
-    ours = np.asarray(ours)
-    exact = theirs.dtype.kind in "iu"
+    ours, exact = np.asarray(ours), theirs.dtype.kind in "iu"
     if ours.shape != theirs.shape:
         return Row(file, array, float("inf"), exact)
     error = np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max(initial=0.0)
@@ -80,148 +101,156 @@ def _row(file: str, array: str, ours, theirs: np.ndarray) -> Row:
 
 
 @torch.no_grad()
-def _vision(golden: Path, model) -> Iterator[Row]:
-    from ..models.eva_vit import encode_tokens
-
-    g = read_arrays(golden, "forward")
+def vision(g: Arrays, model: MiniGPT4) -> Found:
     image = torch.from_numpy(g["image"]).to(model.device)
     patches = encode_tokens(model.visual_encoder, image)
     normed = model.ln_vision(patches)
-    queries = model.Qformer(
-        query_embeds=model.query_tokens.expand(len(image), -1, -1), encoder_hidden_states=normed
-    ).last_hidden_state
+    queries = model.query_tokens.expand(len(image), -1, -1)
+    yield "vit_out", patches
+    yield "ln_vision_out", normed
+    yield "qformer_out", model.Qformer(query_embeds=queries, encoder_hidden_states=normed).last_hidden_state
     projected = model.encode_img(image)
-    yield _row("forward", "vit_out", patches, g["vit_out"])
-    yield _row("forward", "ln_vision_out", normed, g["ln_vision_out"])
-    yield _row("forward", "qformer_out", queries, g["qformer_out"])
-    yield _row("forward", "proj_out", projected, g["proj_out"])
-    yield _row("forward", "atts_img", torch.ones(projected.shape[:2], dtype=torch.long), g["atts_img"])
+    yield "proj_out", projected
+    yield "atts_img", torch.ones(projected.shape[:2], dtype=torch.long)
 
 
-def _loss(golden: Path, files: Path, case: str, facts: dict, device: torch.device | str) -> Iterator[Row]:
-    from ..models.batch import full_labels, to_device
-
-    g, image = read_arrays(golden, case), torch.from_numpy(read_arrays(golden, "forward")["image"])
-    model = golden_model(golden, files, device, max_txt_len=facts["max_txt_len"], end_sym=facts["end_sym"])
+def loss(g: Arrays, build: Callable[..., MiniGPT4], facts: dict, image: torch.Tensor) -> Found:
+    model = build(max_txt_len=facts["max_txt_len"], end_sym=facts["end_sym"])
     model.prompt_list = [facts["prompt"]] if facts["prompt"] else []
     samples = {"image": image, "text_input": facts["captions"]}
-
     batch = to_device(model.build_batch(samples), model.device)
     start = g["attention_mask"].shape[1] - g["input_ids"].shape[1]  # of the text
-    yield _row(case, "input_ids", batch["input_ids"][:, start:], g["input_ids"])
-    yield _row(case, "text_attention_mask", batch["attention_mask"][:, start:], g["text_attention_mask"])
+    yield "input_ids", batch["input_ids"][:, start:]
+    yield "text_attention_mask", batch["attention_mask"][:, start:]
     if "prompt_before_ids" in g:
         before, after = facts["prompt"].split("<ImageHere>")
-        yield _row(case, "prompt_before_ids", model.token_ids(before), g["prompt_before_ids"])
-        yield _row(case, "prompt_after_ids", model.token_ids(after), g["prompt_after_ids"])
-    inputs = {"inputs_embeds": model.embed_batch(batch), "labels": full_labels(batch)} | batch
-    for array in ("inputs_embeds", "attention_mask", "labels"):
-        yield _row(case, array, inputs[array], g[array])
-
+        yield "prompt_before_ids", model.token_ids(before)
+        yield "prompt_after_ids", model.token_ids(after)
+    embeds, mask, labels = model.embed_batch(batch), batch["attention_mask"], full_labels(batch)
+    yield "inputs_embeds", embeds
+    yield "attention_mask", mask
+    yield "labels", labels
     with torch.no_grad():
-        logits = model.llama_model(
-            inputs_embeds=inputs["inputs_embeds"], attention_mask=inputs["attention_mask"]
-        ).logits
-    real = g["attention_mask"] == 1
-    yield _row(case, "logits", logits[torch.from_numpy(real)], g["logits"][real])
-    per_token = F.cross_entropy(
-        logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten(), reduction="none"
-    ).reshape(len(logits), -1)
-    yield _row(case, "per_token_loss", per_token, g["per_token_loss"])
-
-    loss = model(samples)["loss"]
-    loss.backward()
-    yield _row(case, "loss", loss, g["loss"])
-    yield _row(case, "grad_llama_proj_weight", model.llama_proj.weight.grad, g["grad_llama_proj_weight"])
-    yield _row(case, "grad_llama_proj_bias", model.llama_proj.bias.grad, g["grad_llama_proj_bias"])
+        logits = model.llama_model(inputs_embeds=embeds, attention_mask=mask).logits
+    per_token = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
+    padding = torch.from_numpy(g["attention_mask"] == 0)
+    yield "logits", logits.cpu().masked_scatter(padding[..., None], torch.from_numpy(g["logits"][padding.numpy()]))
+    yield "per_token_loss", per_token
+    mean = model(samples)["loss"]
+    mean.backward()
+    yield "loss", mean
+    yield "grad_llama_proj_weight", model.llama_proj.weight.grad
+    yield "grad_llama_proj_bias", model.llama_proj.bias.grad
 
 
-def _training(golden: Path, files: Path, facts: dict, device: torch.device | str) -> Iterator[Row]:
+def training(g: Arrays, build: Callable[..., MiniGPT4], facts: dict) -> Found:
     """The steps of meta's `batch_rule`."""
-    g, run, captions = read_arrays(golden, "train_run"), facts["run_cfg"], facts["captions"]
-    model = golden_model(golden, files, device)
+    run, captions = facts["run_cfg"], facts["captions"]
+    model = build()
     optimizer = torch.optim.AdamW(parameter_groups(model, run["weight_decay"]), lr=run["init_lr"])
+    schedule = {key: run[key] for key in ("init_lr", "min_lr", "warmup_lr", "warmup_steps")}
     losses, rates = [], []
     for step in range(len(g["loss"])):
-        rate = linear_warmup_cosine_lr(
-            step,
-            total_steps=run["max_epoch"] * run["iters_per_epoch"],
-            **{k: run[k] for k in ("init_lr", "min_lr", "warmup_lr", "warmup_steps")},
-        )
+        rate = linear_warmup_cosine_lr(step, total_steps=run["max_epoch"] * run["iters_per_epoch"], **schedule)
         if run["iters_per_epoch"] <= step < run["warmup_steps"]:
             rate = float(g["lr"][step])  # the original's warm-up began anew in every epoch; ours is mended
         for group in optimizer.param_groups:
             group["lr"] = rate
         i = step % len(captions)
         image = torch.from_numpy(g["images"][step % len(g["images"])])
-        loss = model({"image": image, "text_input": captions[i:] + captions[:i]})["loss"]
+        batch_loss = model({"image": image, "text_input": captions[i:] + captions[:i]})["loss"]
         optimizer.zero_grad()
-        loss.backward()
+        batch_loss.backward()
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(batch_loss.item())
         rates.append(rate)
-    yield _row("train_run", "loss", np.array(losses), g["loss"])
-    yield _row("train_run", "lr", np.array(rates), g["lr"])
-    for name in ("weight", "bias"):
-        trained = getattr(model.llama_proj, name)
-        yield _row("train_run", f"final_llama_proj_{name}", trained, g[f"final_llama_proj_{name}"])
-        if (golden / "checkpoint_1.pth").is_file():
-            written = read_state(golden / "checkpoint_1.pth")[f"llama_proj.{name}"]
-            yield _row("checkpoint_1.pth", f"llama_proj.{name}", trained, written.numpy())
+    yield "loss", np.array(losses)
+    yield "lr", np.array(rates)
+    yield "final_llama_proj_weight", model.llama_proj.weight
+    yield "final_llama_proj_bias", model.llama_proj.bias
 
 
-def _images(golden: Path, size: int) -> Iterator[Row]:
-    g = read_arrays(golden, "image")
+def images(g: Arrays, size: int) -> Found:
     image = Image.fromarray(g["raw_uint8"])
-    yield _row("image", "eval_out", PROCESSORS.get("blip2_image_eval")(image_size=size)(image), g["eval_out"])
+    yield "eval_out", PROCESSORS.get("blip2_image_eval")(image_size=size)(image)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(123)  # as the set was made
-        ours = PROCESSORS.get("blip2_image_train")(image_size=size)(image)
-    yield _row("image", "train_out", ours, g["train_out"])
+        yield "train_out", PROCESSORS.get("blip2_image_train")(image_size=size)(image)
 
 
-def _chat(golden: Path, model, name: str, turns: list[dict]) -> Iterator[Row]:
-    from ..conversation.chat import Chat
-    from ..conversation.prompts import VICUNA_V0
-
-    g = read_arrays(golden, name)
+def chat(g: Arrays, model: MiniGPT4, turns: list[dict]) -> Found:
     # The original's stops are ids of LLaMA's own vocabulary, which a small one has not: it wrote on past a `###`.
-    chat = Chat(model, None, replace(VICUNA_V0, stop=()))
-    conv = chat.new_conversation()
-    chat.upload_img(torch.from_numpy(g["chat_image"]), conv)
-    yield _row(name, "image_emb", conv.pending[0][None], g["image_emb"])
+    ours = Chat(model, None, replace(VICUNA_V0, stop=()))
+    conv = ours.new_conversation()
+    ours.upload_img(torch.from_numpy(g["chat_image"]), conv)
+    yield "image_emb", conv.pending[0][None]
     seen: list[torch.Tensor] = []
     hook = model.llama_model.get_output_embeddings().register_forward_hook(lambda *a: seen.append(a[2][0, -1].clone()))
-    try:
-        for number, turn in enumerate(turns, start=1):
-            chat.ask(turn["question"], conv)
-            segments = conv.segments()
-            context = model.embed_segments(segments)
-            bos = [model.tokenizer.bos_token_id]
-            for i, text in enumerate([s for s in segments if isinstance(s, str)]):
-                ids = (bos if i == 0 else []) + model.token_ids(text)
-                yield _row(name, f"turn{number}_seg{i}_ids", ids, g[f"turn{number}_seg{i}_ids"])
-            yield _row(name, f"turn{number}_context_embs", context, g[f"turn{number}_context_embs"])
-            seen.clear()
-            greedy = g[f"turn{number}_greedy_ids"]
-            _, ids = chat.answer(conv, do_sample=False, max_new_tokens=len(greedy))
-            yield _row(name, f"turn{number}_greedy_ids", ids, greedy)
-            yield _row(name, f"turn{number}_step_logits", torch.stack(seen), g[f"turn{number}_step_logits"])
-            conv.turns[-1].answer = turn["answer_text"]  # with the `</s>` that the original left in it
-    finally:
-        hook.remove()
+    for number, turn in enumerate(turns, start=1):
+        ours.ask(turn["question"], conv)
+        segments = conv.segments()
+        for i, text in enumerate([segment for segment in segments if isinstance(segment, str)]):
+            bos = [model.tokenizer.bos_token_id] if i == 0 else []
+            yield f"turn{number}_seg{i}_ids", bos + model.token_ids(text)
+        yield f"turn{number}_context_embs", model.embed_segments(segments)
+        seen.clear()
+        new_tokens = len(g[f"turn{number}_greedy_ids"])
+        yield f"turn{number}_greedy_ids", ours.answer(conv, do_sample=False, max_new_tokens=new_tokens)[1]
+        yield f"turn{number}_step_logits", torch.stack(seen)
+        conv.turns[-1].answer = turn["answer_text"]  # with the `</s>` that the original left in it
+    hook.remove()
 
 
-def _meta(golden: Path, model, meta: dict) -> Iterator[Row]:
-    """One row for each kind of fact in meta.json: infinity where any of its cases differs."""
-    from .parity_meta import facts
+def meta_facts(
+    model: MiniGPT4, meta: dict, chat_image: torch.Tensor | None, context: torch.Tensor | None
+) -> Iterator[tuple[str, object, object]]:
+    """What meta.json tells beside the arrays: (name, ours, the original's), to be equal. A set may lack any of it.
 
-    g = read_arrays(golden, "chat") if (golden / "chat.npz").is_file() else {}
-    image, context = (torch.from_numpy(g[k]) if k in g else None for k in ("chat_image", "turn1_context_embs"))
-    errors: dict[str, float] = {}
-    for name, ours, theirs in facts(model, meta, image, context):
-        errors[name] = max(errors.get(name, 0.0), 0.0 if ours == theirs else float("inf"))
-    yield from (Row("meta.json", name, error, exact=True) for name, error in errors.items())
+    Where ours is mended (docs/decisions.md), the original's value is mended before comparing.
+
+    Args:
+        chat_image: (3, H, W), the picture of the set's chat.
+        context: (1, T, D_llm), what its LLM was fed in the first turn.
+    """
+    for stage, (epoch_steps, schedule) in SCHEDULES.items():
+        for epoch, iteration, rate in meta.get("lr", {}).get(stage, []):
+            ours = linear_warmup_cosine_lr(epoch * epoch_steps + iteration, **schedule)
+            yield f"lr.{stage}", f"{ours:.10e}", f"{rate:.10e}"
+    clean = PROCESSORS.get("blip_caption")()
+    for raw, wanted in meta.get("caption_processor", []):
+        yield "caption_processor", clean(raw), wanted
+    for text, ids in meta.get("tokenizer", {}).get("ids_for_hashes", {}).items():
+        yield "tokenizer.ids_for_hashes", model.token_ids(text), ids
+    if "saved_checkpoint" in meta:
+        weights = {k: v[0] for k, v in meta["saved_checkpoint"]["model_keys"].items() if k.startswith("llama_proj.")}
+        yield "saved_checkpoint", {k: list(v.shape) for k, v in model.trained_state().items()}, weights
+    chat = Chat(model, None)
+    for case in meta.get("post_processing", []):
+        ids = chat.template.clean_ids(case["generated"])
+        yield "post_processing", (ids, chat._text(ids)), (case["returned_ids"], case["answer"].removesuffix("</s>"))
+    if "conversation" in meta:
+        conv = chat.new_conversation()
+        conv.pending = [torch.zeros(1, model.llama_proj.out_features, device=model.device)]
+        for name, question in (("turn1", "q1"), ("turn2", "q2")):
+            chat.ask(question, conv)
+            yield f"conversation.{name}", conv.prompt(), meta["conversation"][name]
+            conv.turns[-1].answer = "a1"
+    for case in meta.get("chat_stop", []) if chat_image is not None else ():
+        # The original's stops are ids; ours are their text, and end at the same token.
+        stop = tuple(model.tokenizer.decode(ids) for ids in case["stops"])
+        stopping = Chat(model, None, replace(VICUNA_V0, stop=stop))
+        conv = stopping.new_conversation()
+        stopping.upload_img(chat_image, conv)
+        stopping.ask(meta["chat"][0]["question"], conv)
+        _, ids = stopping.answer(conv, do_sample=False, max_new_tokens=20)
+        yield "chat_stop", (ids, VICUNA_V0.clean_text(stopping.decode(ids))), (case["ids"], case["text"])
+    for case in meta.get("chat_trim", []) if context is not None else ():
+        # The original cut off the head, BOS and image too; ours drops whole turns. Compared is the answer to the rest.
+        rest = context[:, -case["context_len_fed"] :].to(model.device)
+        mask = torch.ones(rest.shape[:2], dtype=torch.long, device=model.device)
+        greedy = Decoding(do_sample=False, max_new_tokens=case["max_new_tokens"])
+        (ids,) = chat._generate(rest, mask, greedy, case["max_new_tokens"], None)
+        yield "chat_trim", (ids, chat._text(ids)), (case["ids"], case["text"])
 
 
 def uncompared(golden: Path, rows: list[Row]) -> list[str]:

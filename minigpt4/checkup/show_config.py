@@ -9,12 +9,14 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
 
+from .. import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
 from ..common.config import describe_config, load_config
+from ..common.dist_utils import choose_device
 from ..common.errors import ConfigError, UserError
+from ..common.precision import resolve_precision
 from ..common.schema import (
     UNUSED,
     BuildInfo,
-    Config,
     DatasetConfig,
     LoraConfig,
     ModelConfig,
@@ -44,21 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _precision(config: Config, run_section: RunConfig | None) -> str:
-    """What would compute in which dtype on this machine, or why it cannot."""
-    from ..common.dist_utils import choose_device
-    from ..common.precision import resolve_precision
-
-    try:
-        return str(resolve_precision(config.model, choose_device(config.run.device), run_section))
-    except UserError as error:
-        return str(error)
-
-
 def run(args: argparse.Namespace) -> int:
     """Print every key; the exit code is 1 when the config could not be used for training (or chat, with --mode)."""
-    from .. import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
-
     try:
         config = load_config(args.cfg_path, args.options, mode="show")
     except ConfigError:
@@ -74,7 +63,11 @@ def run(args: argparse.Namespace) -> int:
         if args.docs:
             print(textwrap.indent(textwrap.fill(doc, 96), "    "), end="\n\n")
     for what, run_section in (("training", config.run), ("chat", None)) if config.datasets else (("chat", None),):
-        print(f"# precision in {what}: {_precision(config, run_section)}")
+        try:
+            said = resolve_precision(config.model, choose_device(config.run.device), run_section)
+        except UserError as error:
+            said = error
+        print(f"# precision in {what}: {said}")
     if args.mode is None:
         return 0
     try:

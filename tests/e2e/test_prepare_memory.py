@@ -8,11 +8,14 @@ import pytest
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
+from transformers import LlamaConfig
 
-from minigpt4.convert.vicuna.llama_meta import LlamaSizes
+from minigpt4.convert.vicuna.llama_meta import config_json, weights_of
 
 # 150M parameters, 299 MB in fp16; the largest tensor is 11 MB.
-SIZES = LlamaSizes(1024, 2816, 12, 16, 16, 384, 1e-6, 10000.0, 2048)
+SIZES = LlamaConfig(
+    hidden_size=1024, intermediate_size=2816, num_hidden_layers=12, num_attention_heads=16, vocab_size=384
+)
 SHARD = 108_000_000
 MEASURE = """
 import sys, threading, time
@@ -40,9 +43,9 @@ print("peak", peak[1] - peak[0])
 
 def write_folder(folder, scale: float, norm: float, kind: str) -> None:
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(SIZES.config(torch.float16, 1, 2, None)))
+    (folder / "config.json").write_text(json.dumps(config_json(SIZES, torch.float16)))
     block = torch.randn(2816 * 1024, generator=torch.Generator().manual_seed(0)).mul_(scale).half()
-    shapes, weight_map = SIZES.shapes(), {}
+    shapes, weight_map = {name: weight.shape for name, weight in weights_of(SIZES).items()}, {}
 
     def tensor(name: str) -> torch.Tensor:
         shape = shapes[name]

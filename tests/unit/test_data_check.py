@@ -11,7 +11,7 @@ import pytest
 import yaml
 from made import good, picture, write_shard
 
-from minigpt4.checkup import data_check
+from minigpt4.checkup import data as data_check
 from minigpt4.cli import main
 from minigpt4.processors.image_processors import NOT_AN_IMAGE
 

@@ -135,31 +135,22 @@ def _drop_pad(files: Path, **config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "like"),
+    ("config", "shown"),
     [
-        ({"_name_or_path": "decapoda-research/llama-7b-hf"}, "raw LLaMA, not Vicuna"),
-        ({"_name_or_path": "lmsys/vicuna-13b-v1.1"}, "Vicuna v1.1 or later, not v0"),
-        ({}, "raw LLaMA, or Vicuna v1.1 or later"),
-        ({"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}, "Llama 2"),
+        ({"_name_or_path": "decapoda-research/llama-7b-hf"}, "_name_or_path decapoda-research/llama-7b-hf"),
+        ({"max_position_embeddings": 4096, "rms_norm_eps": 1e-5}, "max_position_embeddings 4096, rms_norm_eps 1e-05"),
     ],
 )
-def test_not_vicuna_v0(files, capsys, config, like):
+def test_not_vicuna_v0(files, capsys, config, shown):
     _drop_pad(files, **config)
-    wrong(capsys, "model.conv_template", like, "384 rows, no [PAD]", "prepare-vicuna")
+    like = "raw LLaMA, Llama 2, a delta, or Vicuna v1.1 or later (384 rows, no [PAD]; "
+    wrong(capsys, "model.conv_template", like, shown, "prepare-vicuna")
 
 
-def test_what_prepare_vicuna_wrote_down_is_believed(files, capsys):
+def test_what_prepare_vicuna_wrote_down_is_shown(files, capsys):
     _drop_pad(files, _name_or_path="vicuna")
     (files / "llama/prepare_vicuna.json").write_text('{"kind": "LLaMA", "files": {}, "inputs": {}}')
-    wrong(capsys, "model.conv_template", "raw LLaMA, not Vicuna (384 rows, no [PAD]; prepare_vicuna.json says so")
-
-
-def test_vicuna_v1_1_is_told_by_its_chat_template(files, capsys):
-    _drop_pad(files)
-    edit(
-        files / "llama/tokenizer_config.json", chat_template="{% for m in messages %}USER: {{ m.content }}{% endfor %}"
-    )
-    wrong(capsys, "model.conv_template", "Vicuna v1.1 or later", "USER:")
+    wrong(capsys, "model.conv_template", "prepare_vicuna.json LLaMA")
 
 
 @pytest.mark.parametrize("final", [0.0, 0.004])
@@ -177,12 +168,12 @@ def test_a_delta_of_v1_1(files, capsys):
     code, rows = look(capsys)
     assert code == 1
     assert "looks like a delta" in rows["model.llama_model"]["text"]
-    assert "a delta of Vicuna v1.1 or later, not of v0" in rows["model.conv_template"]["text"]
+    assert "384 rows, no [PAD]" in rows["model.conv_template"]["text"]
 
 
 def test_a_download_that_left_zeros(files, capsys):
     _write_shards(files / "llama", {k: torch.zeros_like(v) for k, v in _llama(files / "llama").items()})
-    wrong(capsys, "model.llama_model", "holds zeros alone", "download it again")
+    wrong(capsys, "model.llama_model", "or a download that was not finished")
 
 
 def test_a_checkpoint_for_an_llm_of_another_size(files, capsys):
@@ -193,7 +184,7 @@ def test_a_checkpoint_for_an_llm_of_another_size(files, capsys):
         "model.ckpt",
         "projection 64 -> 80",
         "llama_proj.weight is (80, 64) in the file and (64, 64) in the model",
-        "of one size",
+        "the ViT and LLM of the config",
     )
 
 
@@ -332,18 +323,11 @@ def test_a_stage_1_checkpoint_in_the_chat(files, capsys):
     assert rows["model.ckpt"]["mark"] == OK  # stage 2 starts from it
 
 
-@pytest.mark.parametrize(
-    ("name", "mark", "said"),
-    [
-        ("stage2.safetensors", OK, "stage 2: its file name says so; the file holds no config of its training"),
-        ("stage1.safetensors", LOOK, "a stage-1 checkpoint: its file name says so; the file holds no config"),
-        ("mine.safetensors", OK, "stage 1 or 2 cannot be told: the file holds no config of its training"),
-    ],
-)
-def test_the_stage_of_a_file_without_a_config_inside(files, capsys, name, mark, said):
-    save_file(torch.load("checkpoint_0.pth")["model"], name)
-    row = look(capsys, f"model.ckpt={name}")[1]["model.ckpt"]
-    assert (row["mark"], said in row["text"]) == (mark, True), row
+def test_the_stage_of_a_file_without_a_config_inside(files, capsys):
+    """Its name says nothing: the published checkpoint of stage 2 is called pretrained_minigpt4.pth."""
+    save_file(torch.load("checkpoint_0.pth")["model"], "pretrained_minigpt4.safetensors")
+    row = look(capsys, "model.ckpt=pretrained_minigpt4.safetensors")[1]["model.ckpt"]
+    assert row["mark"] == OK and "stage 1 or 2 cannot be told: the file holds no config" in row["text"]
 
 
 def test_a_checkpoint_trained_for_another_template(files, capsys):
@@ -358,7 +342,7 @@ def test_the_resume_file_instead_of_the_checkpoint(files, capsys):
     code, rows = look(capsys, "model.ckpt=checkpoint_0.resume.pt")
     assert code == 1
     assert "the optimizer and random state of a training run, without weights" in rows["model.ckpt"]["text"]
-    assert "checkpoint_0.pth" in rows["model.ckpt"]["do"]
+    assert "checkpoint_N.pth" in rows["model.ckpt"]["do"]
 
 
 def test_swapped_files(files, capsys):
@@ -366,7 +350,8 @@ def test_swapped_files(files, capsys):
     assert code == 1
     assert "BLIP-2's Q-Former" in rows["model.vit_ckpt"]["text"]
     assert "an EVA ViT" in rows["model.q_former_model"]["text"]
-    assert rows["model.vit_ckpt"]["do"] == "exchange the paths of model.vit_ckpt and model.q_former_model"
+    assert "this one belongs in model.q_former_model" in rows["model.vit_ckpt"]["do"]
+    assert "this one belongs in model.vit_ckpt" in rows["model.q_former_model"]["do"]
 
 
 @pytest.mark.parametrize("key", ["vit_ckpt", "q_former_model"])
@@ -508,13 +493,11 @@ def test_a_child_that_fails_is_told(capfd):
     ("text", "hit_limit", "mark", "said"),
     [
         ("The picture is red.", False, OK, "it names the colour; no more was checked"),
-        ("A bouquet.", False, LOOK, "it does not say that the picture is red"),
-        ("It is blue, with a bored bird.", False, LOOK, "it does not say that the picture is red"),
+        ("A bouquet.", False, LOOK, "it does not name the colour"),
+        ("It is blue, with a bored bird.", False, LOOK, "it does not name the colour"),
         ("这张图片是红色的。", False, OK, "it names the colour"),
-        ("red red red red red red red red red red", True, LOOK, "it repeats itself"),
-        ("a very long text that goes on", True, LOOK, "did not come to an end"),
-        ("...", False, LOOK, "no words"),
-        ("@ Hun\ufffd\ufffdHun /W", False, LOOK, "bytes that are no text"),
+        ("red red red red red red red red red red", True, LOOK, "did not come to an end"),
+        ("@ Hun\ufffd\ufffdHun /W", False, LOOK, "does not name the colour"),
     ],
 )
 def test_answers_are_judged(text, hit_limit, mark, said):

@@ -21,7 +21,7 @@ FORBIDDEN = {
     "eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load",
     "yaml.unsafe_load", "marshal.loads", "shelve.open", "joblib.load", "subprocess.getoutput",
 }  # fmt: skip
-OWN_CODE = {"minigpt4/convert/hf/check.py"}  # reads a folder that the export wrote itself just before
+OWN_CODE = {"minigpt4/convert/hf/export_hf.py"}  # reads a folder that the export wrote itself just before
 SHELL = {("minigpt4/datasets/shard_files.py", "super().__init__")}  # `pipe:`, the user's own line of the config
 
 

@@ -24,12 +24,12 @@ from ...models.llm import create_llm, load_tokenizer
 from ...models.llm_checks import weight_files
 from ...models.llm_loading import bits_of, quiet_transformers, stored_dtype
 from ...models.mini_gpt4 import MiniGPT4
-from ...models.shapes import MiniGPT4Shapes
-from .page import WRONG, Finding, counts
+from ...models.shapes import META, MiniGPT4Shapes
+from .page import WRONG, Finding
 
 LLM = "model.llama_model"
 WEIGHTS = ("model.vit_ckpt", "model.q_former_model", "model.ckpt")
-META = torch.device("meta")
+FAULTS = (UserError, OSError, ValueError, RuntimeError)  # of a file that is read
 
 
 def fact(work_out: Callable[["Context"], Any]) -> cached_property:
@@ -38,7 +38,7 @@ def fact(work_out: Callable[["Context"], Any]) -> cached_property:
     def get(context: "Context") -> Any:
         try:
             return work_out(context)
-        except (UserError, OSError, ValueError, RuntimeError) as error:
+        except FAULTS as error:
             context.errors[work_out.__name__] = error
             return None
 
@@ -85,6 +85,13 @@ class Context:
         self.errors: dict[str, Exception] = {}
         self.findings: list[Finding] = []
 
+    def need(self, name: str) -> Any:
+        """A fact by its name. Raises the error that it could not be worked out for."""
+        value = getattr(self, name)
+        if name in self.errors:
+            raise self.errors[name]
+        return value
+
     def local(self, key: str) -> Path | None:
         """Where the file of a key of `model` is; None when the key is null or has a problem, or its URL was not
         fetched."""
@@ -95,11 +102,10 @@ class Context:
             return Path(resolve_path(path))
         return cached_path(path) if cached_path(path).exists() else None
 
-    @fact
-    def to_fetch(self) -> list[str]:
-        """The keys whose file is at a URL and not in the cache yet."""
-        paths = {key: getattr(self.config.model, key.removeprefix("model.")) for key in (*WEIGHTS, LLM)}
-        return [k for k, path in paths.items() if path and k not in self.problems and self.local(k) is None]
+    def to_fetch(self, key: str) -> bool:
+        """Whether the file of a key is at a URL and not in the cache yet."""
+        path = getattr(self.config.model, key.removeprefix("model."))
+        return bool(path) and key not in self.problems and self.local(key) is None
 
     @fact
     def files(self) -> dict[str, FileFacts]:
@@ -150,10 +156,6 @@ class Context:
         """The template that conv_template means."""
         return self.tokenizer and conversation_of(self.config.model.conv_template, self.tokenizer)
 
-    def ids(self, text: str) -> list[int]:
-        """The ids of a text by itself."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
     @fact
     def device(self) -> torch.device:
         key = "run.device=" if self.mode == "train" and not self.device_name else "--device "
@@ -172,10 +174,10 @@ class Context:
         """Bytes: (that the weights take, free on the device, in all on it); None where they are not known."""
         if not self.device or not self.precision or not self.llm or not self.llm.parameters:
             return None
-        numbers = {key: self.files[key].parameters if key in self.files else 0 for key in WEIGHTS}
+        numbers = {key: file.parameters for key, file in self.files.items()}
         bits = bits_of(self.config.model.low_resource) or self.precision.llm.itemsize * 8
-        need = self.llm.parameters * bits / 8 + numbers["model.q_former_model"] * 4
-        need += numbers["model.vit_ckpt"] * self.precision.vit.itemsize
+        need = self.llm.parameters * bits / 8 + numbers.get("model.q_former_model", 0) * 4
+        need += numbers.get("model.vit_ckpt", 0) * self.precision.vit.itemsize
         if self.device.type == "cuda":
             return need, *torch.cuda.mem_get_info(self.device)
         memory = psutil.virtual_memory()
@@ -184,9 +186,9 @@ class Context:
     @property
     def no_smoke(self) -> str:
         """Why a smoke generation would make no sense, given the findings; empty when it can be tried."""
-        if counts(self.findings)[WRONG]:
+        if any(finding.mark == WRONG for finding in self.findings):
             return "first put right what is wrong"
-        if self.to_fetch:
+        if any(map(self.to_fetch, (*WEIGHTS, LLM))):
             return "a file is not fetched yet"
         need, free, _ = self.memory or (0, 0, 0)
         return "too little memory" if need > free and not self.config.model.device_map else ""

@@ -3,27 +3,24 @@
 Whether a file fits is decided by the model's own loaders, run on the meta device with the shapes of the file's header.
 """
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...common.errors import UserError
 from ...common.identify import DOWNLOAD_AGAIN, NO_WEIGHTS, FileFacts
 from ...common.paths import expand_shards
 from ...common.registry import CONVERSATIONS, DATASETS
 from ...models.mini_gpt4 import MiniGPT4
 from ...models.prompting import read_prompts
-from .context import LLM, META, Context
+from ...models.shapes import META
+from .context import FAULTS, LLM, WEIGHTS, Context
 from .page import LOOK, OK, WRONG, Finding, of_error
 
-VIT, QFORMER, CKPT = "model.vit_ckpt", "model.q_former_model", "model.ckpt"
-MANY_STEPS = 10_000  # stage 1 takes 20,000, stage 2 1,000 at most
-# Which key wants what, and the published file of it.
+VIT, QFORMER, CKPT = WEIGHTS
 WANTED = {
-    VIT: ("the weights of a vision tower", "eva_vit_g.pth"),
-    QFORMER: ("a Q-Former with query_tokens and ln_vision", "blip2_pretrained_flant5xxl.pth"),
-    CKPT: ("a MiniGPT-4 checkpoint (llama_proj)", "checkpoint_N.pth of a run, or the published checkpoint"),
+    VIT: "the weights of a vision tower (eva_vit_g.pth)",
+    QFORMER: "a Q-Former with query_tokens and ln_vision (blip2_pretrained_flant5xxl.pth)",
+    CKPT: "a MiniGPT-4 checkpoint (checkpoint_N.pth of a run, or the published one)",
 }
 BELONGS = {"eva_vit": VIT, "vit": VIT, "vision": VIT, "qformer": QFORMER, "minigpt4": CKPT, "llm": LLM}
 
@@ -49,9 +46,11 @@ def check_ckpt(context: Context) -> Finding:
 
 def _check(context: Context, key: str, load: Callable[[MiniGPT4, FileFacts], None]) -> Finding:
     """What the file of `key` is, and whether `load` can load it."""
-    path, file = getattr(context.config.model, key.removeprefix("model.")), context.files.get(key)
+    model = context.config.model
+    path, file = getattr(model, key.removeprefix("model.")), context.files.get(key)
     if path is None:
-        return Finding(OK, _not_set(key, context))
+        random = "there is no Q-Former, and ln_vision" if key == QFORMER and not model.has_qformer else "it"
+        return Finding(OK, f"not set: {random} has its initial weights")
     if file is None:
         return Finding(LOOK, f"{path}\nnot fetched yet: that happens at first use. Then ask the doctor again")
     text = f"{path}\n{file.describe()}"
@@ -60,59 +59,28 @@ def _check(context: Context, key: str, load: Callable[[MiniGPT4, FileFacts], Non
     try:
         if context.shapes is not None:
             load(context.shapes, file)
-    except (UserError, RuntimeError, ValueError, IndexError) as error:  # odd shapes stop the interpolation
-        return Finding(WRONG, f"{text}\n{_why(key, file, error)}", _instead(key, file, context))
+    except (*FAULTS, IndexError) as error:  # odd shapes stop the interpolation
+        home = BELONGS.get(file.kind)
+        if home == key:
+            why = "; ".join(line.strip()[:250] for line in str(error).splitlines()[1:]) or str(error)
+            do = "write the sizes of this file into the config, or the path of a file for the ViT and LLM of the config"
+            return Finding(WRONG, f"{text}\ndoes not fit: {why}", do)
+        do = f"write the path of {WANTED[key]}" + (f"; this one belongs in {home}" if home else "")
+        return Finding(WRONG, f"{text}\nnot {WANTED[key]}", do)
     return Finding(OK, text)
-
-
-def _not_set(key: str, context: Context) -> str:
-    if key == CKPT:
-        return "not set" + (": the projection starts from random weights" if context.mode == "train" else "")
-    if key == QFORMER and not context.config.model.has_qformer:
-        return "not set: there is no Q-Former, and ln_vision has its initial weights"
-    return "not set: trained from scratch"
-
-
-def _why(key: str, file: FileFacts, error: Exception) -> str:
-    """Why the file cannot be loaded: it is something else, or what the loader says after its first line."""
-    if BELONGS.get(file.kind) != key and not (key == QFORMER and "queries" in file.sizes):
-        return f"not {WANTED[key][0]}"
-    lines = [line.strip() for line in str(error).splitlines()]
-    return "does not fit: " + "; ".join(line[:250] + "..." * (len(line) > 250) for line in lines[1:] or lines)
-
-
-def _instead(key: str, file: FileFacts, context: Context) -> str:
-    """What to write or do when a file does not fit its key."""
-    example, home = WANTED[key][1], BELONGS.get(file.kind)
-    if file.kind == "resume":
-        beside = file.path.with_name(re.sub(r"\.resume\.pt$", ".pth", file.path.name))
-        return f"write the checkpoint beside it: {beside}" if beside.is_file() else f"write {example}"
-    if home == key:
-        of_one_size = "take the checkpoint and the LLM of one size, and " if key == CKPT else ""
-        return f"{of_one_size}write the sizes of this file into the config, or the path of another {example}"
-    other = context.files.get(home) if home else None
-    if other and BELONGS.get(other.kind) == key:
-        return f"exchange the paths of {key} and {home}"
-    return f"write the path of {example}" + (f"; this one belongs in {home}" if home else "")
-
-
-# -- which stage a checkpoint is of -----------------------------------------------------------------------------------
 
 
 def _trained_for(file: FileFacts, context: Context) -> tuple[str, str, str]:
     """(mark, text, do): whether the training of a checkpoint suits what it is used for."""
     stage, why = stage_of(file.facts)
-    by_name = _stage_in(file.path.name) if stage is None else None
-    if by_name:
-        stage, why = by_name, f"its file name says so; {why}"
-    at = ", ".join(f"{k} {file.facts[k]}" for k in ("epoch", "step") if isinstance(file.facts.get(k), int))
+    at = ", ".join(f"{key} {file.facts[key]}" for key in ("epoch", "step") if key in file.facts)
     at = f" ({at})" if at else ""
     if stage is None:
         return OK, f"stage 1 or 2 cannot be told{at}: {why}", ""
     if context.mode == "chat" and stage == 1:
         text = f"a stage-1 checkpoint{at}: {why}. It continues captions; it does not hold a conversation"
-        return LOOK if by_name else WRONG, text, "write a checkpoint of stage 2"
-    asked = "" if by_name else _section(file.facts["config"], "model").get("prompt_template")
+        return WRONG, text, "write a checkpoint of stage 2"
+    asked = (file.facts["config"].get("model") or {}).get("prompt_template")
     name = context.config.model.conv_template
     if context.mode == "chat" and asked and asked != "{}" and name in CONVERSATIONS.names():
         opens = CONVERSATIONS.get(name).assistant.strip()
@@ -128,33 +96,18 @@ def stage_of(facts: dict[str, Any]) -> tuple[int | None, str]:
     The config inside it decides: stage 1 has no instructions and closes a caption with a newline, stage 2 puts
     descriptions into the conversation template.
     """
-    if not isinstance(facts.get("config"), dict):
-        return None, "the file holds no config of its training"
-    model, run, datasets = (_section(facts["config"], part) for part in ("model", "run", "datasets"))
-    asked = model.get("prompt_path") or any(isinstance(d, dict) and d.get("prompt_path") for d in datasets.values())
-    if asked:
-        return 2, f"trained with the instructions of {asked if isinstance(asked, str) else 'its datasets'}"
+    config = facts.get("config") or {}
+    model, datasets = config.get("model") or {}, config.get("datasets") or {}
+    if not model and not datasets:
+        return None, "the file holds no config of its model and data"
+    if asked := model.get("prompt_path"):
+        return 2, f"trained with the instructions of {asked}"
+    if any(dataset and dataset.get("prompt_path") for dataset in datasets.values()):
+        return 2, "trained with the instructions of its datasets"
     if "cc_sbu_align" in datasets:
         return 2, "trained on cc_sbu_align"
-    if model or datasets:
-        on = f" on {' and '.join(datasets)}" if datasets else ""
-        return 1, f"trained{on} without instructions, end_sym {model.get('end_sym') or chr(10)!r}"
-    if stage := _stage_in(str(run.get("output_dir", ""))):
-        return stage, f"its run wrote to {run['output_dir']}"
-    steps = [run.get("max_epoch"), run.get("iters_per_epoch")]
-    if all(isinstance(n, int) for n in steps) and steps[0] * steps[1] >= MANY_STEPS:
-        return 1, f"a run of {steps[0] * steps[1]:,} steps"
-    return None, "the config inside it names neither data nor instructions"
-
-
-def _section(config: dict, name: str) -> dict:
-    return config.get(name) if isinstance(config.get(name), dict) else {}
-
-
-def _stage_in(name: str) -> int | None:
-    """The stage that the name of a folder or file says."""
-    words = ((1, "stage1"), (1, "pretrain"), (2, "stage2"), (2, "finetune"))
-    return next((stage for stage, word in words if word in name.lower()), None)
+    on = f" on {' and '.join(datasets)}" if datasets else ""
+    return 1, f"trained{on} without instructions, end_sym {model.get('end_sym') or chr(10)!r}"
 
 
 # -- data -------------------------------------------------------------------------------------------------------------
@@ -172,8 +125,8 @@ def check_data(context: Context) -> list[Finding]:
             pairs = getattr(DATASETS.get(builder)(dataset, None, str), "pairs", None)
             if dataset.prompt_path:
                 read_prompts(dataset.prompt_path, "{}", f"datasets.{name}.prompt_path")
-        except (UserError, OSError, ValueError) as error:
-            found.append(of_error(error) if str(error).startswith("datasets.") else of_error(error, key))
+        except FAULTS as error:
+            found.append(of_error(error, "" if str(error).startswith("datasets.") else key))
             continue
         count = f"{len(pairs):,} images with texts" if pairs else f"{len(expand_shards(storage)):,} shards"
         if pairs and not (image := Path(pairs[0][0])).is_file():

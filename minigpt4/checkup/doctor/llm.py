@@ -6,8 +6,8 @@ Of the weights only headers are read, and a few norms.
 import re
 from dataclasses import replace
 
-from ...common.errors import UserError, some
-from ...common.identify import DOWNLOAD_AGAIN, amount, gigabytes
+from ...common.errors import some
+from ...common.identify import amount, gigabytes
 from ...common.training_form import training_form_problems
 from ...conversation.prompts import VICUNA_V0
 from ...convert.vicuna.llama_meta import MODEL_SIZES
@@ -24,12 +24,10 @@ OWN = "write auto, for the chat template in the LLM's folder"
 
 def check_llm(context: Context) -> Finding | None:
     """The folder of the LLM is whole, its weights are those of its config.json, and it is no delta."""
-    llm = context.llm
-    if "llm" in context.errors:
-        return of_error(context.errors["llm"])
+    llm = context.need("llm")
     if llm is None:  # a problem of the config, or not fetched
-        fetch = LLM in context.to_fetch
-        return Finding(LOOK, f"{context.config.model.llama_model}\nnot fetched yet") if fetch else None
+        path = context.config.model.llama_model
+        return Finding(LOOK, f"{path}\nnot fetched yet") if context.to_fetch(LLM) else None
     text = f"{llm.path}\n{describe(llm)}"
     if llm.misfit:
         do = "fetch config.json and all weights again, from one place: files of two models may be mixed (7B and 13B?)"
@@ -37,25 +35,24 @@ def check_llm(context: Context) -> Finding | None:
     if not is_delta(llm):
         return Finding(OK, text)
     norm = final_norm(llm)
-    if norm == 0 and _only_zeros(llm):
-        return Finding(WRONG, f"{text}\nholds zeros alone: the download was not finished", DOWNLOAD_AGAIN["truncated"])
     if norm != norm or norm == float("inf"):
         return Finding(WRONG, f"{text}\nmodel.norm.weight holds NaN or infinity: damaged", "fetch it again")
-    text += f"\nlooks like a delta that was not added to LLaMA: the final norm's weights average {norm:.4f}"
-    return Finding(WRONG, f"{text}, in a whole LLaMA 1 and more", VICUNA)
+    text += (
+        f"\nlooks like a delta that was not added to LLaMA: the final norm's weights average {norm:.4f}, in a whole "
+    )
+    text += "LLaMA 1 and more" + "; or a download that was not finished" * (norm == 0)
+    return Finding(WRONG, text, VICUNA)
 
 
 def describe(llm: LlmFacts) -> str:
     """E.g. `llama 13B: 40 layers, width 5,120, vocabulary 32,001; 3 files, 13.0B numbers, float16, 26.0 GB`."""
     config, rows = llm.model.config.get_text_config(), llm.model.get_input_embeddings().num_embeddings
     dtypes = {str(t.dtype).removeprefix("torch.") for file in llm.files for t in file.tensors.values()}
-    numbers = [f"{amount(llm.parameters)} numbers", "+".join(sorted(dtypes))] if dtypes else ["GGUF"]
+    numbers = f"{amount(llm.parameters)} numbers, {'+'.join(sorted(dtypes))}" if dtypes else "GGUF"
     files = f"{len(llm.files)} file{'s' if len(llm.files) > 1 else ''}"
-    return (
-        f"{config.model_type} {MODEL_SIZES.get(config.hidden_size, '')}".strip()
-        + f": {config.num_hidden_layers} layers, width {config.hidden_size:,}, vocabulary {rows:,}; "
-        + ", ".join([files, *numbers, gigabytes(sum(file.bytes for file in llm.files))])
-    )
+    name = f"{config.model_type} {MODEL_SIZES.get(config.hidden_size, '')}".strip()
+    sizes = f"{config.num_hidden_layers} layers, width {config.hidden_size:,}, vocabulary {rows:,}"
+    return f"{name}: {sizes}; {files}, {numbers}, {gigabytes(sum(file.bytes for file in llm.files))}"
 
 
 def final_norm(llm: LlmFacts) -> float | None:
@@ -72,12 +69,6 @@ def is_delta(llm: LlmFacts) -> bool:
     return norm is not None and not norm >= DELTA_NORM
 
 
-def _only_zeros(llm: LlmFacts) -> bool:
-    """Whether the first layer's matrices begin with zeros; a delta has numbers there."""
-    found = ((f, n) for f in llm.files for n in f.tensors if n.startswith("model.layers.0.") and "proj" in n)
-    return not any(file.value(name)[0].any() for file, name in found)
-
-
 # -- tokenizer --------------------------------------------------------------------------------------------------------
 
 
@@ -86,43 +77,38 @@ def check_tokenizer(context: Context) -> list[Finding]:
     tokenizer, rows, pad = context.tokenizer, context.llm_size[0], context.config.model.pad_token
     if tokenizer is None:
         return [of_error(context.errors["tokenizer"], "tokenizer")] if "tokenizer" in context.errors else []
-    found = _check_bos(context, tokenizer)
-    if tokenizer.eos_token_id is None:
+    bos, eos, ids = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.get_vocab()
+    folder, found = context.local(LLM), []
+    stated = read_json(folder / "config.json")[0].get("bos_token_id")
+    settings = read_json(folder / "special_tokens_map.json")[0] | read_json(folder / "tokenizer_config.json")[0]
+    if isinstance(stated, int) and bos is None and has_llama_pieces(tokenizer):
+        text = f"has no BOS, but config.json has bos_token_id {stated}: a prompt would begin without it"
+        found.append((text, 'write "bos_token": "<s>" into tokenizer_config.json'))
+    elif isinstance(stated, int) and bos not in (None, stated):
+        text = f"its BOS {tokenizer.bos_token} is {bos}, by config.json {stated}: another model's tokenizer?"
+        found.append((text, FETCH))
+    elif settings.get("add_bos_token") is False and has_llama_pieces(tokenizer):
+        text = ("add_bos_token is false in tokenizer_config.json, and LLaMA was trained with BOS (this project adds it "
+                "all the same; other programs that open the folder do not)")  # fmt: skip
+        found.append((text, 'write "add_bos_token": true'))
+    if eos is None:
         do = 'write "eos_token": "</s>" into tokenizer_config.json'
-        found.append(Finding(WRONG, "has no EOS, which is also the padding", do))
-    ids = tokenizer.get_vocab()
+        found.append(("has no EOS, which is also the padding", do))
     if rows and (beyond := sorted((i, token) for token, i in ids.items() if i >= rows)):
         text = f"{some(f'{token} = {i}' for i, token in beyond)} past the embedding's {rows:,} rows: "
         v0 = PAD in (token for _, token in beyond)
         text += "the tokenizer is Vicuna v0's, the weights are not" if v0 else "another model's tokenizer"
-        found.append(Finding(WRONG, text, VICUNA if v0 else FETCH))
+        found.append((text, VICUNA if v0 else FETCH))
     elif rows and len(ids) < 0.9 * rows:  # some models have a few spare rows
         text = f"has {len(ids):,} tokens, the embedding {rows:,} rows: another model's tokenizer"
-        found.append(Finding(WRONG, text, FETCH))
+        found.append((text, FETCH))
     special = {tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token}
     if pad and pad not in special | {*map(str, tokenizer.added_tokens_decoder.values())}:
         text = f"model.pad_token {pad!r} is an ordinary word: padding is never trained on, so it is not learned"
-        found.append(Finding(WRONG, text, "write null, or a special token of the vocabulary"))
-    text = f"{len(tokenizer):,} tokens; BOS {tokenizer.bos_token} = {tokenizer.bos_token_id}, "
-    text += f"EOS {tokenizer.eos_token} = {tokenizer.eos_token_id}, padding {tokenizer.pad_token}"
-    return found or [Finding(OK, text)]
-
-
-def _check_bos(context: Context, tokenizer) -> list[Finding]:
-    folder = context.local(LLM)
-    expected, bos = read_json(folder / "config.json")[0].get("bos_token_id"), tokenizer.bos_token_id
-    settings = read_json(folder / "special_tokens_map.json")[0] | read_json(folder / "tokenizer_config.json")[0]
-    if isinstance(expected, int) and bos is None and has_llama_pieces(tokenizer):
-        text = f"has no BOS, but config.json has bos_token_id {expected}: a prompt would begin without it"
-        return [Finding(WRONG, text, 'write "bos_token": "<s>" into tokenizer_config.json')]
-    if isinstance(expected, int) and bos not in (None, expected):
-        text = f"its BOS {tokenizer.bos_token} is {bos}, by config.json {expected}: another model's tokenizer?"
-        return [Finding(WRONG, text, FETCH)]
-    if settings.get("add_bos_token") is False and has_llama_pieces(tokenizer):
-        text = ("add_bos_token is false in tokenizer_config.json, and LLaMA was trained with BOS (this project adds it "
-                "all the same; other programs that open the folder do not)")  # fmt: skip
-        return [Finding(WRONG, text, 'write "add_bos_token": true')]
-    return []
+        found.append((text, "write null, or a special token of the vocabulary"))
+    text = f"{len(tokenizer):,} tokens; BOS {tokenizer.bos_token} = {bos}, EOS {tokenizer.eos_token} = {eos}, "
+    text += f"padding {tokenizer.pad_token}"
+    return [Finding(WRONG, *said) for said in found] or [Finding(OK, text)]
 
 
 def has_llama_pieces(tokenizer) -> bool:
@@ -136,12 +122,13 @@ def has_llama_pieces(tokenizer) -> bool:
 
 def check_template(context: Context) -> Finding | None:
     """model.conv_template is the form of conversation that this LLM was tuned on."""
-    template, name = context.template, context.config.model.conv_template
+    template, name = context.need("template"), context.config.model.conv_template
     if template is None or not context.llm_size[0]:
-        return of_error(context.errors["template"]) if "template" in context.errors else None
+        return None
     mark, like, why, do = family(context)
     marks = dict.fromkeys(re.findall(r"<\|[^|<>\s]+\|>", template.user + template.assistant + template.answer))
-    if split := [token for token in marks if len(context.ids(token)) != 1]:
+    encode = context.tokenizer.encode
+    if split := [token for token in marks if len(encode(token, add_special_tokens=False)) != 1]:
         text = f"{name}: the LLM has no token {some(split)}, so it was not tuned on this template"
         return Finding(WRONG, text, f"write {VICUNA_V0.name}" if mark == OK else OWN)
     if name != VICUNA_V0.name:
@@ -155,7 +142,7 @@ def family(context: Context) -> tuple[str, str, str, str]:
     """Which LLM this is: (mark for Vicuna v0's template, words after "this looks like", why, what to do).
 
     Vicuna v0 has one row more than LLaMA, for [PAD]. Raw LLaMA and Vicuna v1.1 have the same names, shapes and
-    vocabulary: only what their files say of themselves tells them apart.
+    vocabulary, so what their files say of themselves is shown.
     """
     tokenizer, config, rows = context.tokenizer, context.llm.model.config, context.llm_size[0]
     ids = tokenizer.get_vocab()
@@ -170,43 +157,23 @@ def family(context: Context) -> tuple[str, str, str, str]:
         why = f"{rows:,} rows, but {pieces:,} pieces and no {PAD} in the tokenizer"
         do = f"fetch added_tokens.json too; if the LLM was not tuned on {VICUNA_V0.assistant!r}, {OWN}"
         return LOOK, "Vicuna v0 without its added_tokens.json, or a LLaMA with tokens of its own", why, do
-    said, later = read_json(context.llm.path / "config.json")[0], "Vicuna v1.1 or later, not v0"
-    name, positions, made = str(said.get("_name_or_path", "")), said.get("max_position_embeddings", 0), _made(context)
-    for is_it, like, why in (
-        (is_delta(context.llm), "a delta of Vicuna v1.1 or later, not of v0", "its final norm is near 0"),
-        (made == "LLaMA", "raw LLaMA, not Vicuna", "prepare_vicuna.json says so"),
-        (made == "Vicuna v1.1 or later", later, "prepare_vicuna.json says so"),
-        ("vicuna" in name.lower(), later, f"config.json names {name!r}"),
-        ("USER:" in str(tokenizer.chat_template or ""), later, "its chat template has USER:"),
-        (positions >= 4096 or said.get("rms_norm_eps") == 1e-5, "Llama 2, or Vicuna v1.5 that was made from it",
-         f"{positions} positions"),
-        ("llama" in name.lower(), "raw LLaMA, not Vicuna", f"config.json names {name!r}"),
-        (True, "raw LLaMA, or Vicuna v1.1 or later; their files cannot be told apart", "nothing else is known"),
-    ):  # fmt: skip
-        if is_it:
-            return WRONG, like, f"{rows:,} rows, no {PAD}; {why}", VICUNA
-
-
-def _made(context: Context) -> str:
-    """What `minigpt4 prepare-vicuna` wrote down of the folder it made; empty for none."""
-    try:
-        return (read_record(context.llm.path) or {}).get("kind", "")
-    except UserError:
-        return ""
+    said = read_json(context.llm.path / "config.json")[0]
+    evidence = {key: said[key] for key in ("_name_or_path", "max_position_embeddings", "rms_norm_eps") if key in said}
+    made = read_record(context.llm.path)
+    evidence |= {"prepare_vicuna.json": made["kind"]} if made else {}
+    why = f"{rows:,} rows, no {PAD}; {', '.join(f'{key} {value}' for key, value in evidence.items())}"
+    return WRONG, "raw LLaMA, Llama 2, a delta, or Vicuna v1.1 or later", why, VICUNA
 
 
 def check_training_form(context: Context) -> list[Finding] | None:
     """A model can be built from the config, and training asks and ends an answer as the chat does."""
-    error = context.errors.get("model" if context.model is None else "", None)
-    if context.shapes is None:
-        error = error or context.errors["shapes"]
-    if error:
-        return [of_error(error)]
-    if context.model is None or context.template is None:
+    model = context.need("model")
+    context.need("shapes")
+    if model is None or context.template is None:
         return None
-    config = replace(context.config, model=context.model.config)
+    config = replace(context.config, model=model.config)
     found = training_form_problems(config, context.template)
-    count = len(context.model.prompt_list)
+    count = len(model.prompt_list)
     asked = f"{count} instructions, asked as the chat asks" if count else "captions without an instruction"
     text = f"a text ends with {config.model.end_sym!r}; {asked}"
     return [Finding(WRONG, *said, name=key) for key, said in found.items()] or [Finding(OK, text)]

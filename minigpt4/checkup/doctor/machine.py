@@ -11,7 +11,7 @@ import torch
 from ...common.identify import gigabytes
 from ...common.packages import installed_version, wanted_versions
 from .context import Context
-from .page import LOOK, OK, WRONG, Finding, of_error
+from .page import LOOK, OK, WRONG, Finding
 
 SHOWN = ("torch", "transformers", "timm", "tokenizers", "safetensors", "accelerate")  # what most problems are about
 ACTIVATIONS = 1.5e9  # bytes beside the weights in a chat: the cache of 2,000 tokens, one image, the CUDA context
@@ -19,10 +19,7 @@ ACTIVATIONS = 1.5e9  # bytes beside the weights in a chat: the cache of 2,000 to
 
 def check_versions(context: Context) -> Finding:
     """The packages that this project needs are installed, in the versions that were tested."""
-    python, again = (
-        f"Python {platform.python_version()}",
-        "run `pip install -c requirements.lock -e .` in the project's folder",
-    )
+    python = f"Python {platform.python_version()}"
     try:
         wanted = wanted_versions()
     except PackageNotFoundError:
@@ -32,6 +29,7 @@ def check_versions(context: Context) -> Finding:
     other = [f"{name} {here[name]} (tested: {want.specifier})" for name, want in wanted.items()
              if here[name] and not want.specifier.contains(here[name], prereleases=True)]  # fmt: skip
     if missing or other:
+        again = "run `pip install -c requirements.lock -e .` in the project's folder"
         return Finding(WRONG if missing else LOOK, f"{python}; {', '.join(missing + other)}", again)
     shown = ", ".join(f"{name} {here[name]}" for name in SHOWN if name in here)
     return Finding(OK, f"{python}, {shown}; all {len(wanted)} packages have the tested versions")
@@ -39,20 +37,17 @@ def check_versions(context: Context) -> Finding:
 
 def check_device(context: Context) -> Finding:
     """The device that the config or --device names is on this machine."""
-    if context.device is None:
-        return of_error(context.errors["device"])
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if context.device.type == "cuda":
+    device, count = context.need("device"), torch.cuda.device_count()
+    if device.type == "cuda":
         gpus = ", ".join(torch.cuda.get_device_properties(i).name for i in range(count))
-        return Finding(OK, f"{context.device}; GPUs: {gpus}; CUDA {torch.version.cuda}")
+        return Finding(OK, f"{device}; GPUs: {gpus}; CUDA {torch.version.cuda}")
     return Finding(OK, f"cpu, {os.cpu_count()} threads; {f'{count} GPUs not used' if count else 'no GPU'}")
 
 
 def check_precision(context: Context) -> Finding | None:
     """The keys of the config that set dtypes agree; shows the dtype that each part computes in."""
-    if "precision" in context.errors:
-        return of_error(context.errors["precision"])
-    return Finding(OK, str(context.precision)) if context.precision else None
+    precision = context.need("precision")
+    return precision and Finding(OK, str(precision))
 
 
 def check_memory(context: Context) -> Finding | None:
@@ -80,5 +75,6 @@ def check_disk(context: Context) -> Finding | None:
         return Finding(WRONG, f"{there} cannot be written to", "write another run.output_dir")
     free = shutil.disk_usage(there).free
     text = f"{gigabytes(free)} free for run.output_dir ({context.config.run.output_dir})"
-    do = "free some: a checkpoint with its resume file takes 50 MB and more" if free < 1e9 else ""
-    return Finding(LOOK if do else OK, text, do)
+    if free < 1e9:
+        return Finding(LOOK, text, "free some: a checkpoint with its resume file takes 50 MB and more")
+    return Finding(OK, text)

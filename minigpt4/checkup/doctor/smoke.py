@@ -11,7 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
-from ...common.errors import UserError
+import torch
+from PIL import Image
+
+from ...common.config import read_config
+from ...common.errors import CheckpointError, UserError
+from ...serve import build_chat
 from .page import LOOK, OK, WRONG, Finding
 
 QUESTION = "What colour is this picture? Answer in one sentence."
@@ -21,8 +26,8 @@ NEW_TOKENS = 40
 STARTING = 90  # seconds for Python and its imports, which are not the model's; a cold disk takes long
 
 
-def smoke(cfg_path: str, options: list[str], device: str, seconds: float, trained: bool) -> Finding:
-    """Ask, and judge how it went.
+def check_answer(cfg_path: str, options: list[str], device: str, seconds: float, trained: bool) -> Finding:
+    """The model answers a question about a red picture.
 
     Args:
         trained: the config names a checkpoint; without one the projection is random, and the answer means nothing.
@@ -32,13 +37,6 @@ def smoke(cfg_path: str, options: list[str], device: str, seconds: float, traine
 
 def answer(cfg_path: str, options: list[str], device: str) -> Iterator[tuple[str, object]]:
     """Build and ask; (what, value) for each thing that is done: start, built (seconds), text (so far), answer."""
-    import torch
-    from PIL import Image
-
-    from ...common.config import read_config
-    from ...common.errors import CheckpointError
-    from ...serve import build_chat
-
     yield "start", None
     began = time.monotonic()
     config, _ = read_config(cfg_path, options, mode="show")
@@ -110,28 +108,15 @@ def judge(seen: dict, seconds: float, trained: bool = True) -> Finding:
     if "answer" not in seen:
         return Finding(WRONG, built + seen.get("error", f"exit code {seen['code']}"))
     answer = seen["answer"]
-    text = f"{built}{answer['tokens']} tokens in {answer['seconds']:.1f} s. Asked {QUESTION!r} about a red one:\n"
-    text += f"{answer['text']!r}\n"
+    said = f"{built}{answer['tokens']} tokens in {answer['seconds']:.1f} s. Asked {QUESTION!r} about a red one:\n"
+    said += f"{answer['text']!r}\n"
     if not trained:
-        return Finding(OK, f"{text}without model.ckpt the projection is random: it runs, no more is known")
-    mark, why, do = _judge_answer(answer["text"], answer["hit_limit"])
-    return Finding(mark, text + why, do)
-
-
-def _judge_answer(text: str, hit_limit: bool) -> tuple[str, str, str]:
-    """(mark, why, what to do)."""
-    other = "is the LLM the one that the checkpoint was trained for?"
-    if "\ufffd" in text.rstrip("\ufffd"):  # at the end the limit may have cut a character
-        return LOOK, "bytes that are no text", other
-    if not any(c.isalnum() for c in text):
-        return LOOK, "no words", other
-    if hit_limit:
-        words = text.split()
-        repeats = len(words) > 8 and len(set(words)) < len(words) / 2
-        why = f"it {'repeats itself' if repeats else 'did not come to an end'} in {NEW_TOKENS} tokens; so do a model "
-        why += "after stage 1 alone, a raw LLaMA, and an LLM asked in another's chat template"
-        return LOOK, why, f"is it about the picture? If not: {other}"
-    if not RED.search(text):
-        why = "it does not say that the picture is red: it runs, but whether it sees is not known"
-        return LOOK, why, f"ask it about pictures of your own; if it is wrong there too: {other}"
-    return OK, "it names the colour; no more was checked", ""
+        return Finding(OK, f"{said}without model.ckpt the projection is random: it runs, no more is known")
+    if RED.search(answer["text"]) and not answer["hit_limit"]:
+        return Finding(OK, f"{said}it names the colour; no more was checked")
+    ended = (
+        f"it did not come to an end in {NEW_TOKENS} tokens" if answer["hit_limit"] else "it does not name the colour"
+    )
+    why = f"{ended}; so do a model after stage 1 alone, a raw LLaMA, and an LLM asked in another's chat template"
+    do = "ask it about your own pictures; if it is wrong there too: is the LLM the one that model.ckpt was trained for?"
+    return Finding(LOOK, said + why, do)

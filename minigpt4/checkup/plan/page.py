@@ -5,17 +5,40 @@ import json
 import math
 from dataclasses import replace
 
+from ... import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
 from ...common.config import load_config
 from ...common.errors import UserError
-from ...common.gpus import EFFICIENCY, GPUS, IMAGES_PER_SECOND, NETWORK, find_gpu
-from .predict import GIB, predict
-from .table import span, tables
+from ...common.gpus import EFFICIENCY, GPUS, IMAGES_PER_SECOND, NETWORK, find_gpu, roofline
+from .costs import next_token_work
+from .predict import (
+    GIB,
+    fits,
+    make_setup,
+    needed_memory,
+    predict,
+    training_time,
+    verdict,
+    what_fits,
+)
+from .setup import Setup
+from .shapes import LLMS
 
 PART_NAMES = {
     "visual_encoder": "ViT", "ln_vision": "norm", "query_tokens": "queries", "Qformer": "Q-Former",
     "llama_proj": "projection", "llama_model": "LLM",
 }  # fmt: skip
+TIMES = {
+    "loading": "loading it beside", "gathering": "gathering layers", "all_reduce": "summing gradients",
+    "optimizer": "AdamW",
+}  # fmt: skip
 BAR = 32  # characters for the memory of the whole device, or for what is needed where that is more
+# The tables of docs/plan.md
+STAGE1 = "train_configs/minigpt4_stage1_pretrain.yaml"
+STAGE2 = "train_configs/minigpt4_stage2_finetune.yaml"
+DEMO = "eval_configs/minigpt4_eval.yaml"
+STEPS_IN_PAPER = 400  # of stage 2
+DEVICES = ("3090-24g", "4090-24g", "a100-40g", "l40s-48g", "a100-80g", "h100-80g", "cpu")
+CHANGES = {"model.use_grad_checkpoint": "checkpointing", "model.low_resource": "8 bit"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +59,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; the exit code is 0 when it fits (or is tight), 1 when it does not."""
-    from ... import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
-
     if args.table:
         print(tables())
         return 0
@@ -60,23 +81,35 @@ def run(args: argparse.Namespace) -> int:
 
 def page(plan: dict) -> str:
     """What `predict` returned, as text."""
-    gpu, memory = plan["gpu"], plan["memory"]
+    gpu, memory, train = plan["gpu"], plan["memory"], plan["mode"] == "train"
+    fits = plan["verdict"] != "does not fit"
     where = f"{plan['devices']} x {gpu['title']}" if plan["devices"] > 1 else gpu["title"]
-    what = "training" if plan["mode"] == "train" else "chat"
-    lines = [f"{plan['config']}: {what} on {where}", "", *_headline(plan), ""]
-    lines += [f"Model ({plan['llm']})", f"  {'':27}{'parameters':>14}{'trained':>14}{'GiB':>8}"]
+    words = {"fits": "It fits", "tight": "It is tight", "does not fit": "It does not fit"}[plan["verdict"]]
+    lines = [f"{plan['config']}: {'training' if train else 'chat'} on {where}", ""]
+    lines.append(f"{words}: {memory['total'] / GIB:.1f} of {gpu['memory']:g} GiB on each device.")
+    if plan["verdict"] == "tight":
+        lines.append("Without the allocator's unused blocks it fits; it may run, or stop for want of memory.")
+    if not fits and not plan["ways"]:
+        more = "" if train else ", or model.device_map=auto"
+        lines.append("Smaller batches, use_grad_checkpoint and low_resource do not help: take a smaller LLM, or a")
+        lines.append(f"larger device{more}.")
+    if fits and train:
+        lines.append(f"It takes {span(plan['time']['total'])} for {plan['time']['steps']:,} steps.")
+    if fits and not train:
+        lines.append(f"At best {plan['tokens_per_second']:.3g} tokens a second.")
+    if train:
+        lines.append(f"The largest batch_size_train that fits: {plan['largest_batch'] or 'none'}.")
+    lines += ["", f"Model ({plan['llm']})", f"  {'':27}{'parameters':>14}{'trained':>14}{'GiB':>8}"]
     for name, part in plan["parts"].items():
         trained = f"{part['trained']:,}" if part["trained"] else "-"
         title = f"{PART_NAMES[name]} ({name})"
         lines.append(f"  {title:27}{part['parameters']:>14,}{trained:>14}{part['weights'] / GIB:>8.2f}")
     lines += ["", f"Memory of each device, of {gpu['memory']:g} GiB"]
-    bars = {name: size / GIB for name, size in memory.items()}
-    if plan["verdict"] == "does not fit":
-        bars["the device has"] = gpu["memory"]
+    bars = {name: size / GIB for name, size in memory.items()} | ({} if fits else {"the device has": gpu["memory"]})
     widest = max(bars["total"], gpu["memory"])
     for name, size in bars.items():
         lines.append(f"  {name:32}{size:>7.1f} GiB  {'#' * round(BAR * size / widest)}".rstrip())
-    if plan["mode"] == "train" and plan["verdict"] != "does not fit":
+    if train and fits:
         lines += ["", *_time_lines(plan)]
     if plan["ways"]:
         lines += ["", "What fits, the least change first"]
@@ -87,56 +120,107 @@ def page(plan: dict) -> str:
     return "\n".join([*lines, "", "Assumed", *(f"  - {line}" for line in _assumptions(plan))])
 
 
-def _headline(plan: dict) -> list[str]:
-    words = {"fits": "It fits", "tight": "It is tight", "does not fit": "It does not fit"}[plan["verdict"]]
-    lines = [f"{words}: {plan['memory']['total'] / GIB:.1f} of {plan['gpu']['memory']:g} GiB on each device."]
-    if plan["verdict"] == "tight":
-        lines.append("Without the allocator's unused blocks it fits; it may run, or stop for want of memory.")
-    if plan["verdict"] == "does not fit" and not plan["ways"]:
-        more = ", or model.device_map=auto" if plan["mode"] == "chat" else ""
-        lines.append("Smaller batches, use_grad_checkpoint and low_resource do not help: take a smaller LLM, or a")
-        lines.append(f"larger device{more}.")
-    fits = plan["verdict"] != "does not fit"
-    if plan["mode"] == "chat":
-        return [*lines, f"At best {plan['tokens_per_second']:.3g} tokens a second."] if fits else lines
-    if fits:
-        lines.append(f"It takes {span(plan['time']['total'])} for {plan['time']['steps']:,} steps.")
-    return [*lines, f"The largest batch_size_train that fits: {plan['largest_batch'] or 'none'}."]
-
-
 def _time_lines(plan: dict) -> list[str]:
     time = plan["time"]
     work = f"{plan['flops'] / 1e12:.4g} TFLOP, {plan['bytes'] / 1e9:.4g} GB moved"
-    slower = {"loading": ": more run.num_workers", "gathering": ""}
-    notes = {k: f"  <- slower than the device{v}" if time[k] > time["compute"] else "" for k, v in slower.items()}
-    gathering = f"  gathering layers     {span(time['gathering']):>8}{notes['gathering']}"
-    return [
+    lines = [
         f"One step, {plan['samples']} samples: {span(time['step'])}",
         f"  {time['batches']} x batch of {plan['batch']:<6} {span(time['compute']):>8}   {work}",
-        f"  loading it beside    {span(time['loading']):>8}{notes['loading']}",
-        *([gathering] if time["gathering"] else []),
-        f"  summing gradients    {span(time['all_reduce']):>8}",
-        f"  AdamW                {span(time['optimizer']):>8}",
     ]
+    remedies = {"loading": ": more run.num_workers", "gathering": ""}
+    for key, title in TIMES.items():
+        if time[key] or key != "gathering":  # FSDP's
+            slow = key in remedies and time[key] > time["compute"]
+            lines.append(
+                f"  {title:21}{span(time[key]):>8}" + (f"  <- slower than the device{remedies[key]}" if slow else "")
+            )
+    return lines
 
 
 def _assumptions(plan: dict) -> list[str]:
-    gpu, train = plan["gpu"], plan["mode"] == "train"
-    lines = [
-        f"{plan['tokens']} text tokens a row, padding included (--tokens)" if train else
-        f"one chat that grows to {plan['context']} tokens before the last answer",
-        f"{gpu['title']}: {gpu['tflops16']:g} TFLOP/s in 16 bit, {gpu['tflops32']:g} in fp32, "
-        f"{gpu['bandwidth']:g} GB/s ({gpu['source']}); {EFFICIENCY:.0%} of these peaks are reached",
+    gpu, train, features = plan["gpu"], plan["mode"] == "train", plan.get("features")
+    tflops = f"{gpu['tflops16']:g} TFLOP/s in 16 bit, {gpu['tflops32']:g} in fp32, {gpu['bandwidth']:g} GB/s"
+    speed = NETWORK if plan["nodes"] > 1 else gpu["link"]
+    lines = {
+        f"{plan.get('tokens')} text tokens a row, padding included (--tokens)": train,
+        f"one chat that grows to {plan.get('context')} tokens before the last answer": not train,
+        f"{gpu['title']}: {tflops} ({gpu['source']}); {EFFICIENCY:.0%} of these peaks are reached": True,
+        f"gradients, and the layers that FSDP gathers, move at {speed:g} GB/s, one direction":
+            train and plan["devices"] > 1,
+        "features (build_info.features) stand for the images: the ViT does not run, loading takes no time":
+            features == "all",
+        f"a loader process makes {IMAGES_PER_SECOND} images a second, while the device computes":
+            train and features != "all",
+        "every batch is of images, though some datasets have features (build_info.features)": features == "some",
+        "converting between the LLM's low-bit weights and 16 bit costs time that is not counted": plan["bits"] < 16,
+    }  # fmt: skip
+    return [line for line, holds in lines.items() if holds]
+
+
+# -- the tables of docs/plan.md --------------------------------------------------------------------------------------
+
+
+def tables() -> str:
+    """Return everything between the marks of docs/plan.md."""
+    lines = ["### The original, as it ran", *paper_table()]
+    for llm in reversed(LLMS):
+        head = ["", "stage 1 on 4", "stage 2 on 1", "demo", "demo in 8 bit"]
+        lines += ["", f"### {llm}, this implementation", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        stage1, stage2, demo = (make_setup(path, llm, GPUS["cpu"]) for path in (STAGE1, STAGE2, DEMO))
+        for gpu in map(GPUS.get, DEVICES):
+            first, second = replace(stage1, gpu=gpu, nproc=4), replace(stage2, gpu=gpu)
+            cells = [gpu.title, training_cell(first), training_cell(second)]
+            cells += [chat_cell(replace(demo, gpu=gpu).changed({"model.low_resource": low})) for low in (False, True)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def paper_table() -> list[str]:
+    """The reported figures, and ours for the original's code. Reported GB are read as 10^9 bytes."""
+    a100 = GPUS["a100-80g"]
+    first = make_setup(STAGE1, "vicuna-13b", a100, 4, original=True)
+    second = replace(first, config=make_setup(STAGE2, "vicuna-13b", a100).config, nproc=1)
+    rows = [
+        ("stage 1: 20,000 steps of 256 on 4 A100-80GB", 10, training_time(first)["total"] / 3600, "h"),
+        (f"stage 2: {STEPS_IN_PAPER} steps of 12 on 1 A100-80GB, as the paper says", 7,
+         STEPS_IN_PAPER * training_time(second)["step"] / 60, "min"),
+        ("memory of stage 1, batch 64", 70, needed_memory(first, "train")["total"] / 1e9, "GB"),
     ]  # fmt: skip
-    if plan["devices"] > 1 and train:
-        speed = NETWORK if plan["nodes"] > 1 else gpu["link"]
-        lines.append(f"gradients, and the layers that FSDP gathers, move at {speed:g} GB/s, one direction")
-    if train and plan["features"] == "all":
-        lines.append("features (build_info.features) stand for the images: the ViT does not run, loading takes no time")
-    elif train:
-        lines.append(f"a loader process makes {IMAGES_PER_SECOND} images a second, while the device computes")
-    if train and plan["features"] == "some":
-        lines.append("every batch is of images, though some datasets have features (build_info.features)")
-    if plan["bits"] < 16:
-        lines.append("converting between the LLM's low-bit weights and 16 bit costs time that is not counted")
+    for llm, reported in (("vicuna-13b", 23), ("vicuna-7b", 11.5)):
+        demo = needed_memory(make_setup(DEMO, llm, a100, original=True), "chat")
+        rows.append((f"memory of the demo in 8 bit, {llm}", reported, demo["total"] / 1e9, "GB"))
+    lines = ["| | reported | planned | planned / reported |", "|---|---|---|---|"]
+    for what, reported, planned, unit in rows:
+        lines.append(f"| {what} | {reported:g} {unit} | {planned:.1f} {unit} | {planned / reported:.2f} |")
     return lines
+
+
+def training_cell(setup: Setup) -> str:
+    """Batch, memory and time of the config, or of the least change that fits."""
+    options, fitting = ({}, setup) if fits(setup) else next(what_fits(setup), ({}, None))
+    if fitting is None:
+        return "no"
+    times = f" x {fitting.config.run.accum_grad_iters}" if fitting.config.run.accum_grad_iters > 1 else ""
+    how = ", ".join([f"batch {fitting.batch}{times}", *(text for key, text in CHANGES.items() if key in options)])
+    memory = needed_memory(fitting, "train")["total"] / GIB
+    return f"{how}: {memory:.1f} GiB, {span(training_time(fitting)['total'])}"
+
+
+def chat_cell(setup: Setup) -> str:
+    """Memory of the longest chat, and its tokens a second at best."""
+    memory = needed_memory(setup, "chat")
+    size, word = f"{memory['total'] / GIB:.1f} GiB", verdict(memory, setup.gpu)
+    if word == "does not fit":
+        return f"no: {size}"
+    rate = 1 / roofline(next_token_work(setup), setup.gpu)
+    return f"{size}{', tight' * (word == 'tight')}; {rate:.{0 if rate >= 10 else 1}f} tokens/s"
+
+
+def span(seconds: float) -> str:
+    """36,000 -> "10.0 h"; 420 -> "7.0 min"; 40 -> "40 s"; 0.0123 -> "12 ms"."""
+    for unit, size, least in (("days", 86400, 48 * 3600), ("h", 3600, 5400), ("min", 60, 90)):
+        if seconds >= least:
+            return f"{seconds / size:.1f} {unit}"
+    if seconds >= 1:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{1000 * seconds:.0f} ms" if seconds >= 1e-3 else "under 1 ms" if seconds else "0 s"

@@ -56,10 +56,8 @@ def predict(
             way = {"options": options, "memory": needed_memory(fitting, mode)["total"]}
             plan["ways"].append(way | ({"seconds": training_time(fitting)["total"]} if mode == "train" else {}))
     if mode == "chat":
-        return plan | {
-            "context": longest_context(setup)[0],
-            "tokens_per_second": 1 / roofline(next_token_work(setup), device),
-        }
+        rate = 1 / roofline(next_token_work(setup), device)
+        return plan | {"context": longest_context(setup)[0], "tokens_per_second": rate}
     work = [*training_work(setup)]
     return plan | {
         "features": setup.features,

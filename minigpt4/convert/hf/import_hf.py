@@ -4,26 +4,23 @@ DIR gets `eva_vit_g.pth`, `blip2_qformer.pth`, `checkpoint_0.pth`, the folder `l
 them. Every weight is bit for bit the folder's.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import yaml
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerFast
+from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationConfig
 
-from ...common.checkpoint import atomic_save, read_state, save_weights
+from ...common.checkpoint import atomic_save, load_exact, named_tensors, read_state, save_weights
 from ...common.errors import CheckpointError
 from ...models.eva_vit import EVA_CLIP_G
-from ..sharded import WeightFile, check_shapes, read_json, weight_paths, write_json
+from ..sharded import read_json, weight_files, write_json
 from . import wide as hf_wide
 from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, OWN_SETTINGS, to_published
+from .text import plain_tokenizer
 from .whole_folder import whole_folder
 
 LLM = "language_model."
@@ -40,19 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     folder, out = Path(args.folder), Path(args.out)
     config = read_config(folder)
-    with torch.device("meta"):
-        model = Blip2ForConditionalGeneration(config)
-    files = weight_files(folder, model, config)
     with whole_folder(out) as partial:
-        vision = dict(write_llm(files, model, config, partial / "llama"))
-        vision = to_published(narrowed(vision, folder, config).items())
-        split = {"visual_encoder.": {}, "llama_proj.": {}, "": {}}
-        for name, tensor in vision.items():
-            split[next(prefix for prefix in split if name.startswith(prefix))][name] = tensor
-        vit = {name.removeprefix("visual_encoder."): tensor for name, tensor in split["visual_encoder."].items()}
+        others = write_llm(folder, config, partial / "llama")
+        if (width := config.minigpt4.get("vision_width")) is not None:
+            others = {name: hf_wide.narrow(name, tensor, width) for name, tensor in others.items()}
+            others |= read_state(folder / NORMS_FILE)
+        vit, projection, qformer = {}, {}, {}
+        for name, tensor in to_published(others).items():
+            if name.startswith("visual_encoder."):
+                vit[name.removeprefix("visual_encoder.")] = tensor
+            else:
+                (projection if name.startswith("llama_proj.") else qformer)[name] = tensor
         atomic_save(vit, partial / "eva_vit_g.pth")
-        atomic_save({"model": split[""]}, partial / "blip2_qformer.pth")
-        atomic_save({"model": split["llama_proj."]}, partial / "checkpoint_0.pth")
+        atomic_save({"model": qformer}, partial / "blip2_qformer.pth")
+        atomic_save({"model": projection}, partial / "checkpoint_0.pth")
         write_tokenizer(folder, config, partial / "llama")
         write_yaml(folder, config, out.absolute(), partial)
     print(f"{out}: the published files; chat with `python demo.py --cfg-path {out / 'minigpt4.yaml'}`")
@@ -69,68 +67,47 @@ def read_config(folder: Path) -> Blip2Config:
     return config
 
 
-def weight_files(folder: Path, model: Blip2ForConditionalGeneration, config: Blip2Config) -> list[WeightFile]:
-    """The folder's weight files. Raises CheckpointError unless they hold the weights of `model`."""
-    files = [WeightFile(path) for path in weight_paths(folder)]
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.text_config.tie_word_embeddings:
-        for name in model.language_model._tied_weights_keys or ():
-            wanted.pop(f"{LLM}{name}", None)
-    check_shapes({name: shape for file in files for name, shape in file.shapes.items()}, wanted, str(folder))
-    return files
+def write_llm(folder: Path, config: Blip2Config, out: Path) -> dict[str, Tensor]:
+    """Write the LLM's folder shard by shard, without the row of the image token. Returns the other weights.
 
-
-def write_llm(
-    files: list[WeightFile], model: Blip2ForConditionalGeneration, config: Blip2Config, out: Path
-) -> Iterator[tuple[str, Tensor]]:
-    """Write the LLM's folder shard by shard, and yield the other weights (name, tensor) on the way."""
-    out.mkdir()
-    llm, rows = model.language_model, config.minigpt4["llm_vocab_size"]
+    Raises:
+        CheckpointError: a weight is missing or of another shape.
+    """
+    files, text, rows = weight_files(folder), config.text_config, config.minigpt4["llm_vocab_size"]
+    with torch.device("meta"):
+        model = Blip2ForConditionalGeneration(config)
+    targets, llm = named_tensors(model), model.language_model
     ends = {id(llm.get_input_embeddings().weight), id(llm.get_output_embeddings().weight)}
-    vocabulary = {LLM + name for name, tensor in llm.state_dict(keep_vars=True).items() if id(tensor) in ends}
-    holding = [file for file in files if any(name.startswith(LLM) for name in file.shapes)]
-    weight_map = {}
+    vocabulary = {name for name, tensor in targets.items() if id(tensor) in ends}
+    required = {name for name in targets if not (text.tie_word_embeddings and name.endswith("lm_head.weight"))}
+    found = {name: tensor for file in files for name, tensor in file.tensors.items()}
+    load_exact(dict(targets), found, folder, required=required, device="meta")
+    out.mkdir()
+    others, weight_map = {}, {}
     for file in files:
         shard = {}
-        for name in file.shapes:
-            tensor = file.read(name)
-            if not name.startswith(LLM):
-                yield name, tensor
-            else:  # without the row of the image token
+        for name in file.tensors:
+            tensor = file.value(name)
+            if name.startswith(LLM):
                 shard[name.removeprefix(LLM)] = tensor[:rows] if name in vocabulary else tensor
+            else:
+                others[name] = tensor
         if shard:
-            number = f"-{holding.index(file) + 1:05}-of-{len(holding):05}" if len(holding) > 1 else ""
-            saved = f"model{number}.safetensors"
-            save_weights(shard, out / saved)
-            weight_map |= dict.fromkeys(shard, saved)
-    if len(holding) > 1:
+            save_weights(shard, out / file.path.name)
+            weight_map |= dict.fromkeys(shard, file.path.name)
+    if len(files) > 1:
         write_json({"metadata": {}, "weight_map": weight_map}, out / INDEX_FILE)
-    text = config.text_config
     text.vocab_size = rows
     text.save_pretrained(out)
     GenerationConfig.from_dict(config.minigpt4["llm_generation"]).save_pretrained(out)
-
-
-def narrowed(state: dict[str, Tensor], folder: Path, config: Blip2Config) -> dict[str, Tensor]:
-    """The vision weights in the plain layout; a wide tower (wide.py) is narrowed."""
-    width = config.minigpt4.get("vision_width")
-    if width is None:
-        return state
-    plain = {k: hf_wide.narrow(k, v, width).clone() if hf_wide.concerns(k) else v for k, v in state.items()}
-    return plain | read_state(folder / NORMS_FILE)
+    return others
 
 
 def write_tokenizer(folder: Path, config: Blip2Config, out: Path) -> None:
     """Write the tokenizer without the image token, with the LLM's own chat template."""
     data = read_json(folder / "tokenizer.json")
     data["added_tokens"] = [token for token in data["added_tokens"] if token["content"] != IMAGE_TOKEN]
-    options = read_json(folder / "tokenizer_config.json")
-    names = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(data)),
-        clean_up_tokenization_spaces=False,
-        **{name: options[name] for name in names if options.get(name)},
-    )
+    tokenizer = plain_tokenizer(json.dumps(data), read_json(folder / "tokenizer_config.json"))
     tokenizer.chat_template = config.minigpt4["llm_chat_template"]
     tokenizer.save_pretrained(out)
     if (folder / "tokenizer.model").is_file():
@@ -139,35 +116,33 @@ def write_tokenizer(folder: Path, config: Blip2Config, out: Path) -> None:
 
 def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> None:
     """Write minigpt4.yaml for demo.py and for training; its paths are those of the finished folder."""
-    settings, vision, qformer = config.minigpt4, config.vision_config, config.qformer_config
-    width = settings.get("vision_width", vision.hidden_size)
-    heads = vision.num_attention_heads - ("vision_width" in settings)
+    settings, vision = config.minigpt4, config.vision_config
+    width, ratio = settings.get("vision_width", vision.hidden_size), EVA_CLIP_G["mlp_ratio"]
+    if int(width * ratio) != vision.intermediate_size:  # timm rounds down
+        ratio = round((vision.intermediate_size + 0.5) / width, 6)
     vit = {
         "patch_size": vision.patch_size,
         "embed_dim": width,
         "depth": vision.num_hidden_layers,
-        "num_heads": heads,
-        "mlp_ratio": round((vision.intermediate_size + 0.5) / width, 6),  # timm rounds ratio * width down
+        "num_heads": vision.num_attention_heads - ("vision_width" in settings),
+        "mlp_ratio": ratio,
         "qkv_bias": vision.qkv_bias,
     }
-    same = int(EVA_CLIP_G["embed_dim"] * EVA_CLIP_G["mlp_ratio"]) == vision.intermediate_size
-    if all(vit[k] == EVA_CLIP_G[k] for k in vit if k != "mlp_ratio") and same:
-        vit = {}
     pixels = read_json(folder / "processor_config.json")["image_processor"]
-    seen = {"name": "blip2_image_eval", "image_size": pixels["image_size"]}
-    seen |= {"mean": pixels["image_mean"], "std": pixels["image_std"]}
     model = {
         "arch": "mini_gpt4",
         "image_size": vision.image_size,
         "vit_model": "eva_clip_g",
-        "vit_kwargs": vit,
+        "vit_kwargs": {key: value for key, value in vit.items() if value != EVA_CLIP_G[key]},
         "vit_ckpt": str(out / "eva_vit_g.pth"),
         "num_query_token": config.num_query_tokens,
         "q_former_model": str(out / "blip2_qformer.pth"),
-        "qformer_kwargs": {key: getattr(qformer, key) for key in QFORMER_SIZES},
+        "qformer_kwargs": {key: getattr(config.qformer_config, key) for key in QFORMER_SIZES},
         "llama_model": str(out / "llama"),
         "ckpt": str(out / "checkpoint_0.pth"),
     } | {key: settings[key] for key in OWN_SETTINGS if key in settings}
+    seen = {"name": "blip2_image_eval", "image_size": pixels["image_size"]}
+    seen |= {"mean": pixels["image_mean"], "std": pixels["image_std"]}
     data = {"model": model, "datasets": {"cc_sbu_align": {"vis_processor": {"train": seen}}}}
     head = f"# Written by `minigpt4 import-hf` from {folder.name}. The paths are those of this folder.\n"
     (partial / "minigpt4.yaml").write_text(head + yaml.safe_dump(data, sort_keys=False, allow_unicode=True))

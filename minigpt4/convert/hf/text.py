@@ -1,12 +1,8 @@
 """Write the files around the weights: processor, tokenizer, chat template, generation options, model card."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 
 from tokenizers import AddedToken, Tokenizer
 from torch import nn
@@ -24,53 +20,23 @@ from .layout import IMAGE_TOKEN
 
 FILES = Path(__file__).parent / "files"
 
-# Sentences of the model card
-ROW_NEW = "Its row is new, a copy of row 0, and `suppress_tokens` prevents it from being generated."
-ROW_FREE = "Its row was not used by the tokenizer."
-EPS_PLAIN = (
-    "`post_layernorm` had epsilon 1e-5 in training. BLIP-2 has one value for all vision norms, here the ViT's 1e-6, "
-    "a relative change of its output of at most {} (on black, grey, white and noise)."
-)
-EPS_WIDE = (
-    "The vision tower is one attention head wider than the original's, with zeros. Its output varies so little that "
-    "BLIP-2's one epsilon for all vision norms would be a relative error of up to {}; the wider form is exact."
-)
 
-
-@dataclass(frozen=True)
-class Facts:
-    """Facts for the model card that are not in config.json."""
-
-    name: str
-    parameters: int
-    dtypes: str
-    plain_error: float  # relative error of ln_vision in the plain layout
-    wide: bool
-    row_added: bool
-    checked: str = "Nothing was compared (--no-check)."
-
-
-def write_processor(model: nn.Module, pixels: dict, folder: Path) -> MiniGPT4Processor:
-    """Write the processor, its code, the tokenizer and the chat template.
-
-    Args:
-        pixels: image_size, image_mean, image_std.
-    """
+def write_processor(model: nn.Module, vis_processor, folder: Path) -> MiniGPT4Processor:
+    """Write the processor, its code, the tokenizer and the chat template."""
     conversation = conversation_of(model.config.conv_template, model.tokenizer)
-    template = chat_template(conversation)
-    tokenizer = image_tokenizer(model.tokenizer)
-    tokenizer.chat_template = template
+    resize, *_, normalize = vis_processor.transform.transforms
     MiniGPT4ImageProcessor.register_for_auto_class()
     MiniGPT4Processor.register_for_auto_class()
     processor = MiniGPT4Processor(
-        MiniGPT4ImageProcessor(**pixels),
-        tokenizer,
+        MiniGPT4ImageProcessor(resize.size[0], normalize.mean, normalize.std),
+        image_tokenizer(model.tokenizer),
         num_query_tokens=model.query_tokens.shape[1],
         stop=conversation.stop,
         keep_after=conversation.keep_after,
         drop_leading_ids=conversation.drop_leading_ids,
-        chat_template=template,
+        chat_template=chat_template(conversation),
     )
+    processor.tokenizer.chat_template = processor.chat_template
     processor.save_pretrained(folder)
     spiece = Path(resolve_path(model.config.llama_model)) / "tokenizer.model"
     if spiece.is_file():  # for other programs; transformers reads tokenizer.json
@@ -79,24 +45,27 @@ def write_processor(model: nn.Module, pixels: dict, folder: Path) -> MiniGPT4Pro
 
 
 def image_tokenizer(tokenizer) -> PreTrainedTokenizerFast:
-    """A copy of the tokenizer with the image token; it pads on the left, for generation.
-
-    Its class is the plain one, which reads tokenizer.json unchanged. LlamaTokenizer would replace our corrected rules
-    for spaces with its own.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
+    """A copy of the tokenizer with the image token; it pads on the left, for generation."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
         raise ConfigError(f"export-hf: {type(tokenizer).__name__} cannot be written as tokenizer.json")
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    found = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(backend.to_str()),
-        padding_side="left",
-        model_max_length=tokenizer.model_max_length,
-        clean_up_tokenization_spaces=False,
-        **{name: getattr(tokenizer, name) for name in names if getattr(tokenizer, name)},
-    )
+    options = {name: getattr(tokenizer, name) for name in TOKENIZER_OPTIONS}
+    found = plain_tokenizer(tokenizer.backend_tokenizer.to_str(), options, padding_side="left")
     found.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     return found
+
+
+TOKENIZER_OPTIONS = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length")
+
+
+def plain_tokenizer(tokenizer_json: str, options: dict, **more) -> PreTrainedTokenizerFast:
+    """A tokenizer of the plain class, which reads tokenizer.json unchanged. LlamaTokenizer would replace our corrected
+    rules for spaces with its own."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer_json),
+        clean_up_tokenization_spaces=False,
+        **{name: options[name] for name in TOKENIZER_OPTIONS if options.get(name)},
+        **more,
+    )
 
 
 def chat_template(conversation: Conversation) -> str:
@@ -105,18 +74,16 @@ def chat_template(conversation: Conversation) -> str:
     def literal(text: str) -> str:
         return "{{- " + json.dumps(text) + " }}" if text else ""
 
-    def around(text: str, inner: str) -> str:
+    def around(text: str) -> str:
         before, after = text.split("{text}")
-        return literal(before) + inner + literal(after)
+        return literal(before) + "{{- say(message['content']) }}" + literal(after)
 
     image = IMAGE_BEFORE + IMAGE_TOKEN + IMAGE_AFTER
-    system = literal(conversation.system)
+    system, others = literal(conversation.system), "{%- else %}"
     if system:
         own = "{%- if messages and messages[0]['role'] == 'system' %}{{- say(messages[0]['content']) }}{%- else %}"
         system = own + system + "{%- endif %}"
         others = "{%- elif not (message['role'] == 'system' and loop.first) %}"
-    else:
-        others = "{%- else %}"
     return "\n".join(
         [
             "{%- macro say(content) %}{%- if content is string %}{{- content }}{%- else %}"
@@ -124,10 +91,10 @@ def chat_template(conversation: Conversation) -> str:
             "{{- part['text'] }}{%- endif %}{%- endfor %}{%- endif %}{%- endmacro %}",
             system,
             "{%- for message in messages %}",
-            "{%- if message['role'] == 'user' %}" + around(conversation.user, "{{- say(message['content']) }}"),
+            "{%- if message['role'] == 'user' %}" + around(conversation.user),
             "{%- elif message['role'] == 'assistant' %}"
             + literal(conversation.past or conversation.assistant)
-            + around(conversation.answer, "{{- say(message['content']) }}"),
+            + around(conversation.answer),
             others + "{{- raise_exception('this model knows no message of the role ' + message['role']) }}",
             "{%- endif %}{%- endfor %}",
             "{%- if add_generation_prompt %}" + literal(conversation.assistant) + "{%- endif %}",
@@ -135,22 +102,19 @@ def chat_template(conversation: Conversation) -> str:
     )
 
 
-def write_generation_config(model: nn.Module, processor: MiniGPT4Processor, folder: Path, image_id: int | None) -> None:
-    """Write generation_config.json: the chat's options and all ids and strings that end an answer.
-
-    Args:
-        image_id: the image token's id if its row is new, so that it is never generated; else None.
-    """
+def write_generation_config(model: nn.Module, processor: MiniGPT4Processor, config: Blip2Config, folder: Path) -> None:
+    """Write generation_config.json: the chat's options and all ids and strings that end an answer."""
     tokenizer, chat = processor.tokenizer, Decoding(temperature=model.config.temperature)
     vocabulary = tokenizer.get_vocab()
     # Programs without the tokenizer cannot use stop strings, so those of one token are ids too.
     spelled = {vocabulary[piece] for mark in processor.stop for piece in (mark, "▁" + mark) if piece in vocabulary}
+    row_added = config.text_config.vocab_size > config.minigpt4["llm_vocab_size"]
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(end_ids(model.llama_model, model.tokenizer) | spelled),
         pad_token_id=tokenizer.pad_token_id,
         stop_strings=processor.stop,
-        suppress_tokens=None if image_id is None else [image_id],
+        suppress_tokens=[config.image_token_index] if row_added else None,
         do_sample=True,
         temperature=chat.temperature,
         top_p=chat.top_p,
@@ -159,36 +123,22 @@ def write_generation_config(model: nn.Module, processor: MiniGPT4Processor, fold
     ).save_pretrained(folder)
 
 
-def write_model_card(config: Config, hf: Blip2Config, facts: Facts, folder: Path) -> None:
+def write_model_card(config: Config, hf_config: Blip2Config, folder: Path, **notes) -> None:
     """Write README.md, which model hubs show."""
-    options = GenerationConfig.from_pretrained(folder)
-    values = {
-        "name": facts.name,
-        "cfg_path": Path(config.path).name,
-        "usage": (FILES / "usage.py.txt").read_text().strip(),
-        "vision_layers": hf.vision_config.num_hidden_layers,
-        "vision_width": hf.minigpt4.get("vision_width", hf.vision_config.hidden_size),
-        "queries": hf.num_query_tokens,
-        "llm_type": hf.text_config.model_type,
-        "llm_layers": hf.text_config.num_hidden_layers,
-        "llm_width": hf.text_config.hidden_size,
-        "parameters": f"{facts.parameters:,}",
-        "dtypes": facts.dtypes,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "top_k": options.top_k,
-        "stop": ", ".join(f"`{mark}`" for mark in options.stop_strings),
-        "vit_ckpt": _file(config.model.vit_ckpt),
-        "q_former_model": _file(config.model.q_former_model),
-        "ckpt": _file(config.model.ckpt),
-        "llama_model": _file(config.model.llama_model),
-        "image_token_id": hf.image_token_index,
-        "row_note": ROW_NEW if facts.row_added else ROW_FREE,
-        "eps_note": (EPS_WIDE if facts.wide else EPS_PLAIN).format(f"{facts.plain_error:.0e}"),
-        "checked": facts.checked,
-    }
-    (folder / "README.md").write_text(Template((FILES / "model_card.md").read_text()).substitute(values))
-
-
-def _file(path: str | None) -> str:
-    return Path(path).name if path else "random numbers"
+    options, paths = GenerationConfig.from_pretrained(folder), config.model
+    files = {key: getattr(paths, key) for key in ("vit_ckpt", "q_former_model", "ckpt", "llama_model")}
+    card = (
+        (FILES / "model_card.md")
+        .read_text()
+        .format(
+            hf=hf_config,
+            vision_width=hf_config.minigpt4.get("vision_width", hf_config.vision_config.hidden_size),
+            options=options,
+            stop=", ".join(f"`{mark}`" for mark in options.stop_strings),
+            cfg_path=Path(config.path).name,
+            usage=(FILES / "usage.py.txt").read_text().strip(),
+            **{key: Path(path).name if path else "random numbers" for key, path in files.items()},
+            **notes,
+        )
+    )
+    (folder / "README.md").write_text(card)

@@ -13,13 +13,23 @@ Nothing reads the new channels: the columns that would are zeros. In exact arith
 """
 
 import math
+import re
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 INNER_EPS, LN_VISION_EPS = 1e-6, 1e-5
-NORMS = (".layer_norm1.", ".layer_norm2.", "vision_model.post_layernorm.")
+# (names, axis of the channels that the layer writes, axes of those that it reads); qkv is cut into its three parts.
+CHANNELS = (
+    (r"^vision_model\..*(class|position)_embedding$", 2, ()),
+    (r"^vision_model\..*(patch_embedding|fc2|projection\.bias)", 0, ()),
+    (r"^vision_model\..*projection\.weight$", 0, (1,)),
+    (r"^vision_model\..*qkv\.weight$", None, (1, 2)),
+    (r"^vision_model\..*(qkv\.bias)$", None, (1,)),
+    (r"^vision_model\..*fc1\.weight$|^qformer\..*\.crossattention\.attention\.(key|value)\.weight$", None, (1,)),
+    (r"^vision_model\..*layer_?norm", None, (0,)),
+)
 
 
 def plain_error(variance: float) -> float:
@@ -27,70 +37,40 @@ def plain_error(variance: float) -> float:
     return math.sqrt((variance + LN_VISION_EPS) / (variance + INNER_EPS)) - 1
 
 
-def is_norm(name: str) -> bool:
-    return name.startswith("vision_model.") and any(part in name for part in NORMS)
+def is_norm_weight(name: str) -> bool:
+    return bool(re.search(r"^vision_model\..*layer_?norm\d?\.weight$", name))
 
 
-def _wide(name: str, tensor: Tensor, width: int, more: int, last_layer: int) -> Tensor:
-    """The wide form of one tensor of the plain layout: `more` channels are added to `width`."""
-
-    def mean_rows(t: Tensor) -> Tensor:  # the rows are channels of the residual stream
-        mean = t.double().mean(0, keepdim=True).to(t.dtype)
-        return torch.cat([t, mean.expand(more, *t.shape[1:])])
-
-    if name.endswith(("class_embedding", "position_embedding")):  # (1, N, D)
-        return mean_rows(tensor.movedim(2, 0)).movedim(0, 2)
-    if is_norm(name):
-        scale = math.sqrt(width / (width + more)) if name.endswith("weight") else 1
-        return F.pad((tensor.double() * scale).to(tensor.dtype), (0, more))
-    if ".qkv." in name:
-        apart = tensor.unflatten(0, (3, width))
-        padding = (0, more) if tensor.ndim == 1 else (0, more, 0, more)
-        return F.pad(apart, padding).flatten(0, 1)
-    if ".fc1.weight" in name or name.startswith("qformer."):
-        return F.pad(tensor, (0, more))
-    if ".fc1.bias" in name:
-        return tensor
-    if ".projection.weight" in name:
-        tensor = F.pad(tensor, (0, more))  # nothing uses the new head's output
-    tensor = mean_rows(tensor)  # patch_embedding, projection, fc2
-    if name == f"vision_model.encoder.layers.{last_layer}.mlp.fc2.bias":
-        c = math.sqrt((LN_VISION_EPS - INNER_EPS) * width / 2)
-        tensor[width] += c
-        tensor[width + 1] -= c
-    return tensor
-
-
-def concerns(name: str) -> bool:
-    """Whether this tensor differs in the wide form."""
-    reads_vision = ".crossattention.attention.key.weight", ".crossattention.attention.value.weight"
-    return name.startswith("vision_model.") or (name.startswith("qformer.") and name.endswith(reads_vision))
+def _axes(name: str) -> tuple[int | None, tuple[int, ...]]:
+    return next(((written, read) for names, written, read in CHANNELS if re.search(names, name)), (None, ()))
 
 
 def widen(state: dict[str, Tensor], vision: dict) -> tuple[dict[str, Tensor], dict]:
     """The tensors and the vision config of the wide form, from those of the plain layout."""
     width, heads, depth = vision["hidden_size"], vision["num_attention_heads"], vision["num_hidden_layers"]
     more = width // heads
-    wide = {k: _wide(k, v, width, more, depth - 1) if concerns(k) else v for k, v in state.items()}
-    changed = {
-        "hidden_size": width + more,
-        "num_attention_heads": heads + 1,
-        "layer_norm_eps": INNER_EPS * width / (width + more),
-    }
-    return wide, vision | changed
+    wide = {}
+    for name, tensor in state.items():
+        written, read = _axes(name)
+        if is_norm_weight(name):
+            tensor = (tensor.double() * math.sqrt(width / (width + more))).to(tensor.dtype)
+        tensor = tensor.unflatten(0, (3, width)) if ".qkv." in name else tensor
+        for axis in read:
+            tensor = F.pad(tensor.movedim(axis, -1), (0, more)).movedim(-1, axis)
+        if written is not None:
+            mean = tensor.double().mean(written, keepdim=True).to(tensor.dtype)
+            tensor = torch.cat([tensor, mean.repeat_interleave(more, written)], written)
+        wide[name] = tensor.flatten(0, 1) if ".qkv." in name else tensor
+    last = wide[f"vision_model.encoder.layers.{depth - 1}.mlp.fc2.bias"]
+    last[width : width + 2] += math.sqrt((LN_VISION_EPS - INNER_EPS) * width / 2) * torch.tensor([1, -1])
+    epsilon = INNER_EPS * width / (width + more)
+    return wide, vision | {"hidden_size": width + more, "num_attention_heads": heads + 1, "layer_norm_eps": epsilon}
 
 
 def narrow(name: str, tensor: Tensor, width: int) -> Tensor:
     """The plain form of a wide tensor, except norm weights: those are kept in a file of their own."""
-    if name.endswith(("class_embedding", "position_embedding")):
-        return tensor[..., :width]
-    if ".qkv." in name:
-        apart = tensor.unflatten(0, (3, -1))[:, :width]
-        return (apart if tensor.ndim == 1 else apart[:, :, :width]).flatten(0, 1)
-    if ".fc1.weight" in name or name.startswith("qformer."):
-        return tensor[:, :width]
-    if ".fc1.bias" in name:
-        return tensor
-    if ".projection.weight" in name:
-        return tensor[:width, :width]
-    return tensor[:width]
+    written, read = _axes(name)
+    tensor = tensor.unflatten(0, (3, -1)) if ".qkv." in name else tensor
+    for axis in (*read, *([] if written is None else [written])):
+        tensor = tensor.narrow(axis, 0, width)
+    return (tensor.flatten(0, 1) if ".qkv." in name else tensor).clone()

@@ -7,15 +7,17 @@ Source: facebookresearch/llama's model.py (ColumnParallelLinear splits rows, Row
 columns), and transformers' convert_llama_weights_to_hf.py.
 """
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
+from ...common.checkpoint import load_exact
 from ...common.errors import CheckpointError, some
-from ..sharded import WeightFile, check_shapes, read_json, weight_paths
+from ...models.llm import create_llm
+from ..sharded import read_json, weight_file, weight_files
 
 # Meta's name -> (transformers' name, the axis along which it is split over the files; None: each file has all of it).
 IN_LAYER = {
@@ -30,63 +32,34 @@ IN_LAYER = {
     "ffn_norm": ("post_attention_layernorm", None),
 }
 OUTSIDE = {"tok_embeddings": ("model.embed_tokens", 1), "norm": ("model.norm", None), "output": ("lm_head", 0)}
+STRUCTURE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads")
 MODEL_SIZES = {4096: "7B", 5120: "13B", 6656: "30B", 8192: "65B"}
 
 
-@dataclass(frozen=True)
-class LlamaSizes:
-    """The values of a LLaMA's config.json that determine its weights and its computation."""
+def is_published(sizes: LlamaConfig) -> bool:
+    """Whether this is one of Meta's sizes. Checks of typical values apply to these only."""
+    return sizes.hidden_size in MODEL_SIZES
 
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's name in transformers and its shape, in the order of the forward pass."""
-        d, f = self.hidden_size, self.intermediate_size
-        kv = d // self.num_attention_heads * self.num_key_value_heads
-        layer = {
-            "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d),
-            "self_attn.o_proj": (d, d), "mlp.gate_proj": (f, d), "mlp.up_proj": (f, d), "mlp.down_proj": (d, f),
-            "input_layernorm": (d,), "post_attention_layernorm": (d,),
-        }  # fmt: skip
-        return {
-            "model.embed_tokens.weight": (self.vocab_size, d),
-            **{f"model.layers.{i}.{n}.weight": s for i in range(self.num_hidden_layers) for n, s in layer.items()},
-            "model.norm.weight": (d,),
-            "lm_head.weight": (self.vocab_size, d),
-        }
+def describe(sizes: LlamaConfig) -> str:
+    """E.g. `13B: width 5120, 40 layers, vocabulary 32,001`."""
+    name = f"{MODEL_SIZES[sizes.hidden_size]}: " if is_published(sizes) else ""
+    return f"{name}width {sizes.hidden_size}, {sizes.num_hidden_layers} layers, vocabulary {sizes.vocab_size:,}"
 
-    @property
-    def published(self) -> bool:
-        """Whether this is one of Meta's sizes. Checks of typical values apply to these only."""
-        return self.hidden_size in MODEL_SIZES
 
-    def __str__(self) -> str:
-        name = f"{MODEL_SIZES[self.hidden_size]}: " if self.published else ""
-        return f"{name}width {self.hidden_size}, {self.num_hidden_layers} layers, vocabulary {self.vocab_size:,}"
+def weights_of(sizes: LlamaConfig, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """Every weight by its name in transformers, on the meta device, in the order of the forward pass."""
+    return dict(create_llm(sizes, dtype).named_parameters())
 
-    def config(self, dtype: torch.dtype, bos: int, eos: int, pad: int | None) -> dict[str, Any]:
-        """The content of config.json, with keys that old and new versions of transformers read."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            **asdict(self),
-            "hidden_act": "silu",
-            "initializer_range": 0.02,
-            "bos_token_id": bos,
-            "eos_token_id": eos,
-            "pad_token_id": pad,
-            "tie_word_embeddings": False,
-            "torch_dtype": str(dtype).removeprefix("torch."),
-            "use_cache": True,
-        }
+
+def config_json(sizes: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """config.json of a LLaMA, with keys that old and new versions of transformers read."""
+    keys = (*STRUCTURE, "vocab_size", "rms_norm_eps", "max_position_embeddings")
+    return {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", **{key: getattr(sizes, key) for key in keys},
+        "rope_theta": sizes.rope_parameters["rope_theta"], "hidden_act": "silu", "initializer_range": 0.02,
+        "tie_word_embeddings": False, "torch_dtype": str(dtype).removeprefix("torch."), "use_cache": True,
+    }  # fmt: skip
 
 
 class MetaLlama:
@@ -97,57 +70,51 @@ class MetaLlama:
     """
 
     def __init__(self, folder: Path):
-        params = read_json(folder / "params.json")
-        paths = sorted(folder.glob("consolidated.*.pth"))
-        if not (folder / "consolidated.00.pth").is_file():
+        self.folder, params = folder, read_json(folder / "params.json")
+        here = sorted(path.name for path in folder.glob("consolidated.*.pth"))
+        if "consolidated.00.pth" not in here:
             raise CheckpointError(f"{folder}: has params.json, but no consolidated.00.pth; copy it here")
         if params.get("use_scaled_rope"):
             raise CheckpointError(f"{folder}: Llama 3, whose rotary embedding is another; LLaMA 1 or 2 is needed")
-        self.folder = folder
-        first = WeightFile(folder / "consolidated.00.pth")
+        first = weight_file(folder / "consolidated.00.pth")
         try:
+            shapes = {name: tensor.shape for name, tensor in first.tensors.items()}
             width, heads = params["dim"], params["n_heads"]
-            count = width // first.shapes["layers.0.attention.wq.weight"][0]
-            inner = first.shapes["layers.0.feed_forward.w1.weight"][0] * count
-            vocab = first.shapes["tok_embeddings.weight"][0]
-            layers, eps = params["n_layers"], params["norm_eps"]
-        except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+            count = width // shapes["layers.0.attention.wq.weight"][0]
+            self.dtype = first.tensors["norm.weight"].dtype
+            self.sizes = LlamaConfig(
+                hidden_size=width, intermediate_size=shapes["layers.0.feed_forward.w1.weight"][0] * count,
+                num_hidden_layers=params["n_layers"], num_attention_heads=heads,
+                num_key_value_heads=params.get("n_kv_heads") or heads, vocab_size=shapes["tok_embeddings.weight"][0],
+                rms_norm_eps=params["norm_eps"], rope_theta=params.get("rope_theta", 10000.0),
+                # Not in params.json: LLaMA 1 is fp16 and reads 2,048 tokens, Llama 2 is bf16 and reads 4,096.
+                max_position_embeddings=4096 if self.dtype == torch.bfloat16 else 2048,
+            )  # fmt: skip
+        except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: params.json and consolidated.00.pth are no LLaMA: {error}") from None
-        wanted = [folder / f"consolidated.{i:02}.pth" for i in range(count)]
-        if missing := [path.name for path in wanted if path not in paths]:
-            raise CheckpointError(f"{folder}: this model has {count} files, and {some(missing)} is missing")
-        if extra := [path.name for path in paths if path not in wanted]:
-            raise CheckpointError(f"{folder}: this model has {count} files; {some(extra)} is of another one")
-        self.files = [first, *map(WeightFile, wanted[1:])]
-        self.dtype = first.read("norm.weight").dtype
-        self.sizes = LlamaSizes(
-            hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-            num_key_value_heads=params.get("n_kv_heads") or heads, vocab_size=vocab, rms_norm_eps=eps,
-            rope_theta=params.get("rope_theta", 10000.0),
-            # Not in params.json: LLaMA 1 is fp16 and reads 2,048 tokens, Llama 2 is bf16 and reads 4,096.
-            max_position_embeddings=4096 if self.dtype == torch.bfloat16 else 2048,
-        )  # fmt: skip
-        names = {f"{old}.weight": (f"{new}.weight", axis) for old, (new, axis) in OUTSIDE.items()}
-        for i in range(layers):
+        names = [f"consolidated.{i:02}.pth" for i in range(count)]
+        if here != names:
+            missing, others = some(set(names) - set(here)) or "none", some(set(here) - set(names)) or "none"
+            raise CheckpointError(f"{folder}: this model has {count} files; missing: {missing}; of another: {others}")
+        self.files = [first, *(weight_file(folder / name) for name in names[1:])]
+        origin = {f"{new}.weight": (f"{old}.weight", axis) for old, (new, axis) in OUTSIDE.items()}
+        for i in range(params["n_layers"]):
             for old, (new, axis) in IN_LAYER.items():
-                names[f"layers.{i}.{old}.weight"] = (f"model.layers.{i}.{new}.weight", axis)
-        self._origin = {new: (old, axis) for old, (new, axis) in names.items()}
-        expected = {}
-        for new, shape in self.sizes.shapes().items():
-            old, axis = self._origin[new]
-            expected[old] = tuple(size // count if i == axis else size for i, size in enumerate(shape))
+                origin[f"model.layers.{i}.{new}.weight"] = (f"layers.{i}.{old}.weight", axis)
+        self._origin, parts = origin, {}
+        for name, tensor in weights_of(self.sizes).items():
+            old, axis = origin[name]
+            parts[old] = tensor if axis is None else tensor.chunk(count, axis)[0]
         for file in self.files:
             # rope.freqs are the rotary frequencies, which transformers computes itself.
-            shapes = {name: shape for name, shape in file.shapes.items() if not name.endswith("rope.freqs")}
-            check_shapes(shapes, expected, f"{file.path} (one of {count} files, by params.json)")
+            load_exact(dict(parts), file.tensors, file.path, ignore=lambda name: "rope.freqs" in name, device="meta")
 
     def read(self, name: str) -> Tensor:
         """The tensor by its name in transformers, joined over the files, with transformers' order of rows."""
         old, axis = self._origin[name]
         if axis is None:
-            return self.files[0].read(old)
-        parts = [file.read(old) for file in self.files]
-        whole = torch.cat(parts, dim=axis) if len(parts) > 1 else parts[0]
+            return self.files[0].value(old)
+        whole = torch.cat([file.value(old) for file in self.files], dim=axis)
         if name.endswith("q_proj.weight"):
             return _permute_rotary(whole, self.sizes.num_attention_heads)
         if name.endswith("k_proj.weight"):
@@ -163,31 +130,20 @@ class TransformersLlama:
     """
 
     def __init__(self, folder: Path):
-        config = read_json(folder / "config.json")
-        if config.get("model_type") != "llama":
-            raise CheckpointError(f"{folder}: config.json says model_type {config.get('model_type')!r}, not 'llama'")
-        self.folder, self.config = folder, config
-        try:
-            heads = config["num_attention_heads"]
-            rope = config.get("rope_parameters") or {}
-            self.sizes = LlamaSizes(
-                **{k: config[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")},
-                num_attention_heads=heads, num_key_value_heads=config.get("num_key_value_heads") or heads,
-                rms_norm_eps=config["rms_norm_eps"],
-                rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-                max_position_embeddings=config.get("max_position_embeddings", 2048),
-            )  # fmt: skip
-        except KeyError as error:
-            raise CheckpointError(f"{folder}: config.json has no {error}") from None
-        self.files = [WeightFile(path) for path in weight_paths(folder)]
-        self._place = {name: file for file in self.files for name in file.shapes}
-        shapes = {name: file.shapes[name] for name, file in self._place.items()}
-        check_shapes(shapes, self.sizes.shapes(), f"{folder} (by its config.json)")
-        self.dtype = self.read("model.norm.weight").dtype
+        self.folder, self.config = folder, read_json(folder / "config.json")
+        if self.config.get("model_type") != "llama":
+            found = self.config.get("model_type")
+            raise CheckpointError(f"{folder}: config.json says model_type {found!r}, not 'llama'")
+        self.sizes = LlamaConfig.from_dict(self.config)
+        self.files = weight_files(folder)
+        self._place = {name: file for file in self.files for name in file.tensors}
+        found = {name: file.tensors[name] for name, file in self._place.items()}
+        load_exact(weights_of(self.sizes), found, folder, device="meta")
+        self.dtype = found["model.norm.weight"].dtype
 
     def read(self, name: str) -> Tensor:
         """The tensor by its name. Do not write to it."""
-        return self._place[name].read(name)
+        return self._place[name].value(name)
 
 
 Llama = MetaLlama | TransformersLlama
@@ -203,11 +159,9 @@ def open_llama(folder: Path) -> Llama:
         return TransformersLlama(folder)
     if (folder / "params.json").is_file():
         return MetaLlama(folder)
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
-    below = sorted(path.parent.name for path in folder.glob("*/params.json"))
-    hint = f"; write one of its folders: {', '.join(str(folder / name) for name in below)}" if below else ""
-    raise CheckpointError(f"{folder}: has neither config.json (transformers) nor params.json (Meta){hint}")
+    below = sorted(str(path.parent) for path in folder.glob("*/params.json"))
+    hint = f"; write one of its folders: {', '.join(below)}" if below else ""
+    raise CheckpointError(f"{folder}: there is neither config.json (transformers) nor params.json (Meta){hint}")
 
 
 def _permute_rotary(weight: Tensor, heads: int) -> Tensor:

@@ -1,15 +1,15 @@
 """Find the tokenizer of a LLaMA or Vicuna folder, write it as Vicuna's publishers did, and check it."""
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
+from sentencepiece import SentencePieceProcessor
 
-from ...common.checkpoint import atomic_save
 from ...common.errors import CheckpointError
+from ...common.identify import DOWNLOAD_AGAIN, identify
 from ...models.llm import load_tokenizer
-from ..sharded import write_json
+from ..sharded import read_json, write_json
 
 PAD = "[PAD]"  # the token that Vicuna v0 has and LLaMA has not
 LLAMA_PIECES = 32000
@@ -30,73 +30,55 @@ def find_tokenizer(folders: list[Path]) -> Path:
         found += [place / "tokenizer.model" for place in places if (place / "tokenizer.model").is_file()][:1]
     if not found:
         raise CheckpointError(f"{folders[-1]}: tokenizer.model is missing; copy it there (500 KB, it comes with LLaMA)")
-    lists = [[p.id_to_piece(i) for i in range(p.get_piece_size())] for p in map(_pieces, found)]
-    if lists[0] != lists[-1]:
+    first, last = read_pieces(found[0]), read_pieces(found[-1])
+    if first.id_to_piece(list(range(len(first)))) != last.id_to_piece(list(range(len(last)))):
         raise CheckpointError(f"{found[0]} and {found[-1]} hold other tokens: the folders do not belong together")
-    if faults := _not_llamas(_pieces(found[0])):
+    if faults := _not_llamas(first):
         raise CheckpointError(f"{found[0]}: not LLaMA's tokenizer: {faults[0]}")
     return found[0]
 
 
-def piece_count(path: Path) -> int:
-    """How many tokens a tokenizer.model has."""
-    return _pieces(path).get_piece_size()
+def read_pieces(path: Path) -> SentencePieceProcessor:
+    """A tokenizer.model; its `len` is the number of tokens."""
+    try:
+        return SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError):
+        facts = identify(path)
+        raise CheckpointError(
+            f"{path}: not LLaMA's tokenizer (a sentencepiece model), but {facts.describe()}; "
+            f"{DOWNLOAD_AGAIN.get(facts.kind, 'copy the one that comes with LLaMA')}"
+        ) from None
 
 
-def _not_llamas(pieces: sentencepiece.SentencePieceProcessor) -> list[str]:
+def _not_llamas(pieces: SentencePieceProcessor) -> list[str]:
     """Differences between a tokenizer of LLaMA's size and LLaMA's own; other sizes are not compared."""
-    known = LLAMA_IDS if pieces.get_piece_size() == LLAMA_PIECES else {}
+    known = LLAMA_IDS if len(pieces) == LLAMA_PIECES else {}
     read = {text: pieces.encode(text) for text in known}
     return [f"{text!r} is {read[text]}, in LLaMA's {ids}" for text, ids in known.items() if read[text] != ids]
 
 
-def _pieces(path: Path) -> sentencepiece.SentencePieceProcessor:
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (OSError, RuntimeError):
-        if path.read_bytes()[:23] == b"version https://git-lfs":
-            raise CheckpointError(f"{path}: a git-lfs pointer; fetch the real file with `git lfs pull`") from None
-        raise CheckpointError(f"{path}: not LLaMA's tokenizer (a sentencepiece model)") from None
-
-
-def special_tokens(folder: Path) -> dict[str, str]:
+def special_tokens(folder: Path, pieces: SentencePieceProcessor) -> dict[str, str]:
     """bos, eos and unk of the folder's special_tokens_map.json; LLaMA's own where it names none.
 
     FastChat keeps the delta's tokens too. Early conversions of LLaMA wrote empty strings.
-    """
-    named: dict[str, Any] = {}
-    if (folder / "special_tokens_map.json").is_file():
-        try:
-            named = json.loads((folder / "special_tokens_map.json").read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise CheckpointError(f"{folder}/special_tokens_map.json: not JSON: {error}") from None
-    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    for key in tokens:
-        token = named.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
-        tokens[key] = token or tokens[key]
-    return tokens
-
-
-def special_ids(model: Path, specials: dict[str, str], with_pad: bool) -> dict[str, int | None]:
-    """Ids of bos, eos and pad; [PAD] comes after the last piece, as in Vicuna v0.
 
     Raises:
         CheckpointError: a special token is not in the vocabulary.
     """
-    pieces = _pieces(model)
-    ids: dict[str, int | None] = {"pad": pieces.get_piece_size() if with_pad else None}
-    for key in ("bos", "eos"):
-        token = specials[f"{key}_token"]
-        ids[key] = pieces.piece_to_id(token)
-        if pieces.id_to_piece(ids[key]) != token:
-            raise CheckpointError(f"special_tokens_map.json: {key}_token {token!r} is not in {model}")
-    return ids
+    file = folder / "special_tokens_map.json"
+    named = read_json(file) if file.is_file() else {}
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    for key in tokens:
+        token = named.get(key)
+        tokens[key] = (token.get("content") if isinstance(token, dict) else token) or tokens[key]
+        if pieces.id_to_piece(pieces.piece_to_id(tokens[key])) != tokens[key]:
+            raise CheckpointError(f"{file}: {key} {tokens[key]!r} is not in the vocabulary of tokenizer.model")
+    return tokens
 
 
 def write_tokenizer(model: Path, out: Path, specials: dict[str, str], pad: int | None) -> None:
     """Write tokenizer.model and the files beside it. `pad` is the id of [PAD]; None without that token."""
-    atomic_save(model.read_bytes(), out / "tokenizer.model", lambda data, path: Path(path).write_bytes(data))
+    shutil.copy(model, out / "tokenizer.model")
     if pad is not None:
         specials = {**specials, "pad_token": PAD}
         write_json({PAD: pad}, out / "added_tokens.json")
@@ -116,24 +98,24 @@ def check_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[str, list[str
     Returns:
         one line that describes the tokenizer, and a list of faults.
     """
-    pieces = _pieces(folder / "tokenizer.model")
-    size, vocab = pieces.get_piece_size(), config["vocab_size"]
-    faults = []
-    if vocab not in (size, size + 1):
-        faults.append(f"tokenizer.model has {size:,} pieces, config.json a vocabulary of {vocab:,}")
-    tokenizer = load_tokenizer(str(folder), PAD if vocab == size + 1 else None)
+    pieces = read_pieces(folder / "tokenizer.model")
+    has_pad = config["vocab_size"] == len(pieces) + 1
+    faults = _not_llamas(pieces)
+    if not has_pad and config["vocab_size"] != len(pieces):
+        faults.append(
+            f"tokenizer.model has {len(pieces):,} pieces, config.json a vocabulary of {config['vocab_size']:,}"
+        )
+    tokenizer = load_tokenizer(str(folder), PAD if has_pad else None)
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    stated = config["bos_token_id"], config["eos_token_id"]
-    if (bos, eos) != stated:
-        faults.append(f"BOS and EOS are {bos} and {eos}, in config.json {stated[0]} and {stated[1]}")
-    if vocab == size + 1 and pad != size:
-        faults.append(f"{PAD} is {pad}, not {size}")
+    if (bos, eos) != (config["bos_token_id"], config["eos_token_id"]):
+        stated = f"{config['bos_token_id']} and {config['eos_token_id']}"
+        faults.append(f"BOS and EOS are {bos} and {eos}, in config.json {stated}")
+    if has_pad and pad != len(pieces):
+        faults.append(f"{PAD} is {pad}, not {len(pieces)}")
     for text in PROBES:
         ids, expected = tokenizer(text).input_ids, [bos, *pieces.encode(text)]
         if ids != expected:
             faults.append(f"{text!r} is read as {ids}, by sentencepiece as {expected}")
-    faults += _not_llamas(pieces)
     separator = tokenizer("###", add_special_tokens=False).input_ids
-    of_pad = f", {PAD} = {pad}" if vocab == size + 1 else ""
-    names = f"BOS {tokenizer.bos_token} = {bos}, EOS {tokenizer.eos_token} = {eos}{of_pad}"
-    return f"{size:,} pieces, {names}, '###' = {separator}", faults
+    names = f"BOS {tokenizer.bos_token} = {bos}, EOS {tokenizer.eos_token} = {eos}" + f", {PAD} = {pad}" * has_pad
+    return f"{len(pieces):,} pieces, {names}, '###' = {separator}", faults

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from ...common.errors import CheckpointError, some
 from ...common.logger import quiet_transformers
 from ...models.llm import load_tokenizer
-from ..sharded import damaged_tensors
-from .llama_meta import TransformersLlama
+from ..sharded import damaged_tensors, read_json
+from .llama_meta import TransformersLlama, describe, is_published, weights_of
 from .tokenizer import check_tokenizer
 
 INDEX = "model.safetensors.index.json"
@@ -29,20 +29,8 @@ NEW_TOKENS = 8
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The content of prepare_vicuna.json: the inputs and the files' checksums; None when there is no such file.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if not {"kind", "files", "inputs"} <= set(record):
-            raise ValueError("keys are missing")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{folder / RECORD}: damaged ({error}); delete {folder} and make it again") from None
-    return record
+    """The content of prepare_vicuna.json: the inputs and the files' checksums; None when there is no such file."""
+    return read_json(folder / RECORD) if (folder / RECORD).is_file() else None
 
 
 def verify(folder: Path) -> int:
@@ -51,51 +39,40 @@ def verify(folder: Path) -> int:
     Raises:
         CheckpointError: not made by prepare-vicuna, not finished, or unreadable.
     """
-    if (record := read_record(folder)) is None:
+    record = read_record(folder)
+    if record is None:
         raise CheckpointError(f"{folder}: has no {RECORD}: it was not made by prepare-vicuna")
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: is not finished; run the command it was begun with again: it goes on")
-    if lost := [name for name in record["files"] if not (folder / name).is_file()]:
+    lost = [name for name in (*record["files"], "config.json") if not (folder / name).is_file()]
+    if lost:
         raise CheckpointError(
-            f"{folder}: {some(lost)} is gone; run the command that made it again: it mends the folder"
+            f"{folder}: is not finished: {some(lost)} is missing; run the command that made it again: it goes on"
         )
     llama = TransformersLlama(folder)
-    print(f"\n{folder}: {record['kind']}\n  {llama.sizes}")
-    shapes = llama.sizes.shapes()
-    print(f"  shapes      {len(shapes)} tensors, each as a LLaMA of these sizes has it", flush=True)
-    faults = _check_sums(folder, record, set(shapes))
-    line, found = check_tokenizer(folder, llama.config)
+    print(f"\n{folder}: {record['kind']}\n  {describe(llama.sizes)}")
+    known = {name: sums["crc32"] for file in record["files"].values() for name, sums in file.items()}
+    expected = weights_of(llama.sizes)
+    print(f"  shapes      {len(expected)} tensors, each as a LLaMA of these sizes has it", flush=True)
+    damaged = [name for file, sums in record["files"].items() for name in damaged_tensors(folder / file, sums)]
+    digest = hashlib.sha256(json.dumps(sorted(known.items())).encode()).hexdigest()[:16]
+    print(f"  checksums   {len(known) - len(damaged)} of {len(known)} right; all together {digest}", flush=True)
+    line, faults = check_tokenizer(folder, llama.config)
     print(f"  tokenizer   {line}")
-    faults += [f"tokenizer: {fault}" for fault in found]
+    faults = [f"tokenizer: {fault}" for fault in faults]
+    if damaged:
+        again = "run the command that made them again"
+        faults.append(f"{len(damaged)} tensors are not what was written: {some(damaged)}; {again}")
     if not faults:
         print("  reading the weights once per token, from the disk: this can take minutes", flush=True)
         loss, answer = speak(folder, PROMPTS[record["kind"]])
         chance = math.log(llama.sizes.vocab_size)
         print(f"  English     {loss:.2f} nats a token (chance is {chance:.2f}; a LLaMA that is right: under 4)")
         print(f"  greedy      {PROMPTS[record['kind']]!r} -> {answer!r}")
-        if llama.sizes.published and loss > chance / 2:
+        if is_published(llama.sizes) and loss > chance / 2:
             faults.append("it does not know English: LLaMA and the delta fit by their shapes only; get both again")
     for fault in faults:
         print(f"  WRONG: {fault}")
-    print("  all checks passed" if not faults else "  FAILED")
+    print("  FAILED" if faults else "  all checks passed")
     return 1 if faults else 0
-
-
-def _check_sums(folder: Path, record: dict[str, Any], names: set[str]) -> list[str]:
-    known = {name: sums for file in record["files"].values() for name, sums in file.items()}
-    damaged = [name for file, sums in record["files"].items() for name in damaged_tensors(folder / file, sums)]
-    faults = []
-    if damaged:
-        faults.append(
-            f"{len(damaged)} tensors are not what was written: {some(damaged)}; run the command that made them again"
-        )
-    if missing := sorted(names - set(known)):
-        faults.append(f"{RECORD} has no checksum of {some(missing)}")
-    digest = hashlib.sha256(json.dumps([[n, known[n]["crc32"]] for n in sorted(known)]).encode()).hexdigest()[:16]
-    total = sum(known[n]["sum"] for n in sorted(known))
-    good = len(known) - len(damaged)
-    print(f"  checksums   {good} of {len(known)} right; all together {digest}, sum {total:.4f}", flush=True)
-    return faults
 
 
 @torch.no_grad()

@@ -109,15 +109,9 @@ class MiniGPT4Processor(ProcessorMixin):
     """
 
     def __init__(
-        self,
-        image_processor,
-        tokenizer,
-        num_query_tokens: int = 32,
-        stop=("###",),
-        keep_after: str = "",
-        drop_leading_ids=(),
-        chat_template=None,
-    ):
+        self, image_processor, tokenizer, num_query_tokens: int = 32, stop=("###",), keep_after: str = "",
+        drop_leading_ids=(), chat_template=None,
+    ):  # fmt: skip
         self.image_token = "<ImageHere>"
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         self.num_query_tokens = num_query_tokens
@@ -146,16 +140,8 @@ class MiniGPT4Processor(ProcessorMixin):
         places = sum(prompt.count(self.image_token) for prompt in prompts)
         if places != len(images):
             raise ValueError(f"the text has {self.image_token} {places} times, but there are {len(images)} images")
-        rows = [self.prompt_ids(prompt) for prompt in prompts]
-        length = max(map(len, rows))
-        left = (padding_side or self.tokenizer.padding_side) == "left"
-        ids, mask = [], []
-        for row in rows:
-            empty = length - len(row)
-            filling, ones, zeros = [self.tokenizer.pad_token_id] * empty, [1] * len(row), [0] * empty
-            ids.append(filling + row if left else row + filling)
-            mask.append(zeros + ones if left else ones + zeros)
-        data = {"input_ids": ids, "attention_mask": mask}
+        rows = [{"input_ids": self.prompt_ids(prompt)} for prompt in prompts]
+        data = dict(self.tokenizer.pad(rows, padding_side=padding_side))
         if images:
             data["pixel_values"] = self.image_processor(images, return_tensors="np")["pixel_values"]
         return BatchFeature(data, tensor_type=return_tensors)
