@@ -1,26 +1,21 @@
-"""What can be wrong with data, and trying reads again.
+"""What can be wrong with data, and how long a failed read is tried again.
 
-`bad_samples.jsonl` and `minigpt4 data check` name a fault by its class. docs/data-faults.md tells what happens then.
+`bad_samples.jsonl` and `minigpt4 data check` name a fault by its class. docs/data-faults.md says what happens then.
 """
 
 import errno
 import http.client
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Sequence
 from time import sleep
-from typing import TypeVar
 
 from ..common.logger import log
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before each further try after a fault of the storage or the network
 SHOWN = 120  # characters of a wrong value that a message shows
 TRANSIENT = {
-    getattr(errno, name)
-    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EREMOTEIO", "ENOLINK", "ECONNRESET", "ECONNABORTED",
-                 "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EPIPE")
-    if hasattr(errno, name)
+    errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH
 }  # fmt: skip
-Answer = TypeVar("Answer")
 
 
 class SampleFault(ValueError):
@@ -72,7 +67,7 @@ class PipeFailed(OSError):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether the same read may succeed later: an NFS error, a lost connection, a busy server."""
+    """Whether the same read may succeed later: an NFS error, a lost connection, a busy server."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 425, 429) or error.code >= 500
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
@@ -82,38 +77,24 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
-def storage_fault(error: Exception) -> SampleFault:
-    """Return the fault to report for an error of the file system or the network."""
+def pause_after(error: Exception, attempt: int, where: str, pauses: Sequence[float] = PAUSES) -> SampleFault | None:
+    """Sleep, and return None, when the same read is to be tried again; else return the fault to report.
+
+    Args:
+        error: of the file system or the network.
+        attempt: number of the read that failed, from 0.
+        where: the file, for the log.
+    """
+    if is_transient(error) and attempt < len(pauses):
+        log.warning("%s: %s; trying again in %g s", where, short(str(error)), pauses[attempt])
+        sleep(pauses[attempt])
+        return None
     if isinstance(error, FileNotFoundError) or getattr(error, "code", None) in (404, 410):
         return MissingFile("no such file" if error.strerror else short(str(error)))
-    tries = f" ({len(PAUSES) + 1} tries)" if is_transient(error) else ""
+    tries = f" ({attempt + 1} tries)" if is_transient(error) else ""
     return Unreadable(f"{type(error).__name__} {short(str(error))}{tries}")
 
 
-def wait_before(attempt: int, where: str, error: Exception) -> None:
-    """Log a failed try and sleep before the next one. `attempt` is its number, from 0."""
-    log.warning("%s: %s; trying again in %g s", where, short(str(error)), PAUSES[attempt])
-    sleep(PAUSES[attempt])
-
-
-def with_retries(read: Callable[[], Answer], where: str) -> Answer:
-    """Return `read()`; try it again after each transient error.
-
-    Args:
-        where: the file, for the log.
-    Raises:
-        SampleFault: the last try failed too, or the error is not transient.
-    """
-    for attempt in range(len(PAUSES) + 1):
-        try:
-            return read()
-        except OSError as error:
-            if attempt == len(PAUSES) or not is_transient(error):
-                raise storage_fault(error) from None
-            wait_before(attempt, where, error)
-    raise AssertionError
-
-
 def short(text: str) -> str:
-    """Return at most SHOWN characters of a text; wrong data may be of any length."""
+    """At most SHOWN characters of a text; wrong data may be of any length."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"

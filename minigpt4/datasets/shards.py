@@ -17,15 +17,14 @@ PATIENCE = 20  # shards in a row that stay unreadable, after which the next ones
 
 
 class ShardSource:
-    """Shards drawn at random with replacement, without end; their samples shuffled in blocks of 1,000.
+    """Shards drawn at random with replacement, without end; their samples are shuffled in blocks of 1,000.
 
-    Drawing with replacement is the original's sampling (webdataset's ResampledShards): with millions of images an epoch
-    is a number of steps, not a pass. Blocks instead of a sliding buffer make the place in the data three numbers.
+    Drawing with replacement is the original's sampling (webdataset's ResampledShards). With blocks instead of a sliding
+    buffer, the position in the data is three numbers.
 
     Args:
-        urls: shards, local or remote (`shard_files.open_shard`).
+        urls: shards, local or remote; `cache` is a folder that keeps remote ones.
         vis_processor, text_processor: PIL image -> (3, H, W); caption -> text.
-        cache: folder that keeps remote shards.
     """
 
     def __init__(
@@ -55,13 +54,13 @@ class ShardSource:
         """(draw, place after the sample in its shard, where, raw), from sample `offset` of the `draw`-th shard on."""
         failed = 0
         while True:
-            url, fault = self.urls[random.Random(seed_of("shard", seed, stream, draw)).randrange(len(self.urls))], None
+            url = random.Random(seed_of("shard", seed, stream, draw)).choice(self.urls)
+            raw = None
             items = read_shard(url, self.cache, PAUSES if failed < PATIENCE else ())
             for place, (where, raw) in enumerate(items, start=1):
-                fault = raw
                 if place > offset:
                     yield draw, place, where, raw
-            failed = failed + 1 if isinstance(fault, Unreadable) else 0
+            failed = failed + 1 if isinstance(raw, Unreadable) else 0
             draw, offset = draw + 1, 0
 
     def decode(self, raw: dict) -> dict:

@@ -148,11 +148,11 @@ def test_stage_2_pairs(align, tmp_path):
         ([{"image_id": "1", "caption": "x"}, {"image_id": "2"}], r"annotations\[1\] needs image_id and caption"),
         ([{"image_id": "1", "caption": ["x"]}], r"annotations\[0\] needs image_id and caption \(a text\)"),
         (["1"], r"annotations\[0\] needs"),
-        ([], "no annotations"),
-        ("{", r'should be \{"annotations": \[\.\.\.\]\}'),
-        ("[1]", "should be"),
+        ("{", "its text cannot be parsed: Expecting property name"),
+        ("[1]", "its text is a list, not an object"),
+        ([], r'should be \{"annotations": \[\.\.\.\]\}, with an entry'),
         ('{"annotations": 5}', "should be"),
-        ('{"notes": []}', "should be .*KeyError 'annotations'"),
+        ('{"notes": []}', "should be"),
     ],
 )
 def test_a_wrong_filter_cap_is_told_by_entry(align, annotations, words):
@@ -217,11 +217,11 @@ def test_photos_with_several_captions(tmp_path):
     with pytest.raises(DataError, match="should be a file of JSON lines"):
         read_photos(str(tmp_path))
     for row, words in (
-        ({"image": "a.png"}, "needs image and captions; write"),
-        ({"image": "a.png", "captions": "One."}, "captions should be a list of texts"),
-        ({"image": 5, "captions": ["One."]}, "image should be a file name; it is 5"),
+        ({"image": "a.png"}, r"needs image \(a file name\) and captions \(a list of texts\); write"),
+        ({"image": "a.png", "captions": "One."}, "needs image"),
+        ({"image": 5, "captions": ["One."]}, "needs image"),
         ({"image": "../x.png", "captions": ["One."]}, r"photos\.jsonl: image '\.\./x\.png' lies outside"),
-        (["a"], "should be an object like"),
+        (["a"], "the line is a list, not an object; write"),
     ):
         file.write_text(json.dumps(rows[0]) + "\n" + json.dumps(row))
         with pytest.raises(DataError, match=words):

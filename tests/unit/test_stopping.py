@@ -84,7 +84,7 @@ def test_shared_memory_is_measured_with_the_first_batch(monkeypatch, total, proc
         workers.check_room(batch, 2)
     else:
         with pytest.raises(
-            DataError, match=r"hold 2 batches of .* ready need .*--shm-size=8g.*run\.num_workers=0 needs"
+            DataError, match=r"hold 2 batches each ready need .*--shm-size=8g.*run\.num_workers=0 needs"
         ):
             workers.check_room(batch, 2)
     workers.check_room(batch, 0)
