@@ -646,5 +646,5 @@ def test_a_full_disk_does_not_stop_the_counting(tmp_path, monkeypatch):
     monitor = DataMonitor(tmp_path, max_bad_share=1.0, rank=0)
     for _ in range(3):
         monitor.see("laion", {"bad": [("x", "BrokenImage: y")], "hopeless": False, "text_input": ["t"]})
-    assert monitor.bad["laion"] == 3
-    assert sum("bad samples cannot be written down: No space left on device" in line for line in said) == 1
+    assert monitor.faults["laion"].total() == 3
+    assert sum("bad_samples.jsonl: OSError: [Errno 28] No space left" in line for line in said) == 1

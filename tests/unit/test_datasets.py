@@ -80,10 +80,10 @@ def test_counts_names_and_the_end(bad_urls, tmp_path):
         for batch in loader:
             monitor.see("laion", batch)
     lines = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
-    assert len(lines) == monitor.bad["laion"]
+    assert len(lines) == monitor.faults["laion"].total()
     assert monitor.read["laion"] >= 200  # a few bad ones at the start end nothing
     assert all(set(line) == {"dataset", "sample", "why"} and line["dataset"] == "laion" for line in lines)
-    share = monitor.bad["laion"] / monitor.read["laion"]
+    share = monitor.faults["laion"].total() / monitor.read["laion"]
     assert str(caught.value).startswith(
         f"datasets.laion: {monitor.bad['laion']} of {monitor.read['laion']} samples are bad ({share:.0%}; "
         "run.max_bad_share is 50%): "
@@ -97,7 +97,7 @@ def test_counts_come_back(tmp_path):
     monitor.see("a", {"bad": [("x", "broken")], "hopeless": False, "text_input": ["t"] * 3})
     again = DataMonitor(tmp_path, max_bad_share=0.3, rank=1)
     again.load_state_dict(monitor.state_dict())
-    assert (again.read["a"], again.bad["a"]) == (4, 1)
+    assert (again.read["a"], again.faults["a"].total()) == (4, 1)
     assert (tmp_path / "bad_samples_1.jsonl").exists()
 
 
