@@ -14,6 +14,8 @@ from torch import Tensor
 from ..common.checkpoint import HARMLESS, atomic_save
 from ..common.errors import CheckpointError, UserError, some
 from ..common.identify import DOWNLOAD_AGAIN, identify
+from ..models.llm_checks import read_json as read_json
+from ..models.llm_checks import weight_files
 
 SAFETENSORS_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 SUM_CHUNK = 1 << 16  # values turned into float64 at a time
@@ -45,32 +47,7 @@ class WeightFile:
 
 def weight_paths(folder: Path) -> list[Path]:
     """The weight files of a folder in transformers format. Raises CheckpointError when one is missing."""
-    for kind in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / f"{kind}.index.json").is_file():
-            index = read_json(folder / f"{kind}.index.json")
-            names = sorted(set(index.get("weight_map", {}).values()))
-            if missing := [name for name in names if not (folder / name).is_file()]:
-                raise CheckpointError(f"{folder}: {some(missing)} of {len(names)} files is missing; fetch it again")
-            return [folder / name for name in names]
-        if (folder / kind).is_file():
-            return [folder / kind]
-    raise CheckpointError(
-        f"{folder}: no weights: neither pytorch_model.bin(.index.json) nor model.safetensors(.index.json) is there"
-    )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError when it cannot be read or is something else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-        if isinstance(data, dict):
-            return data
-        reason = "not an object"
-    except OSError as error:
-        reason = error.strerror
-    except ValueError as error:
-        reason = f"not JSON: {error}"
-    raise CheckpointError(f"{path}: cannot be read: {reason}")
+    return [file.path for file in weight_files(folder)]
 
 
 def check_shapes(found: dict[str, tuple], expected: dict[str, tuple], where: str) -> None:

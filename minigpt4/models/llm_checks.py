@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..common.checkpoint import finite
 from ..common.errors import CheckpointError, some
-from ..common.identify import DOWNLOAD_AGAIN, NO_WEIGHTS, FileFacts, identify, is_safetensors
+from ..common.identify import DOWNLOAD_AGAIN, NO_WEIGHTS, FileFacts, identify
 
 # Weights in one file, and the index of several files; in transformers' order.
 WEIGHT_FILES = (
@@ -101,9 +101,6 @@ def weight_files(folder: Path) -> list[FileFacts]:
     for file in files:
         if file.kind in NO_WEIGHTS:
             raise CheckpointError(f"{file.path} is {file.describe()}; {DOWNLOAD_AGAIN[file.kind]}")
-        if is_safetensors(file.path) != (file.path.suffix == ".safetensors"):
-            kind = "no safetensors file" if file.path.suffix == ".safetensors" else "a safetensors file"
-            raise CheckpointError(f"{file.path} is {kind}, whatever its name says; rename it")
     return files
 
 
@@ -142,8 +139,8 @@ def check_tokenizer_files(folder: Path) -> None:
     tokens = read_json(special, optional=True)  # a token that stands in both files is taken from this one
     for file, settings in ((special, tokens), (config, read_json(config, optional=True))):
         named = {key: settings.get(key) for key in ("bos_token", "eos_token", "unk_token")}
-        blank = [key for key, token in named.items() if (token.get("content") if isinstance(token, dict) else token) == ""
-                 and (file == special or key not in tokens)]  # fmt: skip
-        if blank:
+        if file == config:
+            named = {key: token for key, token in named.items() if key not in tokens}
+        if blank := [k for k, t in named.items() if (t.get("content") if isinstance(t, dict) else t) == ""]:
             raise CheckpointError(f"{file}: {', '.join(blank)} empty, as in early conversions of LLaMA; "
                                   'write "<s>", "</s>" and "<unk>" there')  # fmt: skip

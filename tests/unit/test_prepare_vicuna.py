@@ -282,10 +282,10 @@ def test_a_damaged_input_is_named(folders, damage):
     second, first_bin = llama / "consolidated.01.pth", v0 / "pytorch_model-00001-of-00002.bin"
     if damage == "lfs":
         first_bin.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9900000000\n")
-        expected = f"{first_bin}: a git-lfs pointer"
+        expected = f"{first_bin} is a git-lfs pointer"
     elif damage == "html":
         first_bin.write_bytes(b"<!DOCTYPE html><html><title>404</title>")
-        expected = f"{first_bin}: a web page"
+        expected = f"{first_bin} is a web page"
     elif damage == "cut":
         second.write_bytes(second.read_bytes()[:-1000])
         expected = f"{second}: cut off"
@@ -294,7 +294,7 @@ def test_a_damaged_input_is_named(folders, damage):
         expected = f"{llama}: this model has 2 files, and consolidated.01.pth is missing"
     elif damage == "index":
         first_bin.unlink()
-        expected = f"{v0}: {first_bin.name} of 2 files is missing"
+        expected = f"{v0}: 1 of the 2 files that pytorch_model.bin.index.json names are missing: {first_bin.name}"
     elif damage in ("shape", "name"):
         state = torch.load(second, weights_only=True)
         tensor = state.pop("layers.2.feed_forward.w2.weight")

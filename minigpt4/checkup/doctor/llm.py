@@ -110,8 +110,9 @@ def check_tokenizer(context: Context) -> list[Finding]:
 
 def _check_bos(context: Context, tokenizer) -> list[Finding]:
     folder = context.local(LLM)
-    expected, bos = read_json(folder / "config.json")[0].get("bos_token_id"), tokenizer.bos_token_id
-    settings = read_json(folder / "special_tokens_map.json")[0] | read_json(folder / "tokenizer_config.json")[0]
+    expected, bos = read_json(folder / "config.json", optional=True).get("bos_token_id"), tokenizer.bos_token_id
+    settings = read_json(folder / "special_tokens_map.json", optional=True)
+    settings |= read_json(folder / "tokenizer_config.json", optional=True)
     if isinstance(expected, int) and bos is None and has_llama_pieces(tokenizer):
         text = f"has no BOS, but config.json has bos_token_id {expected}: a prompt would begin without it"
         return [Finding(WRONG, text, 'write "bos_token": "<s>" into tokenizer_config.json')]
@@ -170,7 +171,7 @@ def family(context: Context) -> tuple[str, str, str, str]:
         why = f"{rows:,} rows, but {pieces:,} pieces and no {PAD} in the tokenizer"
         do = f"fetch added_tokens.json too; if the LLM was not tuned on {VICUNA_V0.assistant!r}, {OWN}"
         return LOOK, "Vicuna v0 without its added_tokens.json, or a LLaMA with tokens of its own", why, do
-    said, later = read_json(context.llm.path / "config.json")[0], "Vicuna v1.1 or later, not v0"
+    said, later = read_json(context.llm.path / "config.json"), "Vicuna v1.1 or later, not v0"
     name, positions, made = str(said.get("_name_or_path", "")), said.get("max_position_embeddings", 0), _made(context)
     for is_it, like, why in (
         (is_delta(context.llm), "a delta of Vicuna v1.1 or later, not of v0", "its final norm is near 0"),
