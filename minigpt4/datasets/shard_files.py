@@ -44,7 +44,6 @@ from .faults import (
     short,
 )
 
-SLOW = 30.0  # seconds without a byte from a command after which the log names the shard
 STALLED = 120.0  # seconds without a byte after which a remote read is given up and tried again
 BUFFER = 2**18  # bytes of one read
 DAMAGE = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError)  # what tarfile raises on damaged files
@@ -208,10 +207,8 @@ class Command(Pipe):
         self.running.add(self)
 
     def read(self, size: int = -1) -> bytes:
-        if not select.select([self.stream], [], [], min(SLOW, STALLED))[0]:
-            log.warning("%s: nothing came for %g s; still waiting", self.url, SLOW)
-            if not select.select([self.stream], [], [], max(STALLED - SLOW, 0))[0]:
-                raise PipeFailed(f"it sent nothing for {STALLED:g} s")
+        if not select.select([self.stream], [], [], STALLED)[0]:
+            raise PipeFailed(f"it sent nothing for {STALLED:g} s")
         data = self.stream.read(size)
         if not data and (code := self.proc.wait(STALLED)):
             if code == 127:

@@ -19,7 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ..processors.image_processors import BrokenImage
 from .faults import SampleFault
-from .workers import AHEAD, check_room, check_sent, set_up_worker
+from .workers import check_sent, set_up_worker
 
 log = logging.getLogger("minigpt4")
 SLOW = 30.0  # seconds without a batch after which the log says so
@@ -122,7 +122,6 @@ def make_loader(
             pin_memory=torch.cuda.is_available(),
             drop_last=True,
             worker_init_fn=set_up_worker,
-            prefetch_factor=AHEAD if num_workers else None,
         )
 
 
@@ -144,7 +143,6 @@ class MixedLoader:
         self.names, self.weights = list(loaders), [ratios[name] for name in loaders]
         self._begin_after(began, began)
         self._iterators: dict[str, Iterator] = {}
-        self._fitting: set[str] = set()  # datasets whose batches fit into shared memory
 
     def state_dict(self) -> dict:
         """Taken between two batches."""
@@ -185,9 +183,6 @@ class MixedLoader:
             finally:
                 alarm.cancel()
             check_sent(batch)
-            if name not in self._fitting:
-                check_room(batch, len(self.loaders) * self.loaders[name].num_workers)
-                self._fitting.add(name)
             yield name, batch
 
 

@@ -1,7 +1,6 @@
 """Loader workers: which signals end them, and how their batches reach the main process."""
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -10,16 +9,7 @@ from multiprocessing.queues import Queue
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from ..common.errors import DataError
-
-SHARED_MEMORY = "/dev/shm"  # where PyTorch passes tensors from process to process
-AHEAD = 2  # batches that each worker holds ready, PyTorch's default
-MORE_ROOM = (
-    "give it more (docker run --shm-size=8g, or --ipc=host), or lower run.num_workers or run.batch_size_train; "
-    "run.num_workers=0 needs none"
-)
 
 
 def set_up_worker(_worker: int) -> None:
@@ -69,27 +59,7 @@ def check_sent(batch: dict) -> None:
     if reason := batch.get("failed"):
         advice = "run.num_workers=0 loads in the run itself"
         if "No space left" in reason or "Cannot allocate" in reason:
-            advice = f"{SHARED_MEMORY} is full: {MORE_ROOM}"
+            advice = "/dev/shm is full: docker run --shm-size=8g, or lower run.num_workers or run.batch_size_train"
         elif "Too many open files" in reason:
             advice = "raise the limit with `ulimit -n 65536`, or lower run.num_workers"
         raise DataError(f"a loader worker cannot send a batch: {reason}\n  {advice}")
-
-
-def check_room(batch: dict, workers: int) -> None:
-    """Check that shared memory can hold the batches that the workers of this machine prefetch.
-
-    Args:
-        workers: loader workers of this process; 0: the process loads by itself.
-    Raises:
-        DataError: it cannot. A worker would be killed as soon as it has prefetched some batches.
-    """
-    if not workers or not os.path.isdir(SHARED_MEMORY):
-        return
-    workers *= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    needed = sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor)) * AHEAD * workers
-    total = shutil.disk_usage(SHARED_MEMORY).total
-    if needed > total:
-        raise DataError(
-            f"{SHARED_MEMORY} has {total / 2**20:.1f} MiB, and {workers} workers that hold {AHEAD} batches each ready "
-            f"need {needed / 2**20:.1f} MiB: {MORE_ROOM}"
-        )

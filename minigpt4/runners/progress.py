@@ -1,6 +1,5 @@
-"""What a run writes about its steps: log.jsonl and TensorBoard, trackers, loss.png, a progress bar, console lines."""
+"""What a run writes about its steps: log.jsonl and TensorBoard, trackers, loss.png, lines on the console."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -9,14 +8,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from ..common.gpus import card_called
 from ..common.logger import MetricLog, SideWork, hms, log, plot_log
 from ..common.schema import RunConfig
 
 PLOT_EVERY = 120  # seconds between two drawings of loss.png
-SAY_EVERY = 10  # seconds between two lines on the console, where there is no progress bar
+SAY_EVERY = 10  # seconds between two lines on the console
 
 
 class Progress:
@@ -38,15 +36,10 @@ class Progress:
             with self.side_work("run.report_to"):
                 self.accelerator.init_trackers("minigpt4", config)
         self.metrics = MetricLog(self.folder, step) if self.is_main else None
-        self.bar = tqdm(
-            total=self.steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1,
-            disable=not (self.is_main and sys.stderr.isatty()),
-        )  # fmt: skip
         self.first_step = step
         self.started = self.said_at = self.plotted_at = time.monotonic()
         try:
             yield
-            self.bar.close()
         finally:
             if self.metrics:
                 self.metrics.close()
@@ -60,13 +53,10 @@ class Progress:
         return time.monotonic() - self.started
 
     def step_done(self, step: int, loss: float, lr: float, rate: float) -> None:
-        """Move the bar or log a line, and sometimes draw loss.png. `rate` is in samples a second."""
-        with self.side_work("progress bar"):  # a terminal that was closed
-            self.bar.set_postfix_str(f"loss {loss:.3f} lr {lr:.1e} {rate:.1f} samples/s")
-            self.bar.update()
+        """Log a line and draw loss.png, now and then. `rate` is in samples a second."""
         if time.monotonic() - self.plotted_at > PLOT_EVERY:
             self.plot()
-        if self.bar.disable and time.monotonic() - self.said_at > SAY_EVERY:
+        if time.monotonic() - self.said_at > SAY_EVERY:
             self.said_at = time.monotonic()
             left = self.seconds / (step - self.first_step) * (self.steps - step)
             log.info("step %d/%d  loss %.3f  lr %.1e  %.1f samples/s  %s left",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -31,15 +31,6 @@ from .step_guard import StepGuard
 from .validation import Validation
 
 
-class StepFacts(NamedTuple):
-    """The facts of a step that all processes share."""
-
-    loss: float  # mean over the processes
-    norm: float  # of the gradient before clipping
-    stop: int  # the number of a stop signal that any of them received, or 0
-    save: bool  # whether the clock asks for a checkpoint
-
-
 class Runner:
     """Trains a model on what a task loads. Accelerate handles devices, precision and DDP.
 
@@ -60,11 +51,9 @@ class Runner:
         self.config, self.task = config, task
         self.precision = resolve_precision(config.model, device, run)
         self.accelerator = Accelerator(
-            mixed_precision=self.precision.mixed_precision,
-            gradient_accumulation_steps=run.accum_grad_iters,
-            cpu=device.type == "cpu",
-            log_with=run.report_to or None,
-        )
+            mixed_precision=self.precision.mixed_precision, gradient_accumulation_steps=run.accum_grad_iters,
+            cpu=device.type == "cpu", log_with=run.report_to or None,
+        )  # fmt: skip
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
         self.output_dir = Path(run.output_dir)
@@ -117,7 +106,11 @@ class Runner:
                 log.info("going on from %s (step %d)", self.checkpoints.last, self.step)
             self.validation.try_samples()
             with self.progress.opened(self.step, self.checkpoints.config), worker_faults_explained():
-                self._log_start()
+                log.info(
+                    "training %s parameters on %s x %d, %s, steps %d to %d, into %s",
+                    f"{sum(p.numel() for p in self.trained):,}", self.accelerator.device.type, self.world_size,
+                    self.precision.mixed_precision.replace("no", "fp32"), self.step, self.total_steps, self.output_dir,
+                )  # fmt: skip
                 try:
                     self._loop()
                 finally:
@@ -137,8 +130,9 @@ class Runner:
         while not self.finished:
             tick, lr = time.monotonic(), self._set_lr()
             loss, taken = self._backward(batches)
-            facts = self._all_reduce_step_facts(loss, self._clip())
-            stepped = self._optimizer_step(facts, taken)
+            norm = self.accelerator.clip_grad_norm_(self.trained, self.run.grad_clip or float("inf"))  # before clipping
+            loss, norm, stop, save = self._all_reduce_step_facts(loss, norm)
+            stepped = self._optimizer_step(loss, norm, taken)
             self.step += 1
             if self.average:
                 self.average.update(self.step)
@@ -146,9 +140,9 @@ class Runner:
             self.throughput.seconds += seconds
             self.signals.patience = max(self.signals.patience, 3 * seconds)
             self.checkpoints.note_position()
-            self._log_step(facts, lr, stepped, seconds)
-            self.checkpoints.save_if_due(bool(facts.stop or facts.save))
-            if facts.stop and not self.finished:
+            self._log_step(loss, norm, lr, stepped, seconds)
+            self.checkpoints.save_if_due(bool(stop or save))
+            if stop and not self.finished:
                 self._stop(self.signals.received or signal.SIGTERM)
             self.validation.run_if_due()
 
@@ -177,25 +171,22 @@ class Runner:
             losses.append(loss.detach().float())
         return torch.stack(losses).mean(), taken
 
-    def _clip(self) -> torch.Tensor:
-        """Clip the gradient to `run.grad_clip` and return its norm before clipping, still on the device."""
-        return self.accelerator.clip_grad_norm_(self.trained, self.run.grad_clip or float("inf"))
-
-    def _all_reduce_step_facts(self, loss: torch.Tensor, norm: torch.Tensor) -> StepFacts:
-        """The facts of all processes together. The host waits for the device here, once a step."""
+    def _all_reduce_step_facts(self, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, float, int, bool]:
+        """(mean loss, mean gradient norm, number of a stop signal or 0, whether a checkpoint is due by the clock), the
+        same in all processes. The host waits for the device here, once a step."""
         due = self.is_main and self.checkpoints.due_by_clock()
         of_host = torch.tensor([self.signals.received, due], dtype=torch.float32).to(loss.device, non_blocking=True)
         facts = torch.cat([torch.stack([loss, norm.to(loss)]), of_host])
         if self.world_size > 1:
             facts = self.accelerator.reduce(facts, "sum")
         loss, norm, stop, due = facts.tolist()
-        return StepFacts(loss / self.world_size, norm / self.world_size, int(stop), bool(due))
+        return loss / self.world_size, norm / self.world_size, int(stop), bool(due)
 
-    def _optimizer_step(self, facts: StepFacts, taken: list[dict]) -> bool:
+    def _optimizer_step(self, loss: float, norm: float, taken: list[dict]) -> bool:
         """Change the weights, unless the loss or the gradient is not finite. Returns whether they were changed."""
         scaler = self.accelerator.scaler
-        scale = scaler.get_scale() if scaler and not math.isfinite(facts.norm) else None
-        stepped = self.guard.should_step(self.step + 1, facts.loss, facts.norm, taken, scale)
+        scale = scaler.get_scale() if scaler and not math.isfinite(norm) else None
+        stepped = self.guard.should_step(self.step + 1, loss, norm, taken, scale)
         if stepped:
             self.optimizer.step()
         elif scaler:
@@ -224,21 +215,14 @@ class Runner:
 
     # -- logging --------------------------------------------------------------------------------------------------
 
-    def _log_start(self) -> None:
-        log.info(
-            "training %s parameters on %s x %d, %s, steps %d to %d, into %s",
-            f"{sum(p.numel() for p in self.trained):,}", self.accelerator.device.type, self.world_size,
-            self.accelerator.mixed_precision.replace("no", "fp32"), self.step, self.total_steps, self.output_dir,
-        )  # fmt: skip
-
-    def _log_step(self, facts: StepFacts, lr: float, stepped: bool, seconds: float) -> None:
+    def _log_step(self, loss: float, norm: float, lr: float, stepped: bool, seconds: float) -> None:
         run = self.run
         rate = run.batch_size_train * run.accum_grad_iters * self.world_size / seconds
         if self.is_main and (self.step % run.log_freq == 0 or self.step == 1):
-            values = {"loss": facts.loss, "grad_norm": round(facts.norm, 6)} if stepped else {"skipped": True}
+            values = {"loss": loss, "grad_norm": round(norm, 6)} if stepped else {"skipped": True}
             values |= self.throughput.row()
             self.progress.write(self.step, lr=lr, samples_per_second=round(rate, 2), **values)
-        self.progress.step_done(self.step, facts.loss, lr, rate)
+        self.progress.step_done(self.step, loss, lr, rate)
 
     def _log_end(self) -> None:
         early, best = self.step < self.total_steps, self.validation

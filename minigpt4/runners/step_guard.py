@@ -1,4 +1,4 @@
-"""Skips steps whose loss or gradient is not finite, and warns of loss spikes."""
+"""Skips steps whose loss or gradient is not finite."""
 
 import math
 from pathlib import Path
@@ -10,9 +10,6 @@ from ..common.errors import UserError
 from ..common.logger import SideWork, log
 
 MOST_KEPT = 10  # batches written for inspection, for each process
-SETTLED = 50  # steps before a loss can count as a spike
-SPIKE = 6.0  # times the usual deviation from the running mean
-STATE = ("skipped", "in_a_row", "kept", "steps", "mean", "deviation")
 
 
 class StepGuard:
@@ -25,12 +22,11 @@ class StepGuard:
 
     def __init__(self, output_dir: Path, limit: int, rank: int):
         self.folder, self.limit, self.rank = Path(output_dir) / "bad_batches", limit, rank
-        self.skipped = self.in_a_row = self.kept = self.steps = 0
-        self.mean = self.deviation = 0.0  # of the loss over the last hundred steps or so
+        self.skipped = self.in_a_row = self.kept = 0
         self.side_work = SideWork()
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name) for name in STATE}
+        return {name: getattr(self, name) for name in ("skipped", "in_a_row", "kept")}
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
@@ -50,7 +46,6 @@ class StepGuard:
         """
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.in_a_row = 0
-            self._warn_of_spike(step, loss)
             return True
         self.skipped += 1
         what = f"the loss of step {step} is {loss}"
@@ -73,12 +68,3 @@ class StepGuard:
             )
         log.warning("%s; its batches are in %s: step skipped", what, self.folder)
         return False
-
-    def _warn_of_spike(self, step: int, loss: float) -> None:
-        away = abs(loss - self.mean)
-        if self.steps >= SETTLED and loss - self.mean > SPIKE * max(self.deviation, 1e-8):
-            log.warning("loss spike at step %d: %.3f, where %.3f was usual", step, loss, self.mean)
-        self.steps += 1
-        share = max(1 / self.steps, 0.02)
-        self.mean += share * (loss - self.mean)
-        self.deviation += share * (away - self.deviation) if self.steps > 1 else 0.0

@@ -458,14 +458,6 @@ def test_a_shard_from_a_pipe(lay, naps):
     assert read("pipe:no_such_command_at_all 2>/dev/null")[0].startswith("MissingFile: the shell finds no such command")
 
 
-def test_a_slow_shard_is_named_in_the_log(lay, monkeypatch, caplog):
-    monkeypatch.setattr(shard_files, "SLOW", 0.05)
-    monkeypatch.setattr(logging.getLogger("minigpt4"), "propagate", True)
-    url = f"pipe:sleep 0.3; cat {lay(tar_of(*pairs(1)))}"
-    assert read(url) == ["0"]
-    assert f"{url}: nothing came for 0.05 s; still waiting" in caplog.text
-
-
 def test_a_batch_that_does_not_come_is_told(tmp_path, monkeypatch, caplog):
     """Whatever it waits for: here a picture."""
     monkeypatch.setattr(stream_module, "SLOW", 0.05)

@@ -23,7 +23,6 @@ from minigpt4.runners import runner as runner_module
 from minigpt4.runners.averaging import WeightAverage
 from minigpt4.runners.checkpointing import changes
 from minigpt4.runners.runner import frozen_names
-from minigpt4.runners.step_guard import StepGuard
 from minigpt4.runners.validation import sum_of_losses
 
 CPU = torch.device("cpu")
@@ -274,16 +273,6 @@ def test_mfu_counts_forward_and_backward(monkeypatch):
     row = seen.row()
     assert row["mfu"] == pytest.approx(2 * 2 * (2 * 8 * 16 * 32) / 1e-9 / 312e12, abs=1e-3)
     assert row["peak_memory_gib"] == 3
-
-
-def test_a_loss_spike_is_told(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(runner_module.log, "propagate", True)
-    guard = StepGuard(tmp_path, 1, 0)
-    for step in range(1, 101):
-        assert guard.should_step(step, 2 + 0.1 * (step % 3), 1.0, [])
-    assert not caplog.text
-    assert guard.should_step(101, 3.5, 1.0, [])
-    assert "loss spike at step 101: 3.500, where 2.1" in caplog.text
 
 
 # -- validation ---------------------------------------------------------------------------------------------------

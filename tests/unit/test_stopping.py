@@ -2,11 +2,9 @@
 
 import ctypes
 import os
-import shutil
 import signal
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from loops import Given, GivenTask, Slope
 from minigpt4.common.checkpoint import find_latest
 from minigpt4.common.errors import DataError, Stopped, UserError
 from minigpt4.common.schema import BuildInfo, DatasetConfig
-from minigpt4.datasets import workers
 from minigpt4.datasets.stream import MixedLoader, SampleStream, make_loader
 from minigpt4.runners import process
 from minigpt4.runners.process import SAVE, STEP, StopSignals, worker_fault
@@ -73,21 +70,6 @@ def test_a_batch_that_cannot_be_sent_ends_the_run(monkeypatch, fault, advice):
     with pytest.raises(DataError, match="a loader worker cannot send a batch: ") as error:
         next(iter(loader_of(Numbers(lambda sample: None if fault else no_text(sample)))))
     assert advice in str(error.value) and (fault or "pickle") in str(error.value)
-
-
-@pytest.mark.parametrize(("total", "processes", "fits"), [(400, 1, True), (380, 1, False), (400, 2, False)])
-def test_shared_memory_is_measured_with_the_first_batch(monkeypatch, total, processes, fits):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=total, free=total))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    batch = {"image": torch.zeros(2, 3, 2, 2), "text_input": ["a", "b"]}  # 96 bytes, in 2 workers 2 times each
-    if fits:
-        workers.check_room(batch, 2)
-    else:
-        with pytest.raises(
-            DataError, match=r"hold 2 batches each ready need .*--shm-size=8g.*run\.num_workers=0 needs"
-        ):
-            workers.check_room(batch, 2)
-    workers.check_room(batch, 0)
 
 
 class Loaded(GivenTask):
