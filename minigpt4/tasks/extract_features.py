@@ -66,8 +66,7 @@ def run(args: argparse.Namespace) -> int:
                   "delete it to make it anew")  # fmt: skip
             continue
         encode = encode or encoder(config.model, device)
-        unreadable = write_features(encode, table, args.batch, config.run.num_workers)
-        if unreadable:
+        if unreadable := write_features(encode, table, args.batch, config.run.num_workers):
             reasons = some(f"{name} ({why})" for name, why in unreadable.items())
             print(
                 f"  {len(unreadable)} cannot be read, bad samples in training: {reasons}. Delete the file to try again"
@@ -75,50 +74,48 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class Crops(Dataset):
-    """Picture -> (crops (crops, 3, H, W), ""); or (zeros, why it cannot be read).
+@dataclass(frozen=True)
+class FeatureFile(Dataset):
+    """A file that a config names, and the crops to be encoded: picture -> (crops (C, 3, H, W), ""), or (zeros, why the
+    picture cannot be read).
 
     Args:
+        key: the config key that names the file.
+        facts: what the file is made from, with the number of `crops`.
         whole: processor of the first crop; None: it is random like the others.
     """
 
-    def __init__(self, source: ImageTextSource, whole: Callable | None, crops: int, image_size: int, seed: int):
-        self.source, self.whole, self.crops, self.image_size, self.seed = source, whole, crops, image_size, seed
+    key: str
+    file: Path
+    facts: dict
+    source: ImageTextSource
+    whole: Callable | None
+    image_size: int
+    seed: int
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+        count = self.facts["crops"]
         try:
             image = read_image_file(self.source.pairs[index][0])
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed_of(self.seed, index))
-                crops = [self.source.vis_processor(image) for _ in range(self.crops - bool(self.whole))]
+                crops = [self.source.vis_processor(image) for _ in range(count - bool(self.whole))]
             return torch.stack([self.whole(image), *crops] if self.whole else crops), ""
         except Exception as error:  # decoders raise many kinds
-            return torch.zeros(self.crops, 3, self.image_size, self.image_size), f"{type(error).__name__}: {error}"
+            return torch.zeros(count, 3, self.image_size, self.image_size), f"{type(error).__name__}: {error}"
 
 
-@dataclass(frozen=True)
-class Table:
-    """A file that a config names: the key that names it, what it is made of, and the pictures."""
+def tables_of(config: Config, names: list[str], crops: int | None) -> list[FeatureFile]:
+    """The files of these datasets. `crops` is --crops.
 
-    key: str
-    file: Path
-    facts: dict
-    crops: Crops
-
-
-def tables_of(config: Config, names: list[str], crops: int | None) -> list[Table]:
-    """The files of these datasets.
-
-    Args:
-        crops: of each training picture; None: as many as the file has, else CROPS.
     Raises:
         ConfigError: no dataset names one, two lists name the same, or a dataset is no list.
         DataError: a list cannot be read.
     """
-    found: dict[Path, Table] = {}
+    found: dict[Path, FeatureFile] = {}
     parts = [(name, *part) for name in names for part in config.datasets[name].infos() if part[1].features]
     for name, part, info in parts:
         where, file = f"datasets.{name}.{part}", Path(resolve_path(info.features))
@@ -136,8 +133,7 @@ def tables_of(config: Config, names: list[str], crops: int | None) -> list[Table
                 f"{key}: {file} is also {found[file].key}, of other {', '.join(other)}; write a file of its own"
             )
         whole = dataset.vis_processor.eval and build_processor(dataset.vis_processor.eval)
-        crops_of = Crops(source, whole, count, config.model.image_size, config.run.seed)
-        found.setdefault(file, Table(key, file, facts, crops_of))
+        found.setdefault(file, FeatureFile(key, file, facts, source, whole, config.model.image_size, config.run.seed))
     if not found:
         raise ConfigError(f"{config.path}: no dataset names build_info.features; write the .npy file to be made")
     return list(found.values())
@@ -161,57 +157,53 @@ def encoder(config: ModelConfig, device: torch.device) -> Callable[[torch.Tensor
 
 
 def write_features(
-    encode: Callable[[torch.Tensor], torch.Tensor], table: Table, batch: int, num_workers: int
-) -> dict[str, str]:
-    """Write X.part.npy, with the progress in X.part.json, and rename it to X.npy at the end.
+    encode: Callable[[torch.Tensor], torch.Tensor], table: FeatureFile, batch: int, workers: int
+) -> dict:
+    """Write X.part.npy and, as the progress, X.part.json; rename them to X.npy and X.json at the end.
 
     Returns:
         picture -> why it cannot be read.
     Raises:
         DataError: the disk has no room, or none of the first pictures can be read.
     """
-    file, crops, part = table.file, table.crops, table.file.with_suffix(".part.npy")
-    progress, array = part.with_suffix(".json"), None
+    file, part, array = table.file, table.file.with_suffix(".part.npy"), None
+    progress = part.with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
-    done, unreadable, noted = 0, {}, read_facts(part)
-    if noted.get("facts") == table.facts and part.exists():
-        done, unreadable, array = noted["done"], noted["unreadable"], open_array(table, part, mode="r+")
-    else:
+    noted = read_facts(part)
+    if differing(noted, table.facts) or not part.exists():
         progress.unlink(missing_ok=True)  # it would count pictures of another file as done
-    loader = DataLoader(Subset(crops, range(done, len(crops))), batch_size=batch, num_workers=num_workers)
+        noted = {**table.facts, "done": 0, "unreadable": {}}
+    else:
+        array = open_array(table, part, mode="r+")
+    done, unreadable = noted["done"], noted["unreadable"]
+    loader = DataLoader(Subset(table, range(done, len(table))), batch_size=batch, num_workers=workers)
     seconds = 0.1 if sys.stderr.isatty() else 30
     for images, reasons in tqdm(loader, desc=file.stem, unit="batch", dynamic_ncols=True, mininterval=seconds):
-        tokens = encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, crops, N, D_vit)
+        tokens = encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, C, N, D_vit)
         if array is None:
-            shape = (len(crops), *tokens.shape[1:])
-            array = open_array(table, part, mode="w+", dtype=np.float16, shape=shape)
+            array = open_array(table, part, mode="w+", dtype=np.float16, shape=(len(table), *tokens.shape[1:]))
         for row, (values, why) in enumerate(zip(tokens.numpy(), reasons, strict=True), start=done):
             array[row] = 0 if why else values
             if why:
-                unreadable[short_name(crops.source.pairs[row][0])] = why
+                unreadable[short_name(table.source.pairs[row][0])] = why
         done += len(tokens)
-        if len(unreadable) == done >= min(SAVE_EVERY, len(crops)):
+        if len(unreadable) == done >= min(SAVE_EVERY, len(table)):
             where, why = next(iter(unreadable.items()))
             raise DataError(f"{table.key}: none of the first {done} pictures can be read, e.g. {where}: {why}")
-        if done % SAVE_EVERY < batch:
+        if done % SAVE_EVERY < batch or done == len(table):
             array.flush()
-            noted = {"facts": table.facts, "done": done, "unreadable": unreadable}
-            progress.write_text(json.dumps(noted), encoding="utf-8")
-    array.flush()
-    facts_file = file.with_suffix(".json")
-    facts_file.unlink(missing_ok=True)  # a process killed here leaves no pair of files that do not belong together
+            progress.write_text(json.dumps(noted | {"done": done}, indent=1), encoding="utf-8")
+    file.with_suffix(".json").unlink(missing_ok=True)  # X.npy never stands beside the facts of another file
     os.replace(part, file)
-    facts_file.write_text(json.dumps({**table.facts, "unreadable": unreadable}, indent=1), encoding="utf-8")
-    progress.unlink(missing_ok=True)
+    os.replace(progress, file.with_suffix(".json"))
     return unreadable
 
 
-def open_array(table: Table, part: Path, **how) -> np.ndarray:
-    """numpy's `open_memmap`. A disk that fills up under a mapped file kills the process without a message, so the room
-    is checked here.
+def open_array(table: FeatureFile, part: Path, **how) -> np.ndarray:
+    """numpy's `open_memmap`, if the disk has room: a process that writes to a mapped file on a full disk is killed.
 
     Raises:
-        DataError: there is too little.
+        DataError: it has too little.
     """
     array = np.lib.format.open_memmap(part, **how)
     needed = array.nbytes - part.stat().st_blocks * 512  # blocks that were never written take no room yet
@@ -221,6 +213,6 @@ def open_array(table: Table, part: Path, **how) -> np.ndarray:
             f"{table.key}: {table.file} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make "
             "room, name a file on another disk, or write fewer --crops"
         )
-    print(f"{table.key}: {table.file}, {len(table.crops)} pictures x {table.crops.crops} crops, "
+    print(f"{table.key}: {table.file}, {len(table)} pictures x {table.facts['crops']} crops, "
           f"{array.nbytes / 1e6:,.0f} MB", flush=True)  # fmt: skip
     return array
