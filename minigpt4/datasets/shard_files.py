@@ -31,18 +31,9 @@ from webdataset.gopen import Pipe
 from ..common.file_system import whole_file
 from ..common.logger import log
 from ..common.paths import REMOTE
+from . import faults
 from .decoding import IMAGES, MAX_MEMBER
-from .faults import (
-    PAUSES,
-    DamagedShard,
-    DuplicateMember,
-    EmptyShard,
-    HugeMember,
-    PipeFailed,
-    SampleFault,
-    pause_after,
-    short,
-)
+from .faults import SampleFault, short
 
 STALLED = 120.0  # seconds without a byte after which a remote read is given up and tried again
 BUFFER = 2**18  # bytes of one read
@@ -58,7 +49,7 @@ COMMANDS = {
 
 
 def read_shard(
-    url: str, cache: str | Path | None = None, pauses: Sequence[float] = PAUSES
+    url: str, cache: str | Path | None = None, pauses: Sequence[float] = faults.PAUSES
 ) -> Iterator[tuple[str, dict | SampleFault]]:
     """Read one shard and yield (where, raw sample), undecoded.
 
@@ -78,7 +69,7 @@ def read_shard(
                 yield item
             return
         except (OSError, http.client.HTTPException) as error:
-            if fault := pause_after(error, attempt, url, pauses):
+            if fault := faults.pause_after(error, attempt, url, pauses):
                 yield url, fault
                 return
 
@@ -89,16 +80,16 @@ def _samples(url: str, cache: str | Path | None) -> Iterator[tuple[str, dict | S
     repeated: list[Exception] = []  # group_by_keys reports a second member of one name in the same sample
     members, empty = _members(url, cache, damage), True
     for sample in wds.tariterators.group_by_keys(members, handler=lambda error: repeated.append(error) or True):
-        faults = [value for value in sample.values() if isinstance(value, SampleFault)]
+        fault = next((value for value in sample.values() if isinstance(value, SampleFault)), None)
         if repeated:
-            faults.append(DuplicateMember(f"two members {short(repeated[0].args[0].partition(': duplicate')[0])}"))
+            fault = faults.DuplicateMember(f"two members {short(repeated[0].args[0].partition(': duplicate')[0])}")
             repeated.clear()
         empty = False
         del sample["__url__"]
         if not damage or ("json" in sample and any(name in sample for name in IMAGES)):  # else the cut was in it
-            yield f"{url}:{short(sample['__key__'])}", faults[0] if faults else sample
+            yield f"{url}:{short(sample['__key__'])}", fault or sample
     if damage or empty:
-        yield url, damage[0] if damage else EmptyShard("the shard holds no samples")
+        yield url, damage[0] if damage else faults.EmptyShard("the shard holds no samples")
 
 
 def _members(url: str, cache: str | Path | None, damage: list[SampleFault]) -> Iterator[dict]:
@@ -111,7 +102,7 @@ def _members(url: str, cache: str | Path | None, damage: list[SampleFault]) -> I
                 _check_complete(stream)
                 raise
     except DAMAGE as error:
-        damage.append(DamagedShard(f"not a whole tar: {short(str(error))}"))
+        damage.append(faults.DamagedShard(f"not a whole tar: {short(str(error))}"))
 
 
 def _read_tar(stream: BinaryIO, url: str) -> Iterator[dict]:
@@ -120,7 +111,7 @@ def _read_tar(stream: BinaryIO, url: str) -> Iterator[dict]:
             if info.isreg() and not NO_MEMBER.match(info.name):
                 if info.size > MAX_MEMBER:
                     suffix = short(info.name.rpartition(".")[2])
-                    data = HugeMember(f".{suffix} has {info.size:,} bytes; at most {MAX_MEMBER:,} are read")
+                    data = faults.HugeMember(f".{suffix} has {info.size:,} bytes; at most {MAX_MEMBER:,} are read")
                 else:
                     data = archive.extractfile(info).read()
                 yield {"fname": info.name, "data": data, "__url__": url}
@@ -208,12 +199,12 @@ class Command(Pipe):
 
     def read(self, size: int = -1) -> bytes:
         if not select.select([self.stream], [], [], STALLED)[0]:
-            raise PipeFailed(f"it sent nothing for {STALLED:g} s")
+            raise faults.PipeFailed(f"it sent nothing for {STALLED:g} s")
         data = self.stream.read(size)
         if not data and (code := self.proc.wait(STALLED)):
             if code == 127:
                 raise FileNotFoundError(f"the shell finds no such command: {self.url}")
-            raise PipeFailed(f"its command ended with code {code}")
+            raise faults.PipeFailed(f"its command ended with code {code}")
         return data
 
     def close(self) -> None:

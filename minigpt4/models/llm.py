@@ -5,15 +5,9 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, normalizers, pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, PreTrainedConfig
+from transformers import PreTrainedModel as Llm
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..common.errors import CheckpointError, ConfigError, UserError
 from ..common.identify import KINDS, identify
@@ -68,7 +62,7 @@ def llm_source(path: str) -> tuple[str, dict[str, str]]:
     return str(Path(path).parent), {"gguf_file": Path(path).name}
 
 
-def create_llm(config: PreTrainedConfig | str, dtype: torch.dtype) -> PreTrainedModel:
+def create_llm(config: PreTrainedConfig | str, dtype: torch.dtype) -> Llm:
     """A causal LM on the meta device: names, shapes and dtypes without memory.
 
     Args:
@@ -89,13 +83,13 @@ def create_llm(config: PreTrainedConfig | str, dtype: torch.dtype) -> PreTrained
     return llm.requires_grad_(False).eval()
 
 
-def head_input_hidden_states(llm: PreTrainedModel, **inputs) -> torch.Tensor:
+def head_input_hidden_states(llm: Llm, **inputs) -> torch.Tensor:
     """Hidden states (B, T, D_llm) that `lm_head` reads, without making logits."""
     return llm.get_decoder()(**inputs, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
-def check_head(llm: PreTrainedModel, device: torch.device) -> None:
+def check_head(llm: Llm, device: torch.device) -> None:
     """Check that `head_input_hidden_states` and the output embeddings give the LLM's own logits. Some LLMs, like
     Gemma-2, change logits after lm_head.
 
@@ -117,7 +111,7 @@ def check_head(llm: PreTrainedModel, device: torch.device) -> None:
 # -- tokenizer --------------------------------------------------------------------------------------------------------
 
 
-def load_tokenizer(path: str, pad_token: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, pad_token: str | None = None) -> Tokenizer:
     """The LLM's tokenizer, right-padding, with a padding token.
 
     Args:
@@ -149,7 +143,7 @@ def load_tokenizer(path: str, pad_token: str | None = None) -> PreTrainedTokeniz
     return tokenizer
 
 
-def pad_apart_from(tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> None:
+def pad_apart_from(tokenizer: Tokenizer, end_ids: list[int]) -> None:
     """Replace a padding token that is among `end_ids`, which end an answer and must be learned, by the unknown token or
     the first special token of the vocabulary but BOS."""
     if tokenizer.pad_token_id not in end_ids:
@@ -161,13 +155,13 @@ def pad_apart_from(tokenizer: PreTrainedTokenizerBase, end_ids: list[int]) -> No
             return
 
 
-def _prepends_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _prepends_space(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer from a GGUF file is of sentencepiece's kind, which puts a space before each text."""
     pre_tokenizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
     return isinstance(pre_tokenizer, pre_tokenizers.Metaspace) and pre_tokenizer.prepend_scheme != "never"
 
 
-def _read_as_sentencepiece(tokenizer: PreTrainedTokenizerBase) -> None:
+def _read_as_sentencepiece(tokenizer: Tokenizer) -> None:
     """Tokenize as the original's sentencepiece in transformers 4: keep a leading space, and split the text at special
     tokens first. transformers 5 drops that space, and finds `<unk>` only after a space."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -8,16 +8,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.optim import Optimizer
 
-from ..common.checkpoint import (
-    find_latest,
-    load_exact,
-    prune_checkpoints,
-    read_resume,
-    save_checkpoint,
-    save_model,
-    save_resume,
-    step_of,
-)
+from ..common import checkpoint as ckpt
 from ..common.errors import CheckpointError
 from ..common.logger import SideWork, log
 from ..common.paths import resolve_path
@@ -67,7 +58,7 @@ class Checkpointing:
             # Where run.iters_per_epoch has changed, checkpoint_N may be of the steps before this run continued: it
             # stays, and a higher N is taken.
             number = step // self.run.iters_per_epoch - 1
-            while step_of(file := self.folder / f"checkpoint_{number}.pth") <= self.first_step:
+            while ckpt.step_of(file := self.folder / f"checkpoint_{number}.pth") <= self.first_step:
                 number += 1
             self._save(file)
             self.runner.progress.plot()
@@ -85,13 +76,13 @@ class Checkpointing:
             resume = self._resume_state()
             if self.runner.is_main:
                 with self.side_work("validation"):
-                    save_resume(self.last, self.runner.step, resume)
+                    ckpt.save_resume(self.last, self.runner.step, resume)
 
     def save_best(self, loss: float) -> None:
         """Write the weights alone to `checkpoint_best.pth`; `loss` is the validation's."""
         if self.runner.is_main:
             facts = {**self._facts(), "valid_loss": loss}
-            save_model(self.folder / "checkpoint_best.pth", self.runner.bare_model.trained_state(), facts)
+            ckpt.save_model(self.folder / "checkpoint_best.pth", self.runner.bare_model.trained_state(), facts)
 
     def _save(self, checkpoint: Path) -> None:
         runner = self.runner
@@ -100,9 +91,9 @@ class Checkpointing:
             self.saved_at, self.saved_step, self.last = time.monotonic(), runner.step, checkpoint
             if runner.is_main:
                 weights = runner.average.average if runner.average else runner.bare_model.trained_state()
-                save_checkpoint(checkpoint, weights, self._facts(), resume)
+                ckpt.save_checkpoint(checkpoint, weights, self._facts(), resume)
                 with self.side_work("old checkpoints"):
-                    prune_checkpoints(self.folder, self.run.keep_last)
+                    ckpt.prune_checkpoints(self.folder, self.run.keep_last)
                 log.info("saved %s", checkpoint)
 
     def _resume_state(self) -> dict:
@@ -131,10 +122,10 @@ class Checkpointing:
         if checkpoint is None:
             return
         runner = self.runner
-        weights, resume = read_resume(checkpoint)
-        load_exact(runner.bare_model.trained_tensors(), resume.get("own_weights") or weights, checkpoint)
+        weights, resume = ckpt.read_resume(checkpoint)
+        ckpt.load_exact(runner.bare_model.trained_tensors(), resume.get("own_weights") or weights, checkpoint)
         if runner.average:
-            load_exact(runner.average.average, weights, checkpoint)
+            ckpt.load_exact(runner.average.average, weights, checkpoint)
         load_optimizer(runner.optimizer, resume["optimizer"], checkpoint)
         if runner.accelerator.scaler and resume["scaler"]:
             runner.accelerator.scaler.load_state_dict(resume["scaler"])
@@ -157,7 +148,7 @@ class Checkpointing:
             return Path(resolve_path(self.run.resume_ckpt_path))
         if self.run.resume == "never":
             return None
-        checkpoint, complaints = find_latest(self.folder)
+        checkpoint, complaints = ckpt.find_latest(self.folder)
         for complaint in complaints:
             log.warning("%s; trying the one before", complaint)
         return checkpoint
