@@ -80,10 +80,7 @@ def is_transient(error: BaseException) -> bool:
 def pause_after(error: Exception, attempt: int, where: str, pauses: Sequence[float] = PAUSES) -> SampleFault | None:
     """Sleep, and return None, when the same read is to be tried again; else return the fault to report.
 
-    Args:
-        error: of the file system or the network.
-        attempt: number of the read that failed, from 0.
-        where: the file, for the log.
+    `attempt` is the number of the read that failed, from 0; `where` the file.
     """
     if is_transient(error) and attempt < len(pauses):
         log.warning("%s: %s; trying again in %g s", where, short(str(error)), pauses[attempt])

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +20,10 @@ from ..common.paths import sha256
 from ..common.schema import ModelConfig, ProcessorsConfig
 from .faults import Unreadable
 
-Pairs = Sequence[tuple[Path, str | list[str]]]
 
-
-def made_from(model: ModelConfig, processors: ProcessorsConfig, pairs: Pairs) -> dict:
+def made_from(model: ModelConfig, processors: ProcessorsConfig, pairs: list[tuple]) -> dict:
     """All that the features depend on: weights by their content, pictures by their names and sizes.
-
-    Raises:
-        ConfigError: model.vit_ckpt cannot be read.
-        DataError: a picture is missing.
-    """
+    Raises ConfigError for missing weights, DataError for a missing picture."""
     images = hashlib.sha256()
     for path, _ in pairs:
         try:
@@ -80,13 +73,11 @@ class FeatureTable:
 
     Args:
         pairs: the pictures of the file, in its order.
-        expected: what `made_from` returns now.
+        expected: what `made_from` returns now; DataError is raised for a file that was made from something else.
         random_crop: take a random crop instead of crop 0.
-    Raises:
-        DataError: the file is missing, or was made from something else.
     """
 
-    def __init__(self, pairs: Pairs, file: Path, expected: dict, random_crop: bool = True):
+    def __init__(self, pairs: list[tuple], file: Path, expected: dict, random_crop: bool = True):
         again = "`minigpt4 features --cfg-path` with this config makes it"
         try:
             table = np.load(file, mmap_mode="r")
@@ -96,11 +87,6 @@ class FeatureTable:
         if other := differing(facts, expected):
             raise DataError(f"{file} was made with other {', '.join(other)}; {again} anew")
         self.file, self.shape, self.dtype, self.offset = file, table.shape, table.dtype, table.offset
-        if self.shape[:2] != (len(pairs), facts.get("crops")):
-            shape = " x ".join(map(str, self.shape))
-            raise DataError(
-                f"{file} holds {shape} numbers, not those of {len(pairs)} pictures; delete it: {again} anew"
-            )
         self.random_crop, self.unreadable = random_crop, facts.get("unreadable", {})
         self.row = {path: i for i, (path, _) in enumerate(pairs)}
 

@@ -13,6 +13,7 @@ from .decoding import clean_caption, decode_json, read_image_file
 from .faults import BadJson
 from .stream import permutation_stream
 
+Pair = tuple[Path, str | list[str]]  # image file, its caption or captions
 PHOTO_LINE = '{"image": "a.jpg", "caption": "A dog on grass."}'
 
 
@@ -20,18 +21,11 @@ class ImageTextSource:
     """Every pair once in each pass, in a new order each time. Of several captions, a sample has a random one.
 
     Args:
-        pairs: (image file, caption or list of captions).
         vis_processor, text_processor: PIL image -> (3, H, W); caption -> text.
         features: image file -> features of the frozen ViT (N, D_vit), see features.py; None: pixels.
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[tuple[Path, str | list[str]]],
-        vis_processor: Callable,
-        text_processor: Callable,
-        features: Callable[[Path], Tensor] | None = None,
-    ):
+    def __init__(self, pairs: Sequence[Pair], vis_processor: Callable, text_processor: Callable, features=None):
         self.pairs = list(pairs)
         self.vis_processor, self.text_processor, self.features = vis_processor, text_processor, features
 
@@ -43,13 +37,13 @@ class ImageTextSource:
         for place, index in permutation_stream(len(self.pairs), stream, streams, seed, state):
             yield place, str(self.pairs[index][0]), self.pairs[index]
 
-    def decode(self, raw: tuple[Path, str | list[str]]) -> dict:
+    def decode(self, raw: Pair) -> dict:
         """See `Source`."""
         captions = self.captions(raw)
         chosen = int(torch.randint(len(captions), ())) if len(captions) > 1 else 0
         return {"image": self.picture(raw[0]), "text_input": captions[chosen]}
 
-    def captions(self, raw: tuple[Path, str | list[str]]) -> list[str]:
+    def captions(self, raw: Pair) -> list[str]:
         """All captions of a pair, after the text processor. Raises NoCaption, BadCaption."""
         texts = [raw[1]] if isinstance(raw[1], str) else raw[1]
         return [clean_caption(text, self.text_processor) for text in texts]
@@ -59,12 +53,9 @@ class ImageTextSource:
         return self.features(path) if self.features else self.vis_processor(read_image_file(path))
 
 
-def read_filter_cap(folder: str) -> list[tuple[Path, str]]:
+def read_filter_cap(folder: str) -> list[Pair]:
     """The pairs of `folder/filter_cap.json` ({"annotations": [{"image_id", "caption"}]}); images in `folder/image/`.
-
-    Raises:
-        DataError: names the file and the entry that is wrong.
-    """
+    Raises DataError with the entry that is wrong."""
     file = Path(folder) / "filter_cap.json"
     if not file.is_file():
         raise DataError(f"{folder} has no filter_cap.json; dataset/README_2_STAGE.md describes the folder")
@@ -83,11 +74,7 @@ def read_filter_cap(folder: str) -> list[tuple[Path, str]]:
 
 
 def read_json_lines(file: Path) -> list[tuple[str, dict]]:
-    """(`FILE:LINE`, object) of each line that is not empty.
-
-    Raises:
-        DataError: names the line that is no JSON object.
-    """
+    """(`FILE:LINE`, object) of each line that is not empty. Raises DataError with the line that is no JSON object."""
     if not file.is_file():
         raise DataError(f"{file}: should be a file of JSON lines")
     found = []
@@ -108,17 +95,11 @@ def folder_of_images(file: Path, images: str | None) -> Path:
     return file.parent / "photos" if (file.parent / "photos").is_dir() else file.parent
 
 
-def read_photos(
-    file: str, images: str | None = None, splits: Sequence[str] | None = None
-) -> list[tuple[Path, list[str]]]:
-    """The pairs of a JSON-lines file, a photo a line: {"image": path below `images`, "captions": [...], "split": name}.
-    A photo with one caption may have it as "caption": "...".
+def read_photos(file: str, images: str | None = None, splits: Sequence[str] | None = None) -> list[Pair]:
+    """The pairs of a JSON-lines file, a photo a line: {"image": path below `images`, "captions": [...], "split": name},
+    or "caption" with one text. Takes the `splits` (default: all). Raises DataError with the line that is wrong.
 
-    Args:
-        images: see `folder_of_images`.
-        splits: which splits to take (default: all).
-    Raises:
-        DataError: names the file and the line that is wrong.
+    `images`: see `folder_of_images`.
     """
     path = Path(file)
     folder = folder_of_images(path, images)

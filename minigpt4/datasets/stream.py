@@ -43,12 +43,7 @@ def seed_of(*parts) -> int:
 
 
 class SampleStream(IterableDataset):
-    """The samples of one loader worker of one process. Bad ones are skipped and reported with the next good one.
-
-    Args:
-        name: the dataset's name in the config.
-        seed, rank, world_size: this process's place in the run.
-    """
+    """The samples of one loader worker of one process. Bad ones are skipped and reported with the next good one."""
 
     def __init__(self, source: Source, name: str, seed: int = 0, rank: int = 0, world_size: int = 1):
         self.source, self.name, self.seed = source, name, seed
@@ -126,12 +121,11 @@ def make_loader(
 
 
 class MixedLoader:
-    """Draws each batch from one of several loaders, with probabilities in proportion to their ratios.
-
-    The choice is a function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
+    """Draws each batch from one of several loaders, with probabilities in proportion to their ratios. The choice is a
+    function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
 
     Args:
-        loaders: by dataset; each loads a `SampleStream`.
+        loaders: dataset -> loader of a `SampleStream`.
         began: number of batches that were drawn before with another number of processes or workers. The streams then
             start anew, in another order.
     """
@@ -187,10 +181,9 @@ class MixedLoader:
 
 
 def permutation_stream(length: int, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, int]]:
-    """Yield (state, index) for a dataset that can be indexed: every sample once in each pass, in a new order each time.
+    """Yield (state, index): every sample once in each pass, which the streams share, in a new order each time.
 
-    The streams share each pass. State: `turn`, the number of the pass; `taken`, how many samples of its share this
-    stream took.
+    State: `turn`, the number of the pass; `taken`, how many samples of its share this stream took.
     """
     turn, taken = state.get("turn", 0), state.get("taken", 0)
     while True:

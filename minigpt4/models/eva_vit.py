@@ -6,8 +6,7 @@ Notation: B batch, N tokens, D_vit width.
 import math
 
 import timm
-import torch
-import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -89,7 +88,4 @@ def _resize_pos_embed(pos_embed: Tensor, tokens: int) -> Tensor:
     old = math.isqrt(max(pos_embed.shape[1] - first, 0))
     if pos_embed.shape[1] == tokens or old * old + first != pos_embed.shape[1]:
         return pos_embed
-    cls, grid = pos_embed.float().split([first, old * old], dim=1)
-    grid = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-    return torch.cat([cls, grid.flatten(2).transpose(1, 2)], dim=1)
+    return resample_abs_pos_embed(pos_embed.float(), [new, new], [old, old], first, antialias=False)

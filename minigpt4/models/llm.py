@@ -48,10 +48,7 @@ def check_folder(folder: Path) -> None:
 
 def llm_source(path: str) -> tuple[str, dict[str, str]]:
     """model.llama_model -> (folder, further options) for transformers' `from_pretrained`.
-
-    Raises:
-        CheckpointError: `path` is neither the folder of an LLM nor a GGUF file.
-    """
+    Raises CheckpointError when it is neither the folder of an LLM nor a GGUF file."""
     if not path.endswith(".gguf"):
         check_folder(Path(path))
         return path, {}
@@ -63,13 +60,8 @@ def llm_source(path: str) -> tuple[str, dict[str, str]]:
 
 
 def create_llm(config: PreTrainedConfig | str, dtype: torch.dtype) -> Llm:
-    """A causal LM on the meta device: names, shapes and dtypes without memory.
-
-    Args:
-        config: transformers' config; or model.llama_model, of which no weights are read.
-    Raises:
-        CheckpointError: not the config of a causal LM.
-    """
+    """A causal LM on the meta device, which takes no memory. `config` is transformers' or model.llama_model.
+    Raises CheckpointError when it is not the config of a causal LM."""
     try:
         if isinstance(config, str):
             folder, source = llm_source(config)
@@ -90,14 +82,8 @@ def head_input_hidden_states(llm: Llm, **inputs) -> torch.Tensor:
 
 @torch.no_grad()
 def check_head(llm: Llm, device: torch.device) -> None:
-    """Check that `head_input_hidden_states` and the output embeddings give the LLM's own logits. Some LLMs, like
-    Gemma-2, change logits after lm_head.
-
-    Args:
-        device: of the inputs.
-    Raises:
-        CheckpointError: they do not, or the weights are damaged.
-    """
+    """Raises CheckpointError when the weights are damaged, or when lm_head does not give the LLM's own logits, as in
+    Gemma-2, which changes them. `device` is that of the inputs."""
     ids = torch.tensor([[1, 2]], device=device)
     ours = llm.get_output_embeddings()(head_input_hidden_states(llm, input_ids=ids))
     theirs = llm(input_ids=ids).logits
@@ -112,11 +98,7 @@ def check_head(llm: Llm, device: torch.device) -> None:
 
 
 def load_tokenizer(path: str, pad_token: str | None = None) -> Tokenizer:
-    """The LLM's tokenizer, right-padding, with a padding token.
-
-    Args:
-        pad_token: a token of the vocabulary, or None: EOS, as in the original.
-    """
+    """The LLM's tokenizer, which pads on the right. The default padding token is EOS, as in the original."""
     folder, source = llm_source(path)
     files = Path(folder)
     if any(files.glob("tokenizer.*")):

@@ -29,11 +29,7 @@ def check_download(path: Path) -> None:
 
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
-    """The object in a JSON file; nothing where an optional file is missing.
-
-    Raises:
-        CheckpointError: it cannot be read, or holds something else.
-    """
+    """The object in a JSON file; an empty one for an optional file that is missing. Raises CheckpointError."""
     if optional and not path.is_file():
         return {}
     try:
@@ -79,11 +75,7 @@ def without_config(folder: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[FileFacts]:
-    """The files that transformers reads the weights from.
-
-    Raises:
-        CheckpointError: some are missing, or are no weight files.
-    """
+    """The files that transformers reads the weights from. Raises CheckpointError when some are missing or damaged."""
     first = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if first is None:
         shards = sorted(f.name for kind in ("safetensors", "bin") for f in folder.glob(f"*-of-*.{kind}"))
@@ -106,11 +98,9 @@ def weight_files(folder: Path) -> list[FileFacts]:
 
 @torch.no_grad()
 def check_finite(llm: PreTrainedModel, logits: Tensor) -> None:
-    """Check the weights by the `logits` of any text, which NaN or infinity in a weight reaches. Of the embedding only
-    the rows of the text count there, so all of it is checked.
+    """Raises CheckpointError when a weight is NaN or infinite, or when the dtype is too small for finite weights.
 
-    Raises:
-        CheckpointError: names the tensor and its file, or says that the dtype is too small for sound weights.
+    NaN in any weight reaches the `logits` of any text, except through the embedding, which is checked by itself.
     """
     embedding = llm.get_input_embeddings().weight
     if (embedding.is_meta or finite(embedding)) and finite(logits):

@@ -27,13 +27,12 @@ def load_llm(
     """A causal LM with frozen weights, in eval mode. The other arguments are keys of `model`.
 
     Args:
-        path: folder with config.json and weights (safetensors or .bin, sharded or not), or a .gguf file.
+        path: folder with config.json and weights, or a .gguf file.
         dtype: of the weights, and what quantized ones compute in. Weights that are stored in it stay memory-mapped on
             the CPU, so several processes of a machine share one copy.
-        device: where it goes; with `device_map`, where its inputs come from.
+        device: of the LLM; with `device_map`, of its inputs.
     Raises:
-        CheckpointError: the weights are not what they should be.
-        ConfigError: this machine cannot do what is asked.
+        CheckpointError, ConfigError
     """
     folder, source = llm_source(path)
     stored_dtype(path)  # names a weight file that is missing or damaged
@@ -76,11 +75,7 @@ def _check_fit(path: str, info: dict) -> None:
 
 
 def stored_dtype(path: str) -> torch.dtype | None:
-    """The dtype that holds every weight of the LLM's folder without loss; None for a GGUF file.
-
-    Raises:
-        CheckpointError: no folder of an LLM; a weight file is missing, or is none.
-    """
+    """The dtype that holds every weight of the LLM's folder without loss; None for a GGUF file."""
     folder, source = llm_source(path)
     if source:
         return None
@@ -99,16 +94,13 @@ def bits_of(low_resource: bool | str) -> int | None:
 def quantization_config(
     bits: int, dtype: torch.dtype, device: torch.device, spread: bool = False
 ) -> BitsAndBytesConfig | TorchAoConfig:
-    """transformers' config that quantizes all linear layers but the output head.
+    """transformers' config that quantizes all linear layers but the output head; `spread` with model.device_map.
 
     8 bit on CUDA is LLM.int8(): columns with a value above 6.0 stay in 16 bit (transformers' default threshold). 8 bit
     on CPU is torchao's: int8 weights, one scale a row. 4 bit is NF4, with a scale for each 64 weights.
 
-    Args:
-        dtype: what the layers compute in.
-        spread: the layers go to several devices (model.device_map).
     Raises:
-        MissingPackage: the library that does it is not installed.
+        ConfigError, MissingPackage
     """
     if spread and device.type != "cuda":
         raise ConfigError("model.low_resource: with device_map only on CUDA; write low_resource: False on CPU")

@@ -36,12 +36,9 @@ class MiniGPT4(Prompting, PublishedWeights):
     llama_model."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        device: torch.device | str = "cpu",
-        precision: Precision | None = None,
+        self, config: ModelConfig, device: torch.device | str = "cpu", precision: Precision | None = None,
         llm_apart: bool = False,
-    ):
+    ):  # fmt: skip
         """Build the model and load every weight file that the config names, strictly.
 
         Args:
@@ -111,14 +108,10 @@ class MiniGPT4(Prompting, PublishedWeights):
             attention = "sdpa" if device.type == "cuda" else "eager"
         tokenizer = load_tokenizer(path, config.pad_token)
         llm = load_llm(
-            path,
-            (apart and stored_dtype(path)) or self.precision.llm,
-            torch.device("cpu") if apart else device,
-            low_resource=config.low_resource,
-            device_map=config.device_map,
-            max_memory=config.max_memory,
+            path, (apart and stored_dtype(path)) or self.precision.llm, torch.device("cpu") if apart else device,
+            low_resource=config.low_resource, device_map=config.device_map, max_memory=config.max_memory,
             attn_implementation=attention,
-        )
+        )  # fmt: skip
         return llm, tokenizer
 
     # -- modes and devices --------------------------------------------------------------------------------------

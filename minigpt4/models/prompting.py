@@ -16,8 +16,6 @@ from ..conversation.prompts import IMAGE_AFTER, IMAGE_BEFORE, IMAGE_MARK
 from .batch import PromptError
 from .llm import pad_apart_from
 
-KNOWN_PROMPTS = 4096  # prompts whose ids are kept; the questions of a VQA dataset are many more
-
 
 class Prompting:
     """The part of MiniGPT4 that knows texts. It fills in what the config leaves to conv_template.
@@ -33,7 +31,6 @@ class Prompting:
         self.tokenizer = tokenizer
         self.config = config = with_training_form(config, tokenizer)
         self.prompt_list = read_prompts(config.prompt_path, config.prompt_template) if config.prompt_path else []
-        self._known_prompts: dict[str, tuple[list[int], list[int]]] = {}  # prompt -> ids before and after the image
         self.as_text, self.longest_token = str, sys.maxsize
         if tokenizer:
             self.as_text = text_marker(tokenizer, conversation_of(config.conv_template, tokenizer), vocabulary)
@@ -77,32 +74,28 @@ class Prompting:
         own = samples.get("prompt") or [None] * len(samples["text_input"])
         template, image = self.config.prompt_template or "{}", f"{IMAGE_BEFORE}{IMAGE_MARK}{IMAGE_AFTER}"
         with_image = [p if p is None or IMAGE_MARK in p else image + p for p in own]
-        return [self._prompt_ids(drawn if p is None else template.replace("{}", p)) for p in with_image]
+        prompts = [drawn if p is None else template.replace("{}", p) for p in with_image]
+        ids = {prompt: self._prompt_ids(prompt) for prompt in set(prompts)}
+        return [ids[prompt] for prompt in prompts]
 
     def _prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
         """The ids before the image, with BOS, and after it; for an empty prompt (stage 1), BOS alone."""
-        if prompt not in self._known_prompts:
-            before, after = split_prompt(self._with_plain_instruction(prompt)) if prompt else ("", "")
-            *first, second = self.segment_ids([before, after] if prompt else [torch.empty(0)])
-            if len(self._known_prompts) >= KNOWN_PROMPTS:
-                self._known_prompts.clear()
-            self._known_prompts[prompt] = [*chain(*first)], second if prompt else []
-        return self._known_prompts[prompt]
-
-    def _with_plain_instruction(self, prompt: str) -> str:
-        """An instruction in `prompt_template`, with its control tokens marked as text."""
-        before, _, after = (self.config.prompt_template or "{}").partition("{}")
-        if not (prompt.startswith(before) and prompt.endswith(after)):
-            return prompt
-        return before + self.as_text(prompt[len(before) : len(prompt) - len(after)]) + after
+        if not prompt:
+            bos = self.tokenizer.bos_token_id
+            return ([] if bos is None else [bos]), []
+        start, _, end = (self.config.prompt_template or "{}").partition("{}")
+        if prompt.startswith(start) and prompt.endswith(end):  # control tokens are text in the instruction only
+            prompt = start + self.as_text(prompt[len(start) : len(prompt) - len(end)]) + end
+        *before, after = self.segment_ids(split_prompt(prompt))
+        return [*chain(*before)], after
 
 
-def split_prompt(prompt: str) -> tuple[str, str]:
-    """The halves of `prompt` around its one `<ImageHere>`."""
-    if prompt.count(IMAGE_MARK) != 1:
-        raise PromptError(f"a prompt needs exactly one {IMAGE_MARK}, this has {prompt.count(IMAGE_MARK)}: {prompt!r}")
-    before, after = prompt.split(IMAGE_MARK)
-    return before, after
+def split_prompt(prompt: str) -> list[str]:
+    """The two halves of `prompt` around its one `<ImageHere>`."""
+    halves = prompt.split(IMAGE_MARK)
+    if len(halves) != 2:
+        raise PromptError(f"a prompt needs exactly one {IMAGE_MARK}, this has {len(halves) - 1}: {prompt!r}")
+    return halves
 
 
 def read_prompts(path: str, template: str, key: str = "model.prompt_path") -> list[str]:

@@ -89,13 +89,8 @@ class PublishedWeights(nn.Module):
         file of the config holds that part. LoRA may start anew. `state` is the file's content, if it was read already.
         """
         state = read_state(path) if state is None else state
-        matrices = {name: t for name, t in state.items() if name.endswith(".lora_A.weight")}
-        if matrices and not self.config.lora:
-            layers = ", ".join(sorted({name.split(".")[-3] for name in matrices}))
-            raise CheckpointError(
-                f"{path} holds LoRA matrices, but model.lora is not set: write it as in training, e.g. lora: "
-                f"{{r: {len(next(iter(matrices.values())))}, target_modules: [{layers}]}} and its alpha"
-            )
+        if not self.config.lora and any(".lora_" in name for name in state):
+            raise CheckpointError(f"{path} holds LoRA matrices, but model.lora is not set: write it as in training")
         lora = {f"llama_model.{llm_name(name)}": p for name, p in lora_tensors(self.llama_model).items()}
         targets, required, config = dict(lora), set(), self.config
         if any(name in lora for name in state):

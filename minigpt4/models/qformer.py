@@ -13,23 +13,12 @@ IGNORED = re.compile(
 )
 
 
-def create_qformer(
-    encoder_width: int, *, hidden_size: int, num_hidden_layers: int, num_attention_heads: int, intermediate_size: int,
-    cross_attention_frequency: int, dropout: float,
-) -> Blip2QFormerModel:  # fmt: skip
-    """A Q-Former with random weights. `encoder_width` is D_vit; the other arguments are model.qformer_kwargs."""
-    return Blip2QFormerModel(
-        Blip2QFormerConfig(
-            encoder_hidden_size=encoder_width,
-            hidden_size=hidden_size,
-            num_hidden_layers=num_hidden_layers,
-            num_attention_heads=num_attention_heads,
-            intermediate_size=intermediate_size,
-            cross_attention_frequency=cross_attention_frequency,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        )
+def create_qformer(encoder_width: int, *, dropout: float, **sizes: int) -> Blip2QFormerModel:
+    """A Q-Former with random weights. `encoder_width` is D_vit; the others are the keys of model.qformer_kwargs."""
+    config = Blip2QFormerConfig(
+        encoder_hidden_size=encoder_width, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **sizes
     )
+    return Blip2QFormerModel(config)
 
 
 def to_published(name: str) -> str:

@@ -27,11 +27,7 @@ class DataMonitor:
         self.faults.update({name: Counter(counts) for name, counts in state["faults"].items()})
 
     def see(self, dataset: str, batch: dict) -> None:
-        """Count a batch's samples.
-
-        Raises:
-            DataError: more than `max_bad_share` of what was read is bad, or a stream finds no good sample any more.
-        """
+        """Count a batch's samples. Raises DataError for too many bad ones, or a stream of them alone."""
         bad = batch["bad"]
         self.read[dataset] += len(batch.get("text_input", ())) + len(bad)
         if bad:

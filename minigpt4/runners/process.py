@@ -20,12 +20,9 @@ LEAVE = 10.0  # seconds between breaking off a step and ending the process
 
 
 def lock_folder(folder: Path, rank: int) -> TextIO:
-    """Make the run's folder and lock it. The lock ends with the context of the returned file, or with the process.
+    """Make the run's folder and lock it, until the returned file is closed or the process ends. Raises UserError.
 
     A POSIX lock: loader workers, which outlive a killed run by some seconds, do not inherit it.
-
-    Raises:
-        UserError: another process holds the lock, or the folder cannot be written to.
     """
     path = folder / f".lock_{rank}"
     try:
@@ -40,38 +37,29 @@ def lock_folder(folder: Path, rank: int) -> TextIO:
     return file
 
 
-def worker_fault(error: Exception) -> UserError | None:
-    """What to do about a loader worker that has died, if `error` says so."""
-    text = str(error).partition("\n")[0]
-    if isinstance(error, (ConnectionError, EOFError)):
-        text = "a loader worker has died while it sent a batch"
-    elif not text.startswith(WORKER_DIED):
-        return None
-    advice = "main memory may be full: lower run.num_workers or run.batch_size_train"
-    if "Bus error" in text:
-        advice = "/dev/shm is too small: docker run --shm-size=8g, or lower run.num_workers or run.batch_size_train"
-    return UserError(f"{text.partition('. ')[0].rstrip('. ')}: {advice}; run.num_workers=0 loads in the run itself")
-
-
 @contextmanager
 def worker_faults_explained() -> Iterator[None]:
     """Turn the death of a loader worker into a UserError that says what to do."""
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        if fault := worker_fault(error):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise again as the other workers end
-            raise fault from None
-        raise
+        text = str(error).partition("\n")[0].partition(". ")[0]
+        if isinstance(error, (ConnectionError, EOFError)):
+            text = "a loader worker has died while it sent a batch"
+        elif not text.startswith(WORKER_DIED):
+            raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise again as the other workers end
+        advice = "lower run.num_workers or run.batch_size_train; run.num_workers=0 loads in the run itself"
+        cause = "/dev/shm is too small: docker run --shm-size=8g, or" if "Bus error" in text else "memory may be full:"
+        raise UserError(f"{text.rstrip('. ')}: {cause} {advice}") from None
 
 
 class StopSignals:
     """What SIGTERM and Ctrl-C do within this context.
 
     In a STEP or a SAVE the first signal is only noted in `received`: the run ends after the step. Everywhere else
-    (`phase` is None), and at a second signal, KeyboardInterrupt(number) is raised. It is also raised when a step has
-    not ended `patience` seconds after the signal, because it waits for data or for another process. Where Python cannot
-    raise, because the process waits in a library, the process is ended.
+    (`phase` is None), at a second signal, and `patience` seconds after the first in a STEP that does not end,
+    KeyboardInterrupt(number) is raised. Where Python cannot raise, because a library waits, the process is ended.
     """
 
     def __init__(self):

@@ -34,15 +34,12 @@ class StepGuard:
     def should_step(
         self, step: int, loss: float, grad_norm: float, batches: list[dict], loss_scale: float | None = None
     ) -> bool:
-        """Whether the optimizer may take this step.
+        """Whether the optimizer may take this step. Raises UserError after more than `limit` bad steps in a row.
 
         Args:
-            step: its number, from 1.
             loss, grad_norm: over all processes.
             batches: of this process; written to a file when the step is bad.
             loss_scale: fp16's, when the gradient is not finite. Above 1 that is an overflow; a lower scale prevents it.
-        Raises:
-            UserError: more than `limit` bad steps in a row.
         """
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self.in_a_row = 0

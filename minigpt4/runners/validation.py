@@ -91,11 +91,7 @@ class Validation:
         return self.runner.task.train_step(model, self.runner.task.build_batch(self.runner.bare_model, samples))
 
     def try_samples(self) -> None:
-        """Answer about run.sample_images with one token, so that a wrong picture or question ends the run at its start.
-
-        Raises:
-            UserError
-        """
+        """Answer about run.sample_images with one token: a wrong picture or question ends the run at its start."""
         if self.run.sample_images:
             try:
                 self.runner.task.sample_answers(self.runner.bare_model, max_new_tokens=1)

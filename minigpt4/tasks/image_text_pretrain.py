@@ -43,11 +43,8 @@ def default_vis_processor(model: ModelConfig, split: str) -> ProcessorConfig:
 
 
 def chat_processor(config: Config):
-    """The image processor of the chat: PIL image -> float (3, H, W).
-
-    As in the original, it is the `train` processor of the config's first dataset, but with the whole picture in place
-    of a random crop.
-    """
+    """The image processor of the chat. As in the original, the `train` processor of the config's first dataset, but
+    with the whole picture in place of a random crop."""
     named = [d.vis_processor.train for d in config.datasets.values() if d.vis_processor.train]
     chosen = named[0] if named else default_vis_processor(config.model, "eval")
     name, kwargs = chosen.name, {"image_size": config.model.image_size} | chosen.kwargs()
@@ -84,14 +81,8 @@ def add_config_key_to_errors(key: str) -> Iterator[None]:
 
 @TASKS.register("image_text_pretrain")
 class ImageTextPretrain:
-    """The loss of a batch is the model's loss on it.
-
-    A subclass may replace `source_of`, the samples of a dataset; `collate`, which makes a batch in the loader's
-    processes; and `build_batch`, which makes the model's input of a batch.
-
-    Raises:
-        DataError: files of the datasets are wrong. No weights have been read then.
-    """
+    """The task of both stages. A subclass may replace `source_of`; `collate`, which makes a batch in the loader's
+    processes; and `build_batch`. Raises DataError for wrong data files, before weights are read."""
 
     collate = staticmethod(collate)
 
@@ -118,7 +109,7 @@ class ImageTextPretrain:
         }
 
     def source_of(self, name: str, dataset: DatasetConfig, split: str, where: str) -> Source:
-        """The samples of a dataset. Validation without an `eval` processor uses the one of training.
+        """The samples of a dataset.
 
         Args:
             dataset: for validation, its build_info is the config's valid_info.
@@ -151,12 +142,7 @@ class ImageTextPretrain:
         return model
 
     def build_loader(self, rank: int, world_size: int, seed: int, drawn: int = 0) -> MixedLoader:
-        """Endless batches for this process, mixed over the datasets by `sample_ratio`.
-
-        Args:
-            drawn: number of batches that each process took before with another number of processes or workers. The
-                datasets then start anew, in another order.
-        """
+        """Endless batches for this process, mixed over the datasets by `sample_ratio`. `drawn`: see `MixedLoader`."""
         run, loaders = self.config.run, {}
         for name, source in self.sources.items():
             stream = SampleStream(source, name, seed, rank, world_size)
@@ -166,10 +152,7 @@ class ImageTextPretrain:
 
     def validation_batches(self, rank: int, world_size: int) -> Iterator[dict]:
         """This process's share of the first `run.valid_samples` of each dataset's `valid_info`, the same each time.
-
-        Raises:
-            DataError: none of them can be read.
-        """
+        Raises DataError when none of them can be read."""
         run = self.config.run
         for name, source in self.valid_sources.items():
             count = min(run.valid_samples, len(source)) if hasattr(source, "__len__") else run.valid_samples

@@ -85,11 +85,13 @@ def test_counts_names_and_the_end(bad_urls, tmp_path):
     assert all(set(line) == {"dataset", "sample", "why"} and line["dataset"] == "laion" for line in lines)
     share = monitor.faults["laion"].total() / monitor.read["laion"]
     assert str(caught.value).startswith(
-        f"datasets.laion: {monitor.bad['laion']} of {monitor.read['laion']} samples are bad ({share:.0%}; "
+        f"datasets.laion: {monitor.faults['laion'].total()} of {monitor.read['laion']} samples are bad ({share:.0%}; "
         "run.max_bad_share is 50%): "
     )
     assert "bad_samples.jsonl" in str(caught.value)
-    assert f"{monitor.bad['laion']} of {monitor.read['laion']} samples of laion were bad" in monitor.summary()
+    assert (
+        f"{monitor.faults['laion'].total()} of {monitor.read['laion']} samples of laion were bad" in monitor.summary()
+    )
 
 
 def test_counts_come_back(tmp_path):

@@ -15,7 +15,7 @@ from minigpt4.common.errors import DataError, Stopped, UserError
 from minigpt4.common.schema import BuildInfo, DatasetConfig
 from minigpt4.datasets.stream import MixedLoader, SampleStream, make_loader
 from minigpt4.runners import process
-from minigpt4.runners.process import SAVE, STEP, StopSignals, worker_fault
+from minigpt4.runners.process import SAVE, STEP, StopSignals, worker_faults_explained
 
 
 @pytest.fixture(autouse=True)
@@ -89,16 +89,20 @@ def test_a_worker_that_was_killed_ends_the_run(run):
         if sample["text_input"] == "5":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with pytest.raises(UserError, match=r"worker .*: main memory may be full: lower run\.num_workers"):
+    with pytest.raises(UserError, match=r"worker .*: memory may be full: lower run\.num_workers"):
         run(Slope(), Loaded(Numbers(kill)), iters_per_epoch=9)
 
 
 def test_why_a_worker_was_killed():
     say = "DataLoader worker (pid 7) is killed by signal: {}. Details."
-    assert "--shm-size" in str(worker_fault(RuntimeError(say.format("Bus error"))))
-    assert "main memory may be full" in str(worker_fault(RuntimeError(say.format("Killed"))))
-    assert "main memory may be full" in str(worker_fault(ConnectionResetError("reset by peer")))
-    assert worker_fault(RuntimeError("CUDA out of memory")) is None
+    for error, raised, words in (
+        (RuntimeError(say.format("Bus error")), UserError, "--shm-size"),
+        (RuntimeError(say.format("Killed")), UserError, "memory may be full"),
+        (ConnectionResetError("reset by peer"), UserError, "memory may be full"),
+        (RuntimeError("CUDA out of memory"), RuntimeError, "CUDA out of memory"),
+    ):
+        with pytest.raises(raised, match=words), worker_faults_explained():
+            raise error
 
 
 # -- signals ------------------------------------------------------------------------------------------------------

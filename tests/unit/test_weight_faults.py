@@ -254,8 +254,7 @@ def test_a_lora_checkpoint_without_lora_in_the_config(make_model, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         make_model(ckpt=str(tmp_path / "lora.safetensors"))
     assert str(caught.value) == (
-        f"{tmp_path}/lora.safetensors holds LoRA matrices, but model.lora is not set: write it as in training, e.g. "
-        "lora: {r: 2, target_modules: [q_proj, v_proj]} and its alpha"
+        f"{tmp_path}/lora.safetensors holds LoRA matrices, but model.lora is not set: write it as in training"
     )
 
 
