@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..common.errors import DataError
 from ..common.paths import read_text
-from .decoding import clean_caption, decode_json, read_image_file
-from .faults import BadJson
+from .faults import BadJson, clean_caption, decode_json, read_image_file
 from .stream import permutation_stream
 
 Pair = tuple[Path, str | list[str]]  # image file, its caption or captions

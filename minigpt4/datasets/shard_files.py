@@ -32,8 +32,7 @@ from ..common.file_system import whole_file
 from ..common.logger import log
 from ..common.paths import REMOTE
 from . import faults
-from .decoding import IMAGES, MAX_MEMBER
-from .faults import SampleFault, short
+from .faults import IMAGES, MAX_MEMBER, SampleFault, short
 
 STALLED = 120.0  # seconds without a byte after which a remote read is given up and tried again
 BUFFER = 2**18  # bytes of one read

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..processors.image_processors import decode_image
-from .decoding import IMAGES, clean_caption, decode_json
-from .faults import PAUSES, NoCaption, NoImage, SampleFault, Unreadable, short
+from .faults import IMAGES, PAUSES, NoCaption, NoImage, Unreadable, clean_caption, decode_json, short
 from .shard_files import read_shard
 from .stream import seed_of
 
@@ -42,7 +41,7 @@ class ShardSource:
             while len(block) < BLOCK and held < BLOCK_BYTES:
                 draw, offset, where, raw = next(samples)
                 block.append((where, raw))
-                held += size_of(raw)
+                held += sum(map(len, raw.values())) if isinstance(raw, dict) else 0
             order = list(range(len(block)))
             random.Random(seed_of(seed, stream, start)).shuffle(order)
             for i in range(taken, len(block)):
@@ -74,8 +73,3 @@ class ShardSource:
         caption = clean_caption(decode_json(raw["json"]).get("caption"), self.text_processor)
         image = decode_image(raw[extension], f"its {extension}")
         return {"image": self.vis_processor(image), "text_input": caption}
-
-
-def size_of(raw: dict | SampleFault) -> int:
-    """The size of a raw sample in bytes."""
-    return sum(map(len, raw.values())) if isinstance(raw, dict) else 0

@@ -76,16 +76,11 @@ def published_vit_state(state: dict[str, Tensor], vit: nn.Module) -> dict[str, T
         state = {k: v for k, v in state.items() if not k.startswith("blocks.") or k.startswith(own_blocks)}
     kept = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(dropped)}
     if "pos_embed" in kept and "pos_embed" in own:
-        kept["pos_embed"] = _resize_pos_embed(kept["pos_embed"], own["pos_embed"].shape[1])
+        there, here = kept["pos_embed"].shape[1], own["pos_embed"].shape[1]
+        new = math.isqrt(here)
+        first = here - new * new  # entries before the grid: CLS, or none
+        old = math.isqrt(max(there - first, 0))
+        if there != here and old * old + first == there:  # in fp32, as the original
+            grid = kept["pos_embed"].float()
+            kept["pos_embed"] = resample_abs_pos_embed(grid, [new, new], [old, old], first, antialias=False)
     return kept
-
-
-def _resize_pos_embed(pos_embed: Tensor, tokens: int) -> Tensor:
-    """(1, c + g*g, D) -> (1, tokens, D): interpolate the grid in fp32, as the original, and keep the c entries (CLS)
-    before it."""
-    new = math.isqrt(tokens)
-    first = tokens - new * new  # c, which is small against the grid
-    old = math.isqrt(max(pos_embed.shape[1] - first, 0))
-    if pos_embed.shape[1] == tokens or old * old + first != pos_embed.shape[1]:
-        return pos_embed
-    return resample_abs_pos_embed(pos_embed.float(), [new, new], [old, old], first, antialias=False)

@@ -112,7 +112,10 @@ def load_tokenizer(path: str, pad_token: str | None = None) -> Tokenizer:
         raise CheckpointError(f"model.llama_model: {path} has no tokenizer that can be read: {error}") from error
     # transformers 5 builds a LlamaTokenizer anew; others (Mistral) do what their tokenizer.json says, if there is one.
     rebuilt = isinstance(tokenizer, LlamaTokenizer) or not (files / "tokenizer.json").is_file()
-    if rebuilt and ((files / "tokenizer.model").is_file() or (source and _prepends_space(tokenizer))):
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    metaspace = getattr(backend, "pre_tokenizer", None)  # sentencepiece's kind in a GGUF file puts a space before texts
+    spaces = isinstance(metaspace, pre_tokenizers.Metaspace) and metaspace.prepend_scheme != "never"
+    if backend and rebuilt and ((files / "tokenizer.model").is_file() or (source and spaces)):
         _read_as_sentencepiece(tokenizer)
     if pad_token is not None and pad_token not in tokenizer.get_vocab():
         raise ConfigError(f"model.pad_token: {pad_token!r} is not a token of {path}")
@@ -137,20 +140,13 @@ def pad_apart_from(tokenizer: Tokenizer, end_ids: list[int]) -> None:
             return
 
 
-def _prepends_space(tokenizer: Tokenizer) -> bool:
-    """Whether a tokenizer from a GGUF file is of sentencepiece's kind, which puts a space before each text."""
-    pre_tokenizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
-    return isinstance(pre_tokenizer, pre_tokenizers.Metaspace) and pre_tokenizer.prepend_scheme != "never"
-
-
 def _read_as_sentencepiece(tokenizer: Tokenizer) -> None:
     """Tokenize as the original's sentencepiece in transformers 4: keep a leading space, and split the text at special
     tokens first. transformers 5 drops that space, and finds `<unk>` only after a space."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        backend.pre_tokenizer = None
-        for token in tokenizer.added_tokens_decoder.values():
-            keys = ("single_word", "lstrip", "rstrip", "special")
-            raw = AddedToken(token.content, normalized=False, **{key: getattr(token, key) for key in keys})
-            (backend.add_special_tokens if token.special else backend.add_tokens)([raw])
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.pre_tokenizer = None
+    for token in tokenizer.added_tokens_decoder.values():
+        keys = ("single_word", "lstrip", "rstrip", "special")
+        raw = AddedToken(token.content, normalized=False, **{key: getattr(token, key) for key in keys})
+        (backend.add_special_tokens if token.special else backend.add_tokens)([raw])

@@ -52,7 +52,13 @@ def load_llm(
         raise ConfigError(f"model.attn_implementation: {attn_implementation}: {error}") from error
     except Exception as error:  # transformers raises any kind
         raise CheckpointError(f"model.llama_model: {path} cannot be loaded: {error}") from error
-    _check_fit(path, info)
+    shapes = [f"{n}: {tuple(a)} in the file, {tuple(b)} in the model" for n, a, b in info["mismatched_keys"]]
+    unexpected = [name for name in info["unexpected_keys"] if not HARMLESS.search(name)]
+    for what, names in {"missing": info["missing_keys"], "of another shape": shapes, "unexpected": unexpected}.items():
+        if names:
+            raise CheckpointError(
+                f"model.llama_model: {path} does not fit its config.json: {what}: {some(sorted(names))}"
+            )
     if device_map:
         weakref.finalize(llm, shutil.rmtree, on_disk, ignore_errors=True)
     allow_repacking(llm, False)
@@ -62,16 +68,6 @@ def load_llm(
     llm.requires_grad_(False).eval()
     check_head(llm, device)
     return llm
-
-
-def _check_fit(path: str, info: dict) -> None:
-    shapes = [f"{n}: {tuple(a)} in the file, {tuple(b)} in the model" for n, a, b in info["mismatched_keys"]]
-    unexpected = [name for name in info["unexpected_keys"] if not HARMLESS.search(name)]
-    for what, names in {"missing": info["missing_keys"], "of another shape": shapes, "unexpected": unexpected}.items():
-        if names:
-            raise CheckpointError(
-                f"model.llama_model: {path} does not fit its config.json: {what}: {some(sorted(names))}"
-            )
 
 
 def stored_dtype(path: str) -> torch.dtype | None:

@@ -42,12 +42,9 @@ class PublishedWeights(nn.Module):
         """Load Qformer, query_tokens and ln_vision from the content of q_former_model."""
         others = ("llama_proj.",) if self.config.has_qformer else ("llama_proj.", "Qformer.", "query_tokens")
         load_exact(
-            self.published_tensors(("Qformer", "query_tokens", "ln_vision")),
-            state,
-            self.config.q_former_model,
-            ignore=lambda name: qf.IGNORED.match(name) or name.startswith(others),
-            device=device,
-        )
+            self.published_tensors(("Qformer", "query_tokens", "ln_vision")), state, self.config.q_former_model,
+            ignore=lambda name: qf.IGNORED.match(name) or name.startswith(others), device=device,
+        )  # fmt: skip
 
     def published_tensors(self, modules: Sequence[str] = PARTS) -> dict[str, Tensor]:
         """The live tensors of these parts (all by default) under the published names."""
@@ -92,14 +89,11 @@ class PublishedWeights(nn.Module):
         if not self.config.lora and any(".lora_" in name for name in state):
             raise CheckpointError(f"{path} holds LoRA matrices, but model.lora is not set: write it as in training")
         lora = {f"llama_model.{llm_name(name)}": p for name, p in lora_tensors(self.llama_model).items()}
-        targets, required, config = dict(lora), set(), self.config
-        if any(name in lora for name in state):
-            required |= set(lora)
-        for part, other_file in {
-            "llama_proj": None, "visual_encoder": config.vit_ckpt, "ln_vision": config.q_former_model,
-            "query_tokens": config.q_former_model, "Qformer": config.q_former_model,
-        }.items():  # fmt: skip
-            tensors = self.published_tensors([part])
+        targets, required, config = {}, set(), self.config
+        other_files = dict.fromkeys(("ln_vision", "query_tokens", "Qformer"), config.q_former_model)
+        other_files |= {"llama_proj": None, "visual_encoder": config.vit_ckpt, "llama_model": config.llama_model}
+        for part, other_file in other_files.items():
+            tensors = lora if part == "llama_model" else self.published_tensors([part])
             targets |= tensors
             if other_file is None or any(name in tensors for name in state):
                 required |= set(tensors)

@@ -70,6 +70,13 @@ class Progress:
                 with self.side_work("run.report_to"):
                     self.accelerator.log(values, step=step)
 
+    def write_samples(self, step: int, answers: list[dict]) -> None:
+        """Write and log the answers about run.sample_images."""
+        if self.metrics:
+            self.metrics.write_samples(step, answers)
+            for row in answers:
+                log.info("step %d  %s: %s", step, Path(row["image"]).name, row["answer"])
+
     def plot(self) -> None:
         """Draw loss.png."""
         self.plotted_at = time.monotonic()

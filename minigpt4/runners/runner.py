@@ -128,9 +128,15 @@ class Runner:
         if self.validation.missing:
             self.validation.run_if_due()
         while not self.finished:
-            tick, lr = time.monotonic(), self._set_lr()
+            tick, run = time.monotonic(), self.run
+            lr = self.schedule(
+                self.step, total_steps=self.total_steps, init_lr=run.init_lr, min_lr=run.min_lr,
+                warmup_lr=run.warmup_lr, warmup_steps=run.warmup_steps,
+            )  # fmt: skip
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
             loss, taken = self._backward(batches)
-            norm = self.accelerator.clip_grad_norm_(self.trained, self.run.grad_clip or float("inf"))  # before clipping
+            norm = self.accelerator.clip_grad_norm_(self.trained, run.grad_clip or float("inf"))  # before clipping
             loss, norm, stop, save = self._all_reduce_step_facts(loss, norm)
             stepped = self._optimizer_step(loss, norm, taken)
             self.step += 1
@@ -145,16 +151,6 @@ class Runner:
             if stop and not self.finished:
                 self._stop(self.signals.received or signal.SIGTERM)
             self.validation.run_if_due()
-
-    def _set_lr(self) -> float:
-        run = self.run
-        lr = self.schedule(
-            self.step, total_steps=self.total_steps, init_lr=run.init_lr, min_lr=run.min_lr, warmup_lr=run.warmup_lr,
-            warmup_steps=run.warmup_steps,
-        )  # fmt: skip
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
 
     def _backward(self, batches) -> tuple[torch.Tensor, list[dict]]:
         """Compute the gradient of `accum_grad_iters` batches; return the mean of their losses, and the batches."""

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -58,7 +57,8 @@ class Validation:
                 self._validate()
             if samples_due:
                 with self.side_work("run.sample_images"):
-                    self._sample()
+                    answers = runner.task.sample_answers(runner.bare_model)
+                    runner.progress.write_samples(runner.step, answers)
         if runner.finished:
             runner.checkpoints.save_step()
         if validation_due:
@@ -70,7 +70,10 @@ class Validation:
         total, count, failed = 0.0, 0, 1
         with self.side_work("validation"):
             batches = runner.task.validation_batches(runner.rank, runner.world_size)
-            total, count = sum_of_losses(runner.model, batches, self._loss_of)
+            build, step = runner.task.build_batch, runner.task.train_step
+            total, count = sum_of_losses(
+                runner.model, batches, lambda model, samples: step(model, build(runner.bare_model, samples))
+            )
             failed = int(count == 0)
         totals = torch.tensor([total, count, failed], dtype=torch.float64)
         if runner.world_size > 1:
@@ -87,9 +90,6 @@ class Validation:
             self.since += 1
             log.info("step %d  validation loss %.4f (best %.4f at step %d)", self.step, loss, self.best, self.best_step)
 
-    def _loss_of(self, model: nn.Module, samples: dict) -> torch.Tensor:
-        return self.runner.task.train_step(model, self.runner.task.build_batch(self.runner.bare_model, samples))
-
     def try_samples(self) -> None:
         """Answer about run.sample_images with one token: a wrong picture or question ends the run at its start."""
         if self.run.sample_images:
@@ -97,14 +97,6 @@ class Validation:
                 self.runner.task.sample_answers(self.runner.bare_model, max_new_tokens=1)
             except Exception as error:
                 raise UserError(f"run.sample_images, run.sample_question: {error}") from error
-
-    def _sample(self) -> None:
-        """Write the answers to `samples.jsonl`."""
-        answers = self.runner.task.sample_answers(self.runner.bare_model)
-        if metrics := self.runner.progress.metrics:
-            metrics.write_samples(self.runner.step, answers)
-            for row in answers:
-                log.info("step %d  %s: %s", self.runner.step, Path(row["image"]).name, row["answer"])
 
 
 @torch.no_grad()

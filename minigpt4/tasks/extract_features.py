@@ -26,7 +26,7 @@ from ..common.errors import ConfigError, DataError, UserError, some
 from ..common.paths import resolve_path
 from ..common.precision import resolve_precision
 from ..common.schema import Config, ModelConfig
-from ..datasets.decoding import read_image_file
+from ..datasets.faults import read_image_file
 from ..datasets.features import differing, made_from, read_facts, short_name
 from ..datasets.image_text import ImageTextSource
 from ..datasets.stream import seed_of

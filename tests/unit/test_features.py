@@ -12,8 +12,7 @@ import yaml
 from minigpt4 import cli
 from minigpt4.common.config import load_config, read_config
 from minigpt4.common.errors import DataError
-from minigpt4.datasets.decoding import read_image_file
-from minigpt4.datasets.faults import Unreadable
+from minigpt4.datasets.faults import Unreadable, read_image_file
 from minigpt4.tasks import ImageTextPretrain
 from minigpt4.tasks import extract_features as features
 from minigpt4.tasks.image_text_pretrain import build_processor
