@@ -108,9 +108,6 @@ def short(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
 
 
-# -- checks -------------------------------------------------------------------------------------------------------
-
-
 def decode_json(content: bytes | str, name: str = "its json") -> dict:
     """The object that a JSON text holds. Raises BadJson."""
     try:

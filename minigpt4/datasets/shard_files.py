@@ -40,11 +40,7 @@ DAMAGE = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError)  #
 NO_MEMBER = re.compile(r"__[^/]*__($|/)|(.*/)?\.[^/]*$")  # webdataset's own notes, and hidden files
 
 # Commands that write an object of a store to their output. webdataset has none for s3:// and hdfs://.
-COMMANDS = {
-    "s3://": "aws s3 cp --no-progress {url} -",
-    "gs://": "gsutil cat {url}",
-    "hdfs://": "hdfs dfs -cat {url}",
-}
+COMMANDS = {"s3://": "aws s3 cp --no-progress {url} -", "gs://": "gsutil cat {url}", "hdfs://": "hdfs dfs -cat {url}"}
 
 
 def read_shard(
@@ -131,16 +127,9 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"byte {archive.offset:,}: {what}") from None
 
 
-# -- opening ------------------------------------------------------------------------------------------------------
-
-
 def open_shard(url: str, cache: str | Path | None = None) -> BinaryIO:
-    """Open a shard for reading; arguments as for `read_shard`.
-
-    Raises:
-        OSError: see `faults.is_transient`.
-        tarfile.ReadError: what was fetched for the cache is no tar; it is not kept.
-    """
+    """Open a shard for reading; arguments as for `read_shard`. Raises OSError, and tarfile.ReadError for a fetched file
+    that is no tar."""
     if not url.startswith(REMOTE):
         return open(url, "rb", BUFFER)
     if cache and (file := _fetch(url, Path(cache))):

@@ -16,14 +16,10 @@ PATIENCE = 20  # shards in a row that stay unreadable, after which the next ones
 
 
 class ShardSource:
-    """Shards drawn at random with replacement, without end; their samples are shuffled in blocks of 1,000.
+    """Shards drawn at random with replacement, without end (webdataset's ResampledShards, as in the original). Their
+    samples are shuffled in blocks, not in a sliding buffer, so that the position in the data is three numbers.
 
-    Drawing with replacement is the original's sampling (webdataset's ResampledShards). With blocks instead of a sliding
-    buffer, the position in the data is three numbers.
-
-    Args:
-        urls: shards, local or remote; `cache` is a folder that keeps remote ones.
-        vis_processor, text_processor: PIL image -> (3, H, W); caption -> text.
+    `urls` are local or remote, `cache` a folder that keeps remote ones. Processors: see `ImageTextSource`.
     """
 
     def __init__(

@@ -109,15 +109,9 @@ def make_loader(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # raised inside torchdata
         return StatefulDataLoader(
-            stream,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=collate_fn,
-            persistent_workers=False,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=True,
-            worker_init_fn=set_up_worker,
-        )
+            stream, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn, persistent_workers=False,
+            pin_memory=torch.cuda.is_available(), drop_last=True, worker_init_fn=set_up_worker,
+        )  # fmt: skip
 
 
 class MixedLoader:
@@ -139,7 +133,6 @@ class MixedLoader:
         self._iterators: dict[str, Iterator] = {}
 
     def state_dict(self) -> dict:
-        """Taken between two batches."""
         loaders = {n: self.loaders[n].state_dict() for n in self._iterators}
         return {"drawn": self.drawn, "began": self.began, "loaders": loaders}
 
@@ -167,9 +160,8 @@ class MixedLoader:
             if name not in self._iterators:
                 self._iterators[name] = iter(self.loaders[name])
             self.drawn += 1
-            alarm = threading.Timer(
-                SLOW, log.warning, ("datasets.%s: no batch came for %g s; still waiting", name, SLOW)
-            )
+            told = ("datasets.%s: no batch came for %g s; still waiting", name, SLOW)
+            alarm = threading.Timer(SLOW, log.warning, told)
             alarm.daemon = True
             alarm.start()
             try:

@@ -22,13 +22,8 @@ AFTER_FEATURES = ("attn_pool", "fc_norm", "head")
 
 
 def create_vit(name: str, image_size: int, drop_path_rate: float = 0.0, **kwargs) -> nn.Module:
-    """A visual encoder with random weights and the attribute `num_features` (D_vit).
-
-    Args:
-        name: `eva_clip_g`, whose sizes kwargs may change, or the name of a timm model.
-    Raises:
-        ConfigError: timm has no such model, or it takes no such argument.
-    """
+    """A visual encoder with random weights and the attribute `num_features` (D_vit): `eva_clip_g`, or a timm model.
+    Raises ConfigError for an unknown name or argument."""
     try:
         if name == "eva_clip_g":
             vit = Eva(img_size=image_size, drop_path_rate=drop_path_rate, **{**EVA_CLIP_G, **kwargs})

@@ -94,9 +94,6 @@ def check_head(llm: Llm, device: torch.device) -> None:
         )
 
 
-# -- tokenizer --------------------------------------------------------------------------------------------------------
-
-
 def load_tokenizer(path: str, pad_token: str | None = None) -> Tokenizer:
     """The LLM's tokenizer, which pads on the right. The default padding token is EOS, as in the original."""
     folder, source = llm_source(path)

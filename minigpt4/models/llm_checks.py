@@ -42,9 +42,6 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     return data
 
 
-# -- weights --------------------------------------------------------------------------------------------------------
-
-
 def check_not_quantized(folder: Path) -> None:
     """Raises CheckpointError for weights that another program has quantized."""
     config = read_json(folder / "config.json")
@@ -115,9 +112,6 @@ def check_finite(llm: PreTrainedModel, logits: Tensor) -> None:
         f"model.llama_model: {folder} computes NaN or infinity in {str(llm.dtype).removeprefix('torch.')}, though its "
         "weights are finite; write another model.llama_precision (bf16 or fp32)"
     )
-
-
-# -- tokenizer ------------------------------------------------------------------------------------------------------
 
 
 def check_tokenizer_files(folder: Path) -> None:

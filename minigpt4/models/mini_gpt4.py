@@ -114,8 +114,6 @@ class MiniGPT4(Prompting, PublishedWeights):
         )  # fmt: skip
         return llm, tokenizer
 
-    # -- modes and devices --------------------------------------------------------------------------------------
-
     def train(self, mode: bool = True) -> "MiniGPT4":
         """Frozen parts stay in eval mode: no dropout, no batch-norm updates."""
         super().train(mode)
@@ -141,8 +139,6 @@ class MiniGPT4(Prompting, PublishedWeights):
     @property
     def device(self) -> torch.device:
         return next(self.llama_proj.parameters()).device
-
-    # -- from image and text to embeddings ----------------------------------------------------------------------
 
     def encode_img(self, image: Tensor) -> Tensor:
         """image (B, 3, H, W), or its features (B, N, D_vit) -> image_embeds (B, Q, D_llm); without Q-Former, Q is N."""
@@ -179,8 +175,6 @@ class MiniGPT4(Prompting, PublishedWeights):
         dtype = self.llama_model.get_input_embeddings().weight.dtype
         rows = [p if isinstance(p, Tensor) else self.embed_ids(torch.tensor(p, dtype=torch.long)) for p in parts]
         return torch.cat([row.to(dtype) for row in rows])[None]
-
-    # -- loss -----------------------------------------------------------------------------------------------------
 
     def build_batch(self, samples: dict) -> dict[str, Tensor]:
         """Samples -> the tensors of `forward`, on the CPU; see `lay_out_batch`.

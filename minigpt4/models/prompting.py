@@ -20,11 +20,7 @@ from .llm import pad_apart_from
 class Prompting:
     """The part of MiniGPT4 that knows texts. It fills in what the config leaves to conv_template.
 
-    Args:
-        tokenizer: the LLM's; None for a model of shapes alone.
-        vocabulary: number of the LLM's embeddings.
-    Raises:
-        ConfigError: prompt_path cannot be read; or end_sym is the padding token.
+    `tokenizer` is None for a model of shapes alone; `vocabulary` is the number of the LLM's embeddings.
     """
 
     def __init__(self, config: ModelConfig, tokenizer, vocabulary: int):

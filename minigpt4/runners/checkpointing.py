@@ -16,11 +16,7 @@ from .process import SAVE
 
 
 class Checkpointing:
-    """Writes and reads the checkpoints of a run.
-
-    Args:
-        runner: the run whose state they hold: weights, optimizer, position in the data, random states.
-    """
+    """Writes and reads the checkpoints of a run: weights, optimizer, position in the data, random states."""
 
     def __init__(self, runner):
         self.runner, self.run, self.side_work = runner, runner.run, SideWork()
@@ -32,8 +28,6 @@ class Checkpointing:
         self.position: dict = {}  # of this process after the last whole step, see `note_position`
         config = dataclasses.asdict(runner.config)
         self.config = {section: config[section] for section in ("model", "datasets", "run")}
-
-    # -- writing --------------------------------------------------------------------------------------------------
 
     def due_by_clock(self) -> bool:
         """Whether run.save_every_minutes have passed."""
@@ -113,8 +107,6 @@ class Checkpointing:
         """What a checkpoint holds beside the weights."""
         epoch = (self.runner.step - 1) // self.run.iters_per_epoch
         return {"epoch": epoch, "step": self.runner.step, "config": self.config}
-
-    # -- resuming -------------------------------------------------------------------------------------------------
 
     def resume(self) -> None:
         """Continue from the checkpoint that run.resume and run.resume_ckpt_path name, if any."""

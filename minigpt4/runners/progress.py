@@ -18,11 +18,7 @@ SAY_EVERY = 10  # seconds between two lines on the console
 
 
 class Progress:
-    """One for each process; only the main one writes. A failure in it is a warning and ends no run.
-
-    Args:
-        steps: number of steps of the whole run.
-    """
+    """One for each process; only the main one writes. A failure in it is a warning. `steps` are those of the run."""
 
     def __init__(self, run: RunConfig, accelerator: Accelerator, folder: Path, steps: int):
         self.run, self.accelerator, self.folder, self.steps = run, accelerator, folder, steps
@@ -86,12 +82,8 @@ class Progress:
 
 
 class Throughput:
-    """How fast this process is between two rows of log.jsonl: waiting for data, tokens a second, padding, GPU memory,
-    share of the peak FLOP/s.
-
-    Args:
-        count_flops: count the FLOPs of the first step, those of recomputed layers too, where the GPU's peak is known.
-    """
+    """How fast this process is between two rows of log.jsonl. `count_flops`: count the FLOPs of the first step, with
+    those of recomputed layers, where the GPU's peak is known."""
 
     def __init__(self, device: torch.device, count_flops: bool = True):
         self.device = device

@@ -32,14 +32,8 @@ from .validation import Validation
 
 
 class Runner:
-    """Trains a model on what a task loads. Accelerate handles devices, precision and DDP.
-
-    Args:
-        config: its `run` section drives the loop; every checkpoint holds the whole config.
-        task: builds the loader and defines a step.
-        model: has `trained_tensors()` (live, by name) and `trained_state()` (detached). Parameters that require
-            gradients are trained.
-    """
+    """Trains a model on a task, which builds the loader and defines a step. Accelerate handles devices, precision and
+    DDP. The model has `trained_tensors()` (live, by name) and `trained_state()` (detached)."""
 
     def __init__(self, config: Config, task, model: nn.Module, device: torch.device):
         run = self.run = config.run
@@ -117,8 +111,6 @@ class Runner:
                     getattr(self.loader, "close", lambda: None)()  # a task's own loader may have no processes
             self._log_end()
 
-    # -- the loop -------------------------------------------------------------------------------------------------
-
     def _loop(self) -> None:
         self.model.train()
         batches = iter(self.loader)
@@ -190,8 +182,6 @@ class Runner:
         self.optimizer.zero_grad()
         return stepped
 
-    # -- stopping -------------------------------------------------------------------------------------------------
-
     @contextmanager
     def interruptible(self, around: AbstractContextManager | None = None) -> Iterator[None]:
         """A signal breaks off this block, but not the context `around` it, and the run ends with a checkpoint of the
@@ -208,8 +198,6 @@ class Runner:
     def _stop(self, number: int) -> NoReturn:
         where = f"after step {self.step}; saved" if self.step else "before the first step"
         raise Stopped(f"stopped by a signal {where}. The same command goes on from there", number)
-
-    # -- logging --------------------------------------------------------------------------------------------------
 
     def _log_step(self, loss: float, norm: float, lr: float, stepped: bool, seconds: float) -> None:
         run = self.run

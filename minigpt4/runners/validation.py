@@ -13,11 +13,7 @@ STATE = ("best", "best_step", "since", "step")
 
 
 class Validation:
-    """Validates and asks for sample answers when they are due, with the averaged weights where there are any.
-
-    Args:
-        runner: the run; its task gives batches and answers.
-    """
+    """Validates and asks for sample answers when they are due, with the averaged weights where there are any."""
 
     def __init__(self, runner):
         self.runner, self.run, self.side_work = runner, runner.run, SideWork()

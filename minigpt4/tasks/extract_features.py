@@ -109,12 +109,7 @@ class FeatureFile(Dataset):
 
 
 def tables_of(config: Config, names: list[str], crops: int | None) -> list[FeatureFile]:
-    """The files of these datasets. `crops` is --crops.
-
-    Raises:
-        ConfigError: no dataset names one, two lists name the same, or a dataset is no list.
-        DataError: a list cannot be read.
-    """
+    """The files of these datasets. `crops` is --crops. Raises ConfigError, DataError."""
     found: dict[Path, FeatureFile] = {}
     parts = [(name, *part) for name in names for part in config.datasets[name].infos() if part[1].features]
     for name, part, info in parts:
@@ -159,13 +154,8 @@ def encoder(config: ModelConfig, device: torch.device) -> Callable[[torch.Tensor
 def write_features(
     encode: Callable[[torch.Tensor], torch.Tensor], table: FeatureFile, batch: int, workers: int
 ) -> dict:
-    """Write X.part.npy and, as the progress, X.part.json; rename them to X.npy and X.json at the end.
-
-    Returns:
-        picture -> why it cannot be read.
-    Raises:
-        DataError: the disk has no room, or none of the first pictures can be read.
-    """
+    """Write X.part.npy and, as the progress, X.part.json; rename them to X.npy and X.json at the end. Returns
+    picture -> why it cannot be read. Raises DataError when none of the first pictures can be read."""
     file, part, array = table.file, table.file.with_suffix(".part.npy"), None
     progress = part.with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -200,11 +190,8 @@ def write_features(
 
 
 def open_array(table: FeatureFile, part: Path, **how) -> np.ndarray:
-    """numpy's `open_memmap`, if the disk has room: a process that writes to a mapped file on a full disk is killed.
-
-    Raises:
-        DataError: it has too little.
-    """
+    """numpy's `open_memmap`. Raises DataError when the disk is too full: writing to the mapped file would kill the
+    process."""
     array = np.lib.format.open_memmap(part, **how)
     needed = array.nbytes - part.stat().st_blocks * 512  # blocks that were never written take no room yet
     free = shutil.disk_usage(part.parent).free
