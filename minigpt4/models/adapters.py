@@ -18,10 +18,8 @@ ADAPTER = "default"  # peft's name for the one adapter; part of its parameter na
 
 
 def create_projection(width: int, llm_width: int, layers: int) -> nn.Module:
-    """(..., width) -> (..., llm_width): one linear layer, or `layers` of them with GELU between.
-
-    Source: MiniGPT-4's ablation with three layers, which does not name the activation; GELU is LLaVA-1.5's.
-    """
+    """(..., width) -> (..., llm_width): `layers` linear layers with GELU between. Source: MiniGPT-4's ablation with
+    three, which does not name the activation; GELU is LLaVA-1.5's."""
     first = nn.Linear(width, llm_width)
     if layers == 1:
         return first
@@ -31,11 +29,7 @@ def create_projection(width: int, llm_width: int, layers: int) -> nn.Module:
 
 def add_lora(llm: nn.Module, lora: LoraConfig) -> None:
     """Add LoRA matrices to the layers of `llm` that `lora` names, in place. They are fp32, because a step of AdamW is
-    lost in the rounding of bf16 weights.
-
-    Raises:
-        ConfigError: the LLM has no such layers, or peft cannot adapt their kind.
-    """
+    lost in the rounding of bf16 weights. Raises ConfigError for layers that are not there or cannot be adapted."""
     require_packages("model.lora", "lora", "peft")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; see llm_loading.quantization_config
     from peft import LoraConfig as PeftLoraConfig

@@ -31,8 +31,6 @@ def load_llm(
         dtype: of the weights, and what quantized ones compute in. Weights that are stored in it stay memory-mapped on
             the CPU, so several processes of a machine share one copy.
         device: of the LLM; with `device_map`, of its inputs.
-    Raises:
-        CheckpointError, ConfigError
     """
     folder, source = llm_source(path)
     stored_dtype(path)  # names a weight file that is missing or damaged
@@ -75,7 +73,11 @@ def stored_dtype(path: str) -> torch.dtype | None:
     folder, source = llm_source(path)
     if source:
         return None
-    dtypes = {t.dtype for facts in weight_files(Path(folder)) for t in facts.tensors.values() if t.is_floating_point()}
+    try:
+        files = weight_files(Path(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"model.llama_model: {error}") from None
+    dtypes = {t.dtype for facts in files for t in facts.tensors.values() if t.is_floating_point()}
     found = dtypes.pop() if dtypes else torch.float32
     for dtype in dtypes:
         found = torch.promote_types(found, dtype)
@@ -94,9 +96,6 @@ def quantization_config(
 
     8 bit on CUDA is LLM.int8(): columns with a value above 6.0 stay in 16 bit (transformers' default threshold). 8 bit
     on CPU is torchao's: int8 weights, one scale a row. 4 bit is NF4, with a scale for each 64 weights.
-
-    Raises:
-        ConfigError, MissingPackage
     """
     if spread and device.type != "cuda":
         raise ConfigError("model.low_resource: with device_map only on CUDA; write low_resource: False on CPU")

@@ -44,8 +44,6 @@ class MiniGPT4(Prompting, PublishedWeights):
         Args:
             precision: the dtypes of a training run; None: those of a chat.
             llm_apart: leave the LLM memory-mapped on the CPU in the dtype of its files, for FSDP to shard.
-        Raises:
-            CheckpointError, ConfigError
         """
         nn.Module.__init__(self)
         device = torch.device(device)
@@ -212,13 +210,8 @@ class MiniGPT4(Prompting, PublishedWeights):
         return head_input_hidden_states(self.llama_model, inputs_embeds=embeds, attention_mask=batch["attention_mask"])
 
     def forward(self, samples: dict) -> dict[str, Tensor]:
-        """Mean cross-entropy over the target tokens: {"loss": scalar}. Only their logits are made.
-
-        Args:
-            samples: the input or the output of `build_batch`.
-        Raises:
-            PromptError: the batch has no target.
-        """
+        """Input or output of `build_batch` -> {"loss": mean cross-entropy over the target tokens}. Only the logits of
+        these are made. Raises PromptError for a batch without targets."""
         batch = to_device(samples if "input_ids" in samples else self.build_batch(samples), self.device)
         hidden = self.read_batch(batch).flatten(0, 1)
         # index_select makes the rows contiguous; a strided slice before a bf16 lm_head is slower than all logits.

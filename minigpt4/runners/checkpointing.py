@@ -170,11 +170,7 @@ class Checkpointing:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict, checkpoint: Path) -> None:
-    """Load the moments of a checkpoint. The config decides the rest (weight decay, ...).
-
-    Raises:
-        CheckpointError: the state belongs to other parameters.
-    """
+    """Load the moments of a checkpoint; the config decides the rest (weight decay, ...). Raises CheckpointError."""
     own = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)

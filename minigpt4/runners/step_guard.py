@@ -13,12 +13,8 @@ MOST_KEPT = 10  # batches written for inspection, for each process
 
 
 class StepGuard:
-    """One for each process. All decide alike, because they get the same numbers.
-
-    Args:
-        output_dir: the run's folder; batches go to `bad_batches/step_S_rank_R.pt`.
-        limit: bad steps in a row that are skipped; one more ends the run.
-    """
+    """One for each process. All decide alike, because they get the same numbers. `limit` bad steps in a row are
+    skipped; one more ends the run. Batches go to `bad_batches/step_S_rank_R.pt`."""
 
     def __init__(self, output_dir: Path, limit: int, rank: int):
         self.folder, self.limit, self.rank = Path(output_dir) / "bad_batches", limit, rank
