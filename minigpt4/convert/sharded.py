@@ -14,7 +14,8 @@ from ..common.checkpoint import finite
 from ..common.errors import CheckpointError
 from ..common.file_system import whole_file
 from ..common.identify import DOWNLOAD_AGAIN, SAFETENSORS_DTYPES, FileFacts, identify
-from ..models import llm_checks
+from ..models.llm_checks import read_json as read_json
+from ..models.llm_checks import weight_files as weight_files
 
 
 def weight_file(path: Path) -> FileFacts:
@@ -28,22 +29,6 @@ def weight_file(path: Path) -> FileFacts:
         again = DOWNLOAD_AGAIN.get(found.kind, "weights in safetensors or torch's format are needed")
         raise CheckpointError(f"{path} is {found.describe()}; {again}")
     return found
-
-
-def weight_files(folder: Path) -> list[FileFacts]:
-    """The weight files of a folder in transformers format. Raises CheckpointError when one is missing or damaged."""
-    try:
-        return llm_checks.weight_files(folder)
-    except CheckpointError as error:
-        raise CheckpointError(str(error).removeprefix("model.llama_model: ")) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError when there is none."""
-    data, why = llm_checks.read_json(path)
-    if not data:
-        raise CheckpointError(f"{path} {why or 'is missing or empty'}")
-    return data
 
 
 def write_json(data: Any, path: Path) -> None:

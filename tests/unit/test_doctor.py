@@ -220,7 +220,6 @@ def test_shards_that_are_lfs_pointers(files, capsys):
     wrong(
         capsys,
         "model.llama_model",
-        "2 of 2 weight files",
         "is a git-lfs pointer",
         "of a file of 9.9 GB",
         "git lfs pull",
@@ -308,7 +307,7 @@ def test_config_jsons_padding_past_the_embedding(files, capsys):
 
 def test_a_tokenizer_that_is_an_lfs_pointer(files, capsys):
     (files / "llama/tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\nsize 499723\n")
-    wrong(capsys, "tokenizer", "tokenizer.model is a git-lfs pointer", "fetch")
+    wrong(capsys, "tokenizer", "tokenizer.model is a git-lfs pointer", "git lfs pull")
 
 
 # -- the other files ------------------------------------------------------------------------------------------------

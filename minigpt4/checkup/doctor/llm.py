@@ -79,8 +79,9 @@ def check_tokenizer(context: Context) -> list[Finding]:
         return [of_error(context.errors["tokenizer"], "tokenizer")] if "tokenizer" in context.errors else []
     bos, eos, ids = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.get_vocab()
     folder, found = context.local(LLM), []
-    stated = read_json(folder / "config.json")[0].get("bos_token_id")
-    settings = read_json(folder / "special_tokens_map.json")[0] | read_json(folder / "tokenizer_config.json")[0]
+    stated = read_json(folder / "config.json", optional=True).get("bos_token_id")
+    settings = read_json(folder / "special_tokens_map.json", optional=True)
+    settings |= read_json(folder / "tokenizer_config.json", optional=True)
     if isinstance(stated, int) and bos is None and has_llama_pieces(tokenizer):
         text = f"has no BOS, but config.json has bos_token_id {stated}: a prompt would begin without it"
         found.append((text, 'write "bos_token": "<s>" into tokenizer_config.json'))
@@ -157,7 +158,7 @@ def family(context: Context) -> tuple[str, str, str, str]:
         why = f"{rows:,} rows, but {pieces:,} pieces and no {PAD} in the tokenizer"
         do = f"fetch added_tokens.json too; if the LLM was not tuned on {VICUNA_V0.assistant!r}, {OWN}"
         return LOOK, "Vicuna v0 without its added_tokens.json, or a LLaMA with tokens of its own", why, do
-    said = read_json(context.llm.path / "config.json")[0]
+    said = read_json(context.llm.path / "config.json", optional=True)
     evidence = {key: said[key] for key in ("_name_or_path", "max_position_embeddings", "rms_norm_eps") if key in said}
     made = read_record(context.llm.path)
     evidence |= {"prepare_vicuna.json": made["kind"]} if made else {}
