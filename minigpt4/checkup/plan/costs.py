@@ -43,7 +43,7 @@ def activations(setup: Setup) -> tuple[int, int]:
     row = llm.layers * (b * llm.hidden * length if again else layer)
     row += (4 + b) * llm.hidden * length  # embeddings, and the input of the last norm in fp32
     row += 4 * _logits(setup)  # log-probabilities in fp32
-    if not model.freeze_vit and setup.features != "all":
+    if not model.freeze_vit and not setup.features:
         row += setup.amp_bytes * shapes.vit.outputs
     if shapes.qformer and not (model.freeze_qformer and model.freeze_vit):
         row += setup.amp_bytes * shapes.qformer.outputs
@@ -61,7 +61,7 @@ def training_work(setup: Setup) -> Iterator[Operation]:
     """Forward and backward of one batch."""
     model, shapes, batch = setup.config.model, setup.shapes, setup.batch
     llm, b, length = shapes.llm, setup.llm_bytes, setup.row_tokens
-    if setup.features != "all":
+    if not setup.features:
         yield from _vision(setup, "visual_encoder", batch, 1 if model.freeze_vit else 3)
     if shapes.qformer:
         yield from _vision(setup, "Qformer", batch, 1 if model.freeze_vit and model.freeze_qformer else 3)

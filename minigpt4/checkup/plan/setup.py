@@ -41,8 +41,8 @@ class Setup:
         self.llm_bytes = auto if model.llama_precision == "auto" else DTYPES[model.llama_precision].itemsize
         self.amp_bytes = 2 if run.amp and not (self.on_cpu and run.amp_dtype == "auto") else 4
         self.bits = bits_of(model.low_resource) or 8 * self.llm_bytes  # of a weight of the LLM's linear layers
-        have = [bool(dataset.build_info.features) for dataset in self.config.datasets.values()]
-        self.features = "none" if not any(have) else "all" if all(have) else "some"  # with all, the ViT does not run
+        datasets = self.config.datasets.values()
+        self.features = bool(datasets) and all(d.build_info.features for d in datasets)  # then the ViT does not run
         self.text_tokens = min(self.tokens or model.max_txt_len, model.max_txt_len)
         # Of a row: BOS, the longest instruction, the image, the text.
         image = (self.shapes.qformer or self.shapes.vit).tokens

@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 from ...common.checkpoint import load_exact
 from ...common.errors import CheckpointError, some
 from ...models.llm import create_llm
-from ..sharded import read_json, weight_file, weight_files
+from ..folders import read_json, weight_file, weight_files
 
 # Meta's name -> (transformers' name, the axis along which it is split over the files; None: each file has all of it).
 IN_LAYER = {
