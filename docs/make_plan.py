@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from minigpt4.checkup.plan.costs import next_token_work
+from minigpt4.checkup.plan.costs import Setup, next_token_work
 from minigpt4.checkup.plan.page import span
 from minigpt4.checkup.plan.predict import GIB, fits, make_setup, needed_memory, training_time, verdict, what_fits
-from minigpt4.checkup.plan.setup import Setup
 from minigpt4.checkup.plan.shapes import LLMS
 from minigpt4.common.gpus import GPUS, roofline
 

@@ -1,7 +1,6 @@
 """`minigpt4 data check ...`: read datasets whole, in parallel, with the processors that a run uses."""
 
 import argparse
-import copy
 import json
 import multiprocessing
 import os
@@ -32,7 +31,6 @@ from ..processors.text_processors import BlipCaption
 
 CHUNK = 500  # images of a list that are one part
 EXAMPLES = 3  # of each fault that are named
-SIZES = ("width", "height", "words")  # pixels of images, words of captions
 Part = tuple[str, str | range]  # dataset, and its shard or places in its list
 _sources: dict[str, Source] = {}  # forked processes find them here
 
@@ -47,7 +45,6 @@ class Report:
     faults: Counter = field(default_factory=Counter)
     examples: dict[str, list[dict]] = field(default_factory=dict)  # fault -> [{"sample": where, "why": ...}]
     repeated: int = 0  # samples whose key another one of the shard has
-    sizes: dict[str, Counter] = field(default_factory=lambda: {size: Counter() for size in SIZES})
     missing: int = 0  # shards that are not there; each counts as one bad sample, as in training
 
     @property
@@ -59,24 +56,13 @@ class Report:
         self.repeated += other.repeated
         self.missing += other.missing
         self.faults.update(other.faults)
-        for size in SIZES:
-            self.sizes[size].update(other.sizes[size])
         for kind, examples in other.examples.items():
             self.examples[kind] = [*self.examples.get(kind, []), *examples][:EXAMPLES]
 
-    def span(self, size: str) -> tuple[int, float, int] | None:
-        """(smallest, mean, largest) width, height or number of words."""
-        values = self.sizes[size]
-        mean = sum(value * times for value, times in values.items()) / max(values.total(), 1)
-        return (min(values), mean, max(values)) if values else None
-
     def as_dict(self) -> dict:
         faults = {kind: {"count": n, "examples": self.examples[kind]} for kind, n in self.faults.most_common()}
-        spans = {size: self.span(size) for size in SIZES}
-        spans = {size: dict(zip(("min", "mean", "max"), span, strict=True)) if span else None
-                 for size, span in spans.items()}  # fmt: skip
         return {"dataset": self.dataset, "shard": self.shard, "samples": self.samples, "bad": self.bad,
-                "faults": faults, "repeated_keys": self.repeated, **spans}  # fmt: skip
+                "faults": faults, "repeated_keys": self.repeated}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -215,24 +201,12 @@ def _begin() -> None:
 
 def read_part(dataset: str, part: str | range) -> Report:
     """Every sample of a shard, or of a stretch of a list, decoded."""
-    source = copy.copy(_sources[dataset])
+    source = _sources[dataset]
     if isinstance(part, str):
         report, samples = Report(dataset, part), read_shard(part, source.cache)
     else:
         report = Report(dataset, f"{source.pairs[part[0]][0].parent} {part[0]}-{part[-1]}")
         samples = ((str(source.pairs[i][0]), source.pairs[i]) for i in part)
-    see, read = source.vis_processor, source.text_processor
-
-    def seeing(image):
-        report.sizes["width"][image.width] += 1
-        report.sizes["height"][image.height] += 1
-        return see(image)
-
-    def reading(caption: str):
-        report.sizes["words"][len(caption.split())] += 1
-        return read(caption)
-
-    source.vis_processor, source.text_processor = seeing, reading
     keys = set()
     for where, raw in samples:
         if isinstance(raw, dict):
@@ -280,9 +254,6 @@ def tell(reports: list[Report], totals: list[Report]) -> Iterator[str]:
         found = [f"{_count(samples, 'sample')} in {_count(parts, 'part')}, {bad:,} bad"] * bool(parts)
         found += [f"{_count(total.missing, 'shard')} missing"] * bool(total.missing)
         yield f"{total.dataset}: {', '.join(found)}"
-        for size in SIZES:
-            if span := total.span(size):
-                yield f"  {size}: {span[0]} to {span[2]} (mean {span[1]:.0f})"
         for kind, times in total.faults.most_common():
             yield f"  {kind}: {times:,}"
             yield from (f"    {example['sample']}: {example['why']}" for example in total.examples[kind])

@@ -12,6 +12,7 @@ from transformers import LlamaConfig
 
 from docs import make_plan
 from minigpt4.checkup.plan import costs, page
+from minigpt4.checkup.plan.costs import Setup
 from minigpt4.checkup.plan.predict import (
     GIB,
     SPARE,
@@ -23,7 +24,6 @@ from minigpt4.checkup.plan.predict import (
     verdict,
     what_fits,
 )
-from minigpt4.checkup.plan.setup import Setup
 from minigpt4.checkup.plan.shapes import LLMS, find_llm
 from minigpt4.cli import main
 from minigpt4.common.config import load_config

@@ -35,7 +35,6 @@ def test_whole_shards_are_ready(laid, capsys):
     assert main(["data", "check", "0.tar", "--jobs", "1"]) == 0
     out = capsys.readouterr().out
     assert "shards: 3 samples in 1 part, 0 bad\n" in out
-    assert "  width: 8 to 8 (mean 8)\n  height: 8 to 8 (mean 8)\n  words: 1 to 3 (mean 2)\n" in out
     assert "ready for training (at most 5% may be bad)" in out
 
 
@@ -50,7 +49,6 @@ def test_faults_are_told_by_part_and_by_kind(laid, capsys):
     first, second, third, total = lines(laid / "report.jsonl")
     assert [r["shard"] for r in (first, second, third, total)] == ["0.tar", "1.tar", "2.tar", None]
     assert (first["samples"], first["bad"], first["faults"]) == (3, 0, {})
-    assert first["words"] == {"min": 1, "mean": 2.0, "max": 3} and first["width"]["max"] == 8
     example = {
         "sample": "1.tar:00001",
         "why": f"its png: {NOT_AN_IMAGE}",

@@ -7,8 +7,7 @@ from dataclasses import asdict
 from ...common.config import load_config
 from ...common.gpus import CUDA_CONTEXT, IMAGES_PER_SECOND, PROCESS, Gpu, all_gather, all_reduce, find_gpu, roofline
 from ...common.schema import Config
-from .costs import activations, chat_activations, longest_context, next_token_work, training_work
-from .setup import Setup
+from .costs import Setup, activations, chat_activations, longest_context, next_token_work, training_work
 from .shapes import Shapes, find_llm
 
 GIB = 2**30

@@ -8,7 +8,6 @@ from tokenizers import AddedToken, Tokenizer
 from torch import nn
 from transformers import Blip2Config, GenerationConfig, PreTrainedTokenizerFast
 
-from ...common.errors import ConfigError
 from ...common.paths import resolve_path
 from ...common.schema import Config
 from ...conversation.chat import end_ids
@@ -46,8 +45,6 @@ def write_processor(model: nn.Module, vis_processor, folder: Path) -> MiniGPT4Pr
 
 def image_tokenizer(tokenizer) -> PreTrainedTokenizerFast:
     """A copy of the tokenizer with the image token; it pads on the left, for generation."""
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ConfigError(f"export-hf: {type(tokenizer).__name__} cannot be written as tokenizer.json")
     options = {name: getattr(tokenizer, name) for name in TOKENIZER_OPTIONS}
     found = plain_tokenizer(tokenizer.backend_tokenizer.to_str(), options, padding_side="left")
     found.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)

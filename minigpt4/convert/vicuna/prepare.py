@@ -140,17 +140,11 @@ def _check_pair(base: Llama, delta: Llama, pieces: int) -> None:
             f"--delta {delta.folder}: a whole model, not a delta: its final norm averages {_norm(delta):.2f}, "
             "not 0; if it is Vicuna v0, write its folder as model.llama_model, and nothing is to be done"
         )
-    not_llama = ""
+    named = "vicuna" in str(getattr(base, "config", {}).get("_name_or_path", "")).lower()
     made = (read_record(base.folder) or {}).get("kind", "LLaMA")
-    if made != "LLaMA":
-        not_llama = f"is {made} already"
-    elif "vicuna" in str(getattr(base, "config", {}).get("_name_or_path", "")).lower():
-        not_llama = "its config.json says it is Vicuna"
-    elif base.sizes.vocab_size != pieces:
+    if named or made != "LLaMA" or base.sizes.vocab_size != pieces:
         rows = f"{base.sizes.vocab_size:,} rows of vocabulary, LLaMA's tokenizer {pieces:,}"
-        not_llama = f"has {rows}: Vicuna v0, or a LLaMA that was grown by a [PAD] row"
-    if not_llama:
-        raise CheckpointError(f"--base {base.folder}: {not_llama}; --base must be LLaMA itself")
+        raise CheckpointError(f"--base {base.folder}: Vicuna already ({rows}); --base must be LLaMA as it came")
     # Meta's params.json does not say how many positions there are
     stated = ("max_position_embeddings",) * isinstance(base, TransformersLlama)
     differ = [
