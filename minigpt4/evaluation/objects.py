@@ -36,10 +36,7 @@ class Mention:
 
 def read_vocabulary(*files: str | Path) -> Vocabulary:
     """Word lists joined; see the module's text. A word of a later file's `!` line leaves the things of earlier files.
-
-    Raises:
-        DataError: a file cannot be read, or holds no line.
-    """
+    Raises DataError for a file that cannot be read, or holds no line."""
     found: dict[str, list[str]] = {}
     for file in files:
         try:
@@ -52,13 +49,11 @@ def read_vocabulary(*files: str | Path) -> Vocabulary:
                 continue
             name = NOTHING if line.startswith("!") else words[0]
             if name == NOTHING:
-                for known, synonyms in found.items():
-                    found[known] = [w for w in synonyms if w not in words or w == known]
-            found.setdefault(name, []).extend(w for w in words if w not in found.get(name, ()))
+                found = {k: [w for w in known if w not in words or w == k] for k, known in found.items()}
+            found.setdefault(name, []).extend(words)
     if not found:
         raise DataError(f"{', '.join(map(str, files))}: no line with a thing and its synonyms")
-    dropped = set(found.get(NOTHING, ()))
-    return tuple((name, tuple(words)) for name, words in found.items() if name not in dropped)
+    return tuple((name, tuple(words)) for name, words in found.items() if name not in found.get(NOTHING, ()))
 
 
 def things_vocabulary() -> Vocabulary:
@@ -66,7 +61,7 @@ def things_vocabulary() -> Vocabulary:
     words = {name: list(synonyms) for name, synonyms in read_vocabulary(COCO_SYNONYMS, THINGS)}
     for name in words:
         for above in ancestors(name):
-            words[above] += [w for w in words[name] if w not in words[above]]
+            words[above] += words[name]
     return tuple((name, tuple(synonyms)) for name, synonyms in words.items())
 
 
@@ -98,13 +93,12 @@ def _plain(text: str) -> str:
 
 @cache
 def _terms(vocabulary: Vocabulary) -> tuple[re.Pattern, dict[str, frozenset[str]]]:
-    """One pattern for every word form of every thing, the longest first, and whose word each is."""
+    """One pattern for every word form of every thing, and whose word each is."""
     owners: dict[str, frozenset[str]] = {}
     for name, words in vocabulary:
         for form in set().union(*map(word_forms, (name, *words))):
             owners[form] = owners.get(form, frozenset()) | {name}
-    # Longest first, so that "fire engine" is not also an "engine".
-    forms = sorted(owners, key=lambda form: (-len(form), form))
+    forms = sorted(owners, key=len, reverse=True)  # "fire engine" is not also an "engine"
     pattern = "|".join(re.escape(form).replace(r"\ ", r"[\s-]+") for form in forms) or r"(?!)"
     return re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE), owners
 

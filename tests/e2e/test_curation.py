@@ -122,7 +122,7 @@ def test_mistakes_are_said(curate, tmp_path):
         code, _, err = curate(*words)
         assert code == 1 and message in err, err
     code, _, err = curate(data=tmp_path / "photos")
-    assert code == 1 and "this is a folder" in err
+    assert code == 1 and "this is folder" in err
     assert not (tmp_path / "pairs/filter_cap.json").exists()
 
 
