@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 
 from ..evaluation.failures import LEAK, non_text, repeats
 
-# Why a sentence is dropped, and why a photo is: the first reason that applies.
-DROPS = ("meaningless", "apology", "repeats", "unfinished", "unsupported")
-LOSSES = ("no human text", "captions disagree", "nothing left", "picture cannot be read")
 MAX_CAPTIONS = 3  # in one description
 SAME = 0.8  # a sentence repeats an earlier one that has this fraction of its words
 NEW = 0.5  # a second or third caption has at least this fraction of new words
@@ -39,7 +36,7 @@ class Cleaned:
 
     sentences: list[tuple[str, str]] = field(default_factory=list)  # (the model's, why it was dropped or "")
     added: list[str] = field(default_factory=list)  # human captions, where no sentence of the model stays
-    lost: str = ""  # why the photo is dropped, one of LOSSES; "" when it stays
+    lost: str = ""  # why the photo is dropped; "" when it stays
 
     @property
     def text(self) -> str:
