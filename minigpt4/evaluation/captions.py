@@ -87,4 +87,4 @@ def caption_measures(answers: Sequence[str], references: Sequence[list[str]], ja
     measures.append(mean("rouge_l", "ROUGE-L", Rouge().compute_score(wanted, said)[1], form="{:.3f}"))
     measures.append(mean("cider", "CIDEr", Cider().compute_score(wanted, said)[1], form="{:.3f}"))
     words = [len(answer.split()) for (answer,) in said.values()]
-    return [*measures, mean("words", "words an answer", words, form="{:.1f}", better="")]
+    return [*measures, mean("words", "words an answer", words, "{:.1f}", "")]

@@ -134,8 +134,8 @@ def seen(text: str, vocabulary: Vocabulary) -> set[str]:
 
 
 def main_things(captions: Sequence[str], vocabulary: Vocabulary) -> dict[str, int]:
-    """The things that at least half of a photo's captions name -> how many do, the most first; people as exactly as
-    half of the captions agree; where there are none, what most of them name, if that is two captions or more."""
+    """The things that at least half of a photo's captions name -> how many do, the most first; where there are none,
+    what most of them name, if that is two captions or more. People are named as exactly as half of them agree."""
     counts = Counter(name for caption in captions for name in named(caption, vocabulary))
     main = {name for name in counts if 2 * counts[name] >= len(captions)}
     main = main or {name for name in counts if counts[name] == max(counts.values()) >= 2}
@@ -157,8 +157,8 @@ def labels_vocabulary(labels: Iterable[str]) -> Vocabulary:
 def swapped_share(
     answers: Sequence[str], wanted: Sequence[Sequence[str]], vocabulary: Vocabulary, of: str = "pictures"
 ) -> float | None:
-    """The share of pictures with a wanted thing named, were every answer given for another picture: what guesses get.
-    With `of="things"`, the share of the wanted things."""
+    """The share of pictures (or of wanted things) named, were every answer given for another picture: what guesses
+    get."""
     said = [named(answer, vocabulary) for answer in answers]
     counts = [(len(s & set(w)), len(set(w))) for i, s in enumerate(said) for j, w in enumerate(wanted) if i != j and w]
     if of == "pictures":
