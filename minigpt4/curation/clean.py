@@ -46,12 +46,8 @@ class Cleaned:
 
 
 def clean(answer: str, captions: Sequence[str], hit_limit: bool = False, checked: bool = True) -> Cleaned:
-    """Drop bad sentences from an answer about a photo; fall back on human captions when none stays.
-
-    Args:
-        hit_limit: the answer used all its tokens, so a last sentence without an end mark is unfinished.
-        checked: False applies the rules of form alone, as in the paper, where people check the photos afterwards.
-    """
+    """Drop bad sentences from an answer about a photo; fall back on human captions when none stays. Not `checked`
+    applies the rules of form alone, as in the paper, where people check the photos afterwards."""
     if not checked:
         sentences = check_sentences(answer, hit_limit)
         return Cleaned(sentences, lost="nothing left" if all(why for _, why in sentences) else "")
@@ -76,11 +72,8 @@ def clean(answer: str, captions: Sequence[str], hit_limit: bool = False, checked
 
 
 def check_sentences(answer: str, hit_limit: bool = False, supported: Set[str] | None = None) -> list[tuple[str, str]]:
-    """The sentences of an answer, each with the reason why it is dropped, "" when it stays.
-
-    Args:
-        supported: the words of the captions, as `content_words` returns them; None: do not compare.
-    """
+    """The sentences of an answer, each with the reason why it is dropped, "" when it stays. With `hit_limit` a last
+    sentence without an end mark is unfinished; `supported` are the words of the captions (None: do not compare)."""
     found: list[tuple[str, str]] = []
     earlier: list[Set[str]] = []
     parts = split_sentences(answer)

@@ -64,14 +64,9 @@ def chat_for(config: Config, device: str):
 
 
 def answer_all(
-    make_chat: Callable,
-    items: Sequence[Item],
-    source: dict,
-    folder: Path,
-    batch: int,
-    say: str = "",
+    make_chat: Callable, items: Sequence[Item], source: dict, folder: Path, batch: int, say: str = "",
     everywhere: bool = False,
-) -> list[dict] | None:
+) -> list[dict] | None:  # fmt: skip
     """An answer for each item, in order: {"answer", "hit_limit"}, or for one with choices {"scores"}, the
     log-likelihood of each; or {"unreadable": why its picture cannot be read, ...}.
 

@@ -120,10 +120,6 @@ def detect(name: str) -> tuple[str, object]:
     raise DataError(f"--data {name}: none of the formats that are read:{known}")
 
 
-def _folder(found: Found, images: str | None, split: str | None) -> list[Record]:
-    return [Record(path.name, path, {}) for path in found["folder"][1]]
-
-
 def _photos(found: Found, images: str | None, split: str | None) -> list[Record]:
     file, _ = found["photos"]
     pairs = read_photos(str(file), images, [split] if split else None)
@@ -264,7 +260,7 @@ def _easy_vqa(found: Found, images: str | None, split: str | None) -> list[Recor
 READERS = {
     "photos": _photos, "karpathy": _karpathy, "coco captions": _coco, "coco instances": _coco, "gqa": _gqa,
     "questions": _questions, "easy-vqa": _easy_vqa, "aokvqa": _aokvqa, "vqa questions": _vqa, "vqa annotations": _vqa,
-    "folder": _folder,
+    "folder": lambda found, images, split: [Record(path.name, path, {}) for path in found["folder"][1]],
 }  # fmt: skip
 
 

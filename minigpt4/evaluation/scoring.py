@@ -28,18 +28,12 @@ COVERS = (
 
 @dataclass
 class Scored:
-    """A suite's result for one model.
-
-    Args:
-        verdicts: for each item what the page shows, see `verdict_of`.
-        notes: sentences that readers of the numbers need.
-        facts: further plain values for results.json.
-    """
+    """A suite's result for one model."""
 
     measures: list[Measure]
-    verdicts: list[dict]
-    notes: list[str] = field(default_factory=list)
-    facts: dict = field(default_factory=dict)
+    verdicts: list[dict]  # for each item what the page shows, see `verdict_of`
+    notes: list[str] = field(default_factory=list)  # sentences that readers of the numbers need
+    facts: dict = field(default_factory=dict)  # further plain values for results.json
 
 
 @dataclass(frozen=True)
@@ -58,11 +52,8 @@ def verdict_of(truth: str, answer: str, marks: Iterable[things.Mention] = (), fl
 
 
 def measures_of(rows: Sequence[dict[str, tuple]], labels: dict[str, tuple[str, ...]]) -> list[Measure]:
-    """The measures that some answer has: name -> (label, form, better) of each; see Measure.
-
-    Args:
-        rows: for each answer, name -> (numerator, denominator). An answer without the name does not count.
-    """
+    """The measures that some answer has. A row has (numerator, denominator) of an answer by the measure's name; where
+    it has none, the answer does not count. `labels`: name -> (label, form, better), see Measure."""
     return [
         share(name, label, [row.get(name, (0, 0)) for row in rows], *style)
         for name, (label, *style) in labels.items()
@@ -81,11 +72,8 @@ def score_caption(items: Sequence[Item], answers: Sequence[dict], tools: Tools) 
         verdict_of(" · ".join(refs), text, flags=[f"CIDEr {score:.2f}"])
         for text, refs, score in zip(texts, captions, cider, strict=True)
     ]
-    notes = [
-        f"pycocoevalcap 1.2, {JAVA if java else PLAIN}.",
-        "CIDEr weighs words by these pictures' own captions, so it compares models on the same pictures only.",
-    ]
-    return Scored(measures, verdicts, notes)
+    warning = "CIDEr weighs words by these pictures' own captions, so it compares models on the same pictures only."
+    return Scored(measures, verdicts, [f"pycocoevalcap 1.2, {JAVA if java else PLAIN}.", warning])
 
 
 COVERAGE = {
@@ -212,7 +200,7 @@ def score_vqa(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -> S
     for item, answer in zip(items, answers, strict=True):
         truth = item.record.truth
         if item.choices:
-            best = ranked(answer)[0]
+            best = answer["scores"].index(max(answer["scores"]))
             row = {"choice": (best == truth["correct"], 1)}
             right, text, wanted = best == truth["correct"], item.choices[best], item.choices[truth["correct"]]
         else:
@@ -239,11 +227,6 @@ def score_vqa(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -> S
     return Scored(measures_of(rows, labels), verdicts, notes)
 
 
-def ranked(answer: dict) -> list[int]:
-    """The choices from the likeliest on."""
-    return sorted(range(len(answer["scores"])), key=lambda i: -answer["scores"][i])
-
-
 LABELS = {
     "named": ("label named in the answer",),
     "top1": ("label ranked first by likelihood",),
@@ -258,7 +241,8 @@ def score_labels(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -
         caption = item.record.truth["captions"][0]
         label = things.label_of(caption)
         if item.choices:
-            best = [item.choices[i] for i in ranked(answer)[:5]]
+            ranked = sorted(zip(answer["scores"], item.choices, strict=True), key=lambda pair: -pair[0])
+            best = [choice for _, choice in ranked[:5]]
             row = {"top1": (caption == best[0], 1), "top5": (caption in best, 1)}
             right, text, marks = caption == best[0], "; ".join(best), ()
         else:
