@@ -41,7 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     chat = build_chat(config, device)
     from minigpt4.serve.app import build_app, launch
 
-    launch(build_app(chat, subtitle=f"{args.cfg_path} on {device}"), args.host, args.port, args.share)
+    app = build_app(chat, subtitle=f"{args.cfg_path} on {device}", questions=config.model.example_questions)
+    launch(app, args.host, args.port, args.share)
 
 
 if __name__ == "__main__":

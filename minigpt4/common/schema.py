@@ -120,6 +120,7 @@ class ModelConfig:
     conv_template: str = key("vicuna_v0", "Chat template: vicuna_v0, chatml, or auto for that in the LLM's folder.")
     temperature: float = key(1.0, "Sampling temperature of a chat; lower gives more deterministic answers.", above=0)
     repetition_penalty: float = key(1.0, "Divides the logits of tokens already generated; 1.0 turns it off.", above=0)
+    example_questions: list[str] | None = key(None, "Questions that the chat page offers; null offers the paper's.")
     ckpt: str | None = key(None, "Checkpoint with the trained weights, of this project or of the original; null starts "
                            "from random weights.", path=True, url=True)
     extra: dict = key({}, "Free keys for a model class of your own.")

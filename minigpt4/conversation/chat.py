@@ -42,7 +42,6 @@ class Chat:
     ```
 
     Args:
-        model: a MiniGPT4.
         vis_processor: PIL image -> float (3, H, W).
         conv_template: a name in CONVERSATIONS, `auto` (the tokenizer's own chat template), or a Conversation.
         max_context: most tokens of context and answer together; the LLM's own limit counts too.
@@ -92,12 +91,12 @@ class Chat:
             raise ChatError("the question is empty: write one")
         if any("\ud800" <= c <= "\udfff" for c in text):  # tokenizers stop at half a surrogate pair
             raise ChatError("the question is no valid Unicode text: write it anew")
-        if (tokens := len(text) // self._longest_token) >= self.max_context:
-            raise self._too_long(f"at least {tokens} tokens")
+        self._check_length(len(text) // self._longest_token)
 
-    def _too_long(self, length: str) -> ChatError:
-        limit = f"{self.max_context} is the limit for question and answer together"
-        return ChatError(f"the question is too long: it takes {length}, and {limit}")
+    def _check_length(self, tokens: int) -> None:
+        if tokens >= self.max_context:
+            limit = f"{self.max_context} is the limit for question and answer together"
+            raise ChatError(f"the question is too long: it takes {tokens} tokens or more, and {limit}")
 
     @torch.no_grad()
     def answer(
@@ -121,18 +120,14 @@ class Chat:
             raise ChatError("there is no question to answer: ask first")
         with self._lock:
             context, room = self._fit(conv, options.max_new_tokens)
-            mask = torch.ones(context.shape[:2], dtype=torch.long, device=context.device)
-            (ids,) = self._generate(context, mask, options, room, seed, stop, on_step)
+            (ids,) = self._generate([context[0]], options, room, seed, stop, on_step)
             ids = self.template.clean_ids(ids)
             conv.turns[-1].answer = text = self._text(ids)
         return text, ids
 
     def stream_answer(self, conv: ChatState, *, stop: Event | None = None, **options) -> Iterator[str]:
-        """Like `answer`, but yields the text so far after each token that adds to it; the last is the answer.
-
-        With num_beams > 1 the answer comes at once. When the consumer closes the iterator, generation ends within a
-        token, and what is there becomes the answer.
-        """
+        """Like `answer`, but yields the text so far after each token that adds to it (with beams all at once). When the
+        consumer closes the iterator, generation ends within a token, and what is there becomes the answer."""
         stop, steps, answer = stop or Event(), SimpleQueue(), Future()
 
         def work() -> None:
@@ -176,15 +171,9 @@ class Chat:
         pixels = torch.stack([self._pixels(image) for image in images])
         with self._lock:
             encoded = self.model.encode_img(pixels.to(self.model.device))
-            fitted = [
-                self._fit(ChatState(self.template, [Turn(question, [image])]), options.max_new_tokens)
-                for question, image in zip(questions, encoded, strict=True)
-            ]
-            contexts = [context[0] for context, _ in fitted]
-            ones = [torch.ones(len(context), dtype=torch.long, device=context.device) for context in contexts]
-            # Padded on the left: all rows go on from the same place.
-            embeds, mask = (pad_sequence(rows, batch_first=True, padding_side="left") for rows in (contexts, ones))
-            rows = self._generate(embeds, mask, options, min(room for _, room in fitted), seed)
+            turns = [Turn(question, [image]) for question, image in zip(questions, encoded, strict=True)]
+            fitted = [self._fit(ChatState(self.template, [turn]), options.max_new_tokens) for turn in turns]
+            rows = self._generate([context[0] for context, _ in fitted], options, min(room for _, room in fitted), seed)
         return [self._text(self.template.clean_ids(ids)) for ids in rows]
 
     def _decoding(self, options: dict) -> Decoding:
@@ -216,27 +205,26 @@ class Chat:
 
         conv.notices.clear()
         images = [image for turn in conv.turns for image in turn.images]
-        _, alone = tokenize(ChatState(conv.template, [Turn(conv.turns[-1].question, images)]))
-        if alone >= self.max_context:
-            raise self._too_long(f"{alone} tokens with its images")
-        asked = len(conv.turns)
-        parts, length = tokenize(conv)
+        self._check_length(tokenize(ChatState(conv.template, [Turn(conv.turns[-1].question, images)]))[1])
+        asked, (parts, length) = len(conv.turns), tokenize(conv)
         while length + max_new_tokens > self.max_context and len(conv.turns) > 1:
             conv.forget_oldest()
             parts, length = tokenize(conv)
         if dropped := asked - len(conv.turns):
-            turns = "the oldest turn is" if dropped == 1 else f"the {dropped} oldest turns are"
-            conv.notices.append(f"The conversation has grown too long: {turns} no longer remembered.")
+            conv.notices.append(f"The conversation has grown too long: its first turns ({dropped}) are forgotten.")
         room = self.max_context - length
         if room < max_new_tokens:
             conv.notices.append(f"There is room for an answer of {room} tokens only.")
         return self.model.embed_parts(parts), min(room, max_new_tokens)
 
     def _generate(
-        self, embeds: Tensor, mask: Tensor, options: Decoding, room: int, seed: int | None, stop=None, on_step=None
+        self, contexts: list[Tensor], options: Decoding, room: int, seed: int | None, stop=None, on_step=None
     ) -> list[list[int]]:
-        """embeds (B, T, D_llm), padded on the left where mask (B, T) is 0 -> the new ids of each row."""
+        """contexts (T, D_llm), of any lengths -> the new ids of each."""
         llm, tokenizer = self.model.llama_model, self.model.tokenizer
+        ones = [torch.ones(len(context), dtype=torch.long, device=context.device) for context in contexts]
+        # Padded on the left: all rows go on from the same place.
+        embeds, mask = (pad_sequence(rows, batch_first=True, padding_side="left") for rows in (contexts, ones))
         eos = end_ids(llm, tokenizer)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(eos), 0)
         stopping = StopOnText(self.decode, self.template.stop, stop, on_step if options.num_beams == 1 else None)

@@ -28,11 +28,8 @@ FIXED_DATE = (
 
 
 def conversation_of(conv_template: str, tokenizer) -> Conversation:
-    """The template that model.conv_template names: a registered one, or for `auto` the tokenizer's own.
-
-    Raises:
-        ConfigError, RegistryError: there is no such template, or it cannot be read.
-    """
+    """The template that model.conv_template names: a registered one, or for `auto` the tokenizer's own. Raises
+    ConfigError, RegistryError."""
     return read_chat_template(tokenizer) if conv_template == "auto" else CONVERSATIONS.get(conv_template)
 
 
@@ -51,19 +48,14 @@ def with_training_form(config: ModelConfig, tokenizer) -> ModelConfig:
     written = {key: getattr(config, key) for key in own if getattr(config, key) is not None}
     for key, value in written.items():
         if config.conv_template == "auto" and config.prompt_path and tokenizer is not None and value != own[key]:
-            log.warning(
-                "model.%s: training uses %r, as written, though the LLM's own chat template says %r; "
-                "write null to follow it", key, value, own[key],
-            )  # fmt: skip
+            log.warning("model.%s: training uses %r, though the LLM's own chat template says %r; write null to follow "
+                        "it", key, value, own[key])  # fmt: skip
     return replace(config, **own | written)
 
 
 def read_chat_template(tokenizer) -> Conversation:
     """The tokenizer's chat template as a Conversation, with the system text that it has by default and no thinking.
-
-    Raises:
-        ConfigError: it has none, or writes later turns unlike the first.
-    """
+    Raises ConfigError: it has none, or writes later turns unlike the first."""
     where = f"model.conv_template: auto: the tokenizer of {tokenizer.name_or_path}"
     if not tokenizer.chat_template:
         names = ", ".join(CONVERSATIONS.names())
@@ -71,14 +63,10 @@ def read_chat_template(tokenizer) -> Conversation:
             f"{where} has no chat template (is the LLM a base model?); write {names} or register one of your own"
         )
     try:
-        opened = _render(tokenizer, QUESTION)  # ends where the LLM is to answer
-        asked = _render(tokenizer, QUESTION, generate=False)
-        answered = _render(tokenizer, QUESTION, ANSWER, generate=False)
-        again = _render(tokenizer, QUESTION, ANSWER, NEXT)
-        before, opening = opened.split(QUESTION)
-        user_after = asked.split(QUESTION)[1]
-        closing = answered.split(ANSWER)[1]
-        before_again, rest = again.split(QUESTION)
+        before, opening = _render(tokenizer, QUESTION).split(QUESTION)  # ends where the LLM is to answer
+        user_after = _render(tokenizer, QUESTION, generate=False).split(QUESTION)[1]
+        closing = _render(tokenizer, QUESTION, ANSWER, generate=False).split(ANSWER)[1]
+        before_again, rest = _render(tokenizer, QUESTION, ANSWER, NEXT).split(QUESTION)
         past, rest = rest.split(ANSWER)
         between, opening_again = rest.split(NEXT)
     except (TemplateError, ValueError, IndexError, TypeError) as error:
@@ -110,16 +98,11 @@ def read_chat_template(tokenizer) -> Conversation:
     assistant, past, lead = opening.removeprefix(user_after), past.removeprefix(user_after), ""
     if past.startswith(assistant):
         lead, past = past.removeprefix(assistant), ""
-    stop = [first(end), first(user_before)] if user_before.strip() else [first(end)]
+    stop = dict.fromkeys([first(end), first(user_before)] if user_before.strip() else [first(end)])
     return Conversation(
-        name="auto",
-        system=before.removesuffix(user_before),
-        user=user_before + "{text}" + user_after,
-        assistant=assistant,
-        answer=lead + "{text}" + end,
-        stop=tuple(dict.fromkeys(stop)),
-        past=past,
-    )
+        name="auto", system=before.removesuffix(user_before), user=user_before + "{text}" + user_after,
+        assistant=assistant, answer=lead + "{text}" + end, stop=tuple(stop), past=past,
+    )  # fmt: skip
 
 
 def _render(tokenizer, *texts: str, generate: bool = True) -> str:

@@ -97,14 +97,9 @@ class Detokenizer:
 
 
 class StopOnText(StoppingCriteria):
-    """Ends each row by itself once its text has a stop string, whatever tokens spell it; `event` ends all rows.
-
-    transformers' StopStringCriteria first tables the whole vocabulary (0.6 s for 49,152 tokens), and sees a stop
-    string only where the text ends with it.
-
-    Args:
-        on_step: is given the new ids of the first row after each step, to stream them.
-    """
+    """Ends each row by itself once its text has a stop string, whatever tokens spell it (transformers' own
+    StopStringCriteria sees it only where the text ends with it); `event` ends all rows. `on_step` is given the new ids
+    of the first row after each step."""
 
     def __init__(
         self, decode: Callable[[list[int]], str], stop: Collection[str], event: Event | None = None,
@@ -145,10 +140,8 @@ def presentable(text: str, stop: Collection[str]) -> str:
 
 
 class PrefixCache:
-    """Keys and values of the last context read, so that the next turn reads only what is new.
-
-    Contexts are compared by their embeddings, row by row, for text and images alike. One context is held at a time.
-    """
+    """Keys and values of the last context read, so that the next turn reads only what is new. Contexts are compared by
+    their embeddings, row by row, for text and images alike."""
 
     def __init__(self, llm):
         self.llm = llm
@@ -160,10 +153,8 @@ class PrefixCache:
         self.reused = 0  # tokens of the last context that were not read again
 
     def take(self, context: Tensor) -> DynamicCache:
-        """The cache to read `context` (1, T, D_llm) with: it holds its longest known prefix, T - 1 at most.
-
-        It is no longer held here; give it back with `keep` when nothing went wrong.
-        """
+        """The cache to read `context` (1, T, D_llm) with: it holds its longest known prefix, T - 1 at most. It is no
+        longer held here; give it back with `keep` when nothing went wrong."""
         embeds, cache = self._embeds, self._cache
         self.clear()
         if getattr(cache, "is_croppable", False):

@@ -14,12 +14,8 @@ from .prompts import IMAGE_AFTER, IMAGE_BEFORE, Conversation
 
 
 def text_marker(tokenizer, conversation: Conversation, vocabulary: int) -> Callable[[str], str]:
-    """A function that marks the control tokens of a text, for `token_ids`.
-
-    Args:
-        conversation: with `special_in_texts`, special tokens count in every text, as in the original.
-        vocabulary: how many tokens the LLM has embeddings of; a token without one is always text.
-    """
+    """A function that marks the control tokens of a text, for `token_ids`. The LLM has embeddings of `vocabulary`
+    tokens; a token without one is always text."""
     c = conversation
     written = c.system + c.user + c.assistant + c.answer + c.past
     names = set()

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from ..common.registry import CONVERSATIONS
@@ -16,11 +17,9 @@ IMAGE_BEFORE, IMAGE_AFTER = "<Img>", "</Img> "  # the text around each image, as
 
 @dataclass(frozen=True)
 class Conversation:
-    """How turns are written, where generation stops, and how the LLM's text becomes an answer.
-
-    The context of turn n is: system, then for every earlier turn `user` `assistant` `answer`, then `user` and
-    `assistant` of this turn. The model adds BOS in front, once.
-    """
+    """How turns are written, where generation stops, and how the LLM's text becomes an answer. The context of turn n
+    is: system, then for every earlier turn `user` `assistant` `answer`, then `user` and `assistant` of this turn. The
+    model adds BOS in front, once."""
 
     name: str
     system: str
@@ -52,10 +51,8 @@ class Conversation:
         return ids
 
     def clean_text(self, text: str, eos: str | None = None) -> str:
-        """Decoded text -> answer: cut at the first stop string, keep what follows the last `keep_after`.
-
-        A trailing `eos` goes too; the original left `</s>` in the answer, and so in the next prompt.
-        """
+        """Decoded text -> answer: cut at the first stop string, keep what follows the last `keep_after`. A trailing
+        `eos` goes too; the original left `</s>` in the answer, and so in the next prompt."""
         for mark in self.stop:
             text = text.split(mark, 1)[0]
         if self.keep_after:
@@ -113,13 +110,11 @@ class ChatState:
             else:
                 parts.append(self.template.past or self.template.assistant)
                 parts.append(self.template.answer.replace("{text}", as_text(turn.answer)))
-        joined: list[Any] = [""]
-        for part in parts:
-            if isinstance(part, str) and isinstance(joined[-1], str):
-                joined[-1] += part
-            else:
-                joined.append(part)
-        return joined if joined[0] != "" else joined[1:]
+        joined: list[Any] = []
+        for is_text, group in groupby(parts, lambda part: isinstance(part, str)):
+            run = list(group)
+            joined += ["".join(run)] if is_text else run
+        return [part for part in joined if not isinstance(part, str) or part]
 
     def prompt(self) -> str:
         """The context as people read it, `<ImageHere>` for every image. Not for the model: see `segments`."""

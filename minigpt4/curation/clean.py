@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 
 from ..evaluation.failures import LEAK, non_text, repeats
 
-# Why a sentence is dropped, and why a photo is: the first reason that applies.
-DROPS = ("meaningless", "apology", "repeats", "unfinished", "unsupported")
-LOSSES = ("no human text", "captions disagree", "nothing left", "picture cannot be read")
 MAX_CAPTIONS = 3  # in one description
 SAME = 0.8  # a sentence repeats an earlier one that has this fraction of its words
 NEW = 0.5  # a second or third caption has at least this fraction of new words
@@ -39,7 +36,7 @@ class Cleaned:
 
     sentences: list[tuple[str, str]] = field(default_factory=list)  # (the model's, why it was dropped or "")
     added: list[str] = field(default_factory=list)  # human captions, where no sentence of the model stays
-    lost: str = ""  # why the photo is dropped, one of LOSSES; "" when it stays
+    lost: str = ""  # why the photo is dropped; "" when it stays
 
     @property
     def text(self) -> str:
@@ -49,12 +46,8 @@ class Cleaned:
 
 
 def clean(answer: str, captions: Sequence[str], hit_limit: bool = False, checked: bool = True) -> Cleaned:
-    """Drop bad sentences from an answer about a photo; fall back on human captions when none stays.
-
-    Args:
-        hit_limit: the answer used all its tokens, so a last sentence without an end mark is unfinished.
-        checked: False applies the rules of form alone, as in the paper, where people check the photos afterwards.
-    """
+    """Drop bad sentences from an answer about a photo; fall back on human captions when none stays. Not `checked`
+    applies the rules of form alone, as in the paper, where people check the photos afterwards."""
     if not checked:
         sentences = check_sentences(answer, hit_limit)
         return Cleaned(sentences, lost="nothing left" if all(why for _, why in sentences) else "")
@@ -79,11 +72,8 @@ def clean(answer: str, captions: Sequence[str], hit_limit: bool = False, checked
 
 
 def check_sentences(answer: str, hit_limit: bool = False, supported: Set[str] | None = None) -> list[tuple[str, str]]:
-    """The sentences of an answer, each with the reason why it is dropped, "" when it stays.
-
-    Args:
-        supported: the words of the captions, as `content_words` returns them; None: do not compare.
-    """
+    """The sentences of an answer, each with the reason why it is dropped, "" when it stays. With `hit_limit` a last
+    sentence without an end mark is unfinished; `supported` are the words of the captions (None: do not compare)."""
     found: list[tuple[str, str]] = []
     earlier: list[Set[str]] = []
     parts = split_sentences(answer)

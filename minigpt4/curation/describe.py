@@ -6,7 +6,6 @@ Source: MiniGPT-4, section 3.2.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -30,71 +29,50 @@ EDIT = (
 )
 
 
-@dataclass(frozen=True)
-class Description:
-    """What the model said about one photo."""
-
-    first: str
-    second: str | None = None  # the answer to "Continue"; None when it was not asked
-    cut: bool = False  # the first answer used all its tokens
-    hit_limit: bool = False  # the last answer did
-    unreadable: str = ""  # why the picture cannot be read
-
-    @property
-    def text(self) -> str:
-        """Both answers joined, with a full stop between them where the first stopped by itself without one."""
-        if not self.second:
-            return self.first
-        return f"{self.first}{'' if self.cut or SENTENCE_END.search(self.first) else '.'} {self.second}"
-
-
 def second_question(template: Conversation, question: str, answer: str, again: str) -> str:
-    """One question that the template writes as `question`, `answer` and `again` in three turns.
-
-    So second turns go through the chat in batches, as first turns do.
-    """
+    """One question that the template writes as `question`, `answer` and `again` in three turns. So second turns go
+    through the chat in batches, as first turns do."""
     before, after = template.user.split("{text}")
     answered = (template.past or template.assistant) + template.answer.replace("{text}", answer)
     return question + after + answered + before + again
 
 
+def joined(first: dict, second: dict | None) -> str:
+    """Both answers, with a full stop between them where the first stopped by itself without one."""
+    if not second or not second["answer"]:
+        return first["answer"]
+    stop = "" if first["hit_limit"] or SENTENCE_END.search(first["answer"]) else "."
+    return f"{first['answer']}{stop} {second['answer']}"
+
+
 def describe(
     config: Config, make_chat: Callable, records: Sequence[Record], decoding: dict, folder: Path, question: str,
     goes_on: bool, batch: int,
-) -> list[Description] | None:  # fmt: skip
+) -> list[tuple[dict, dict | None]] | None:  # fmt: skip
     """Describe each photo with the config's model. Answers are kept in `folder`, so a killed call can be repeated.
 
     Args:
         make_chat, decoding: see `answer_all`.
         goes_on: ask for more after an answer of SHORT tokens or less.
     Returns:
-        one description a photo; None in all processes but the first.
+        of each photo the answer and that to "Continue" (None: not asked); None in all processes but the first.
     """
     source, make_chat = made_from(config, decoding), cache(make_chat)
     items = [Item(record, question, "describe") for record in records]
     first = answer_all(make_chat, items, source, folder, batch, "describe: ", everywhere=goes_on)
-    second: dict[int, dict] = {}
-    if goes_on:
-        tokenizer = load_tokenizer(local_path(config.model.llama_model), config.model.pad_token)
-        template = conversation_of(config.model.conv_template, tokenizer)
-        lengths = [len(tokenizer(a["answer"], add_special_tokens=False)["input_ids"]) for a in first]
-        short = [i for i, length in enumerate(lengths) if 0 < length <= SHORT]
-        asked = [second_question(template, question, first[i]["answer"], CONTINUE) for i in short]
-        items = [Item(records[i], text, "continue") for i, text in zip(short, asked, strict=True)]
-        more = answer_all(make_chat, items, source, folder, batch, "continue: ")
-        second = dict(zip(short, more, strict=True)) if more is not None else None
-    if first is None or second is None:
+    if not goes_on:
+        return first and [(answer, None) for answer in first]
+    tokenizer = load_tokenizer(local_path(config.model.llama_model), config.model.pad_token)
+    template = conversation_of(config.model.conv_template, tokenizer)
+    lengths = [len(tokenizer(a["answer"], add_special_tokens=False)["input_ids"]) for a in first]
+    short = [i for i, length in enumerate(lengths) if 0 < length <= SHORT]
+    asked = [second_question(template, question, first[i]["answer"], CONTINUE) for i in short]
+    items = [Item(records[i], text, "continue") for i, text in zip(short, asked, strict=True)]
+    second = answer_all(make_chat, items, source, folder, batch, "continue: ")
+    if second is None:
         return None
-    return [
-        Description(
-            first=a["answer"],
-            second=second[i]["answer"] if i in second else None,
-            cut=a["hit_limit"],
-            hit_limit=second.get(i, a)["hit_limit"],
-            unreadable=a.get("unreadable", ""),
-        )
-        for i, a in enumerate(first)
-    ]
+    by_place = dict(zip(short, second, strict=True))
+    return [(answer, by_place.get(i)) for i, answer in enumerate(first)]
 
 
 def edited(judge: Judge, texts: Sequence[str], file: Path) -> list[str]:

@@ -13,9 +13,9 @@ from ..evaluation.answering import chat_for
 from ..evaluation.data import limited, read_records
 from ..evaluation.judge import Judge
 from ..evaluation.run import check_arguments
-from . import folder, page
+from . import folder
 from .clean import Cleaned, clean
-from .describe import QUESTION, describe, edited
+from .describe import QUESTION, describe, edited, joined
 
 KINDS = ("photos", "karpathy", "coco captions")  # files with human captions
 
@@ -54,39 +54,40 @@ def run(args: argparse.Namespace) -> int:
     records = limited(list(found.values()), args.limit)
     out = Path(args.out)
     folder.prepare(out, records)
-    decoding = {"do_sample": args.sample, "num_beams": 1, "max_new_tokens": args.max_new_tokens}
-    if args.sample:
-        decoding["seed"] = args.seed
+    decoding = {"do_sample": args.sample, "num_beams": 1, "max_new_tokens": args.max_new_tokens,
+                **({"seed": args.seed} if args.sample else {})}  # fmt: skip
     said = describe(
         config, lambda: chat_for(config, args.device), records, decoding, out / "answers", args.prompt,
         not args.no_continue, args.batch,
     )  # fmt: skip
     if said is None:
         return 0
-    texts = [one.text for one in said]
+    whole = texts = [joined(first, second) for first, second in said]
     if args.judge:
         texts = edited(Judge(args.judge, args.judge_model, args.judge_key_env), texts, out / "edited.jsonl")
     entries = []
-    for record, one, text, name in zip(records, said, texts, folder.image_ids(records), strict=True):
+    for record, (first, second), text, name in zip(records, said, texts, folder.image_ids(records), strict=True):
         captions = record.truth.get("captions", [])
-        if one.unreadable:
-            print(f"left out: {one.unreadable}", file=sys.stderr)
+        if "unreadable" in first:
+            print(f"left out: {first['unreadable']}", file=sys.stderr)
             done = Cleaned(lost="picture cannot be read")
         else:
-            done = clean(text, captions, hit_limit=one.hit_limit and not args.judge, checked=not args.unchecked)
+            hit_limit = (second or first)["hit_limit"] and not args.judge
+            done = clean(text, captions, hit_limit=hit_limit, checked=not args.unchecked)
         entries.append({
-            "image_id": name, "image": str(record.image), "captions": captions, "answer": one.first,
-            "continued": one.second, **({"edited": text} if args.judge else {}),
+            "image_id": name, "image": str(record.image), "captions": captions, "answer": first["answer"],
+            "continued": second and second["answer"], **({"edited": text} if args.judge else {}),
             "sentences": [{"text": part, "dropped": why} for part, why in done.sentences],
             "added": done.added, "text": done.text, "lost": done.lost,
         })  # fmt: skip
     if not any(entry["text"] for entry in entries):
         raise DataError(
             f"--data {args.data}: none of the {len(entries)} photos has a description that stays; "
-            f"the model says, for example: {said[0].text[:200]!r}"
+            f"the model says, for example: {whole[0][:200]!r}"
         )
     folder.write(out, entries, copy=args.copy)
-    write_whole(out / "report.html", page.html_page(entries, args))
-    print(page.table(entries))
+    write_whole(out / "report.html", folder.html_page(entries, args))
+    for label, number in folder.counts(entries).items():
+        print(f"{label:36}{number:>9}")
     print(f"\n{out / 'filter_cap.json'}, {out / 'curation.jsonl'}, {out / 'report.html'}")
     return 0

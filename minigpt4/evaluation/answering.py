@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..common.dist_utils import choose_device, is_launched, rank, training_device, world_size
 from ..common.paths import resolve_path
 from ..common.schema import Config
@@ -42,17 +44,13 @@ def digest(value) -> str:
 
 def made_from(config: Config, decoding: dict) -> dict:
     """What answers depend on besides their items: the model's keys, the files they name, how answers are decoded."""
-
-    def stamp(path: Path) -> str | list[str]:
-        """Changes when the file, or one in the folder, does."""
-        if path.is_dir():
-            return [f"{p.name} {stamp(p)}" for p in sorted(path.iterdir()) if p.is_file()]
-        return f"{path.stat().st_size} bytes, {path.stat().st_mtime_ns}" if path.is_file() else str(path)
-
     model = asdict(config.model)
     for f in fields(config.model):
         if f.metadata.get("path") and isinstance(model[f.name], str):
-            model[f.name] = stamp(Path(resolve_path(model[f.name])))
+            place = Path(resolve_path(model[f.name]))
+            files = [p for p in (sorted(place.iterdir()) if place.is_dir() else [place]) if p.is_file()]
+            stamps = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+            model[f.name] = stamps or str(place)
     processors = {name: asdict(dataset.vis_processor) for name, dataset in config.datasets.items()}
     return {"model": model, "processors": processors, "decoding": decoding}
 
@@ -66,16 +64,11 @@ def chat_for(config: Config, device: str):
 
 
 def answer_all(
-    make_chat: Callable,
-    items: Sequence[Item],
-    source: dict,
-    folder: Path,
-    batch: int,
-    say: str = "",
+    make_chat: Callable, items: Sequence[Item], source: dict, folder: Path, batch: int, say: str = "",
     everywhere: bool = False,
-) -> list[dict] | None:
-    """An answer for each item, in order: {"answer", "hit_limit"}, or for one with choices {"scores", "tokens"}: the
-    log-likelihood of each choice and its length; or {"unreadable": why its picture cannot be read, ...}.
+) -> list[dict] | None:  # fmt: skip
+    """An answer for each item, in order: {"answer", "hit_limit"}, or for one with choices {"scores"}, the
+    log-likelihood of each; or {"unreadable": why its picture cannot be read, ...}.
 
     Args:
         make_chat: builds the model; not called when all answers are known.
@@ -87,12 +80,22 @@ def answer_all(
         None in all processes but the first, unless `everywhere`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name, own, keys = digest(source)[:12], rank(), [item.key for item in items]
+    name, keys = digest(source)[:12], [item.key for item in items]
     known = read_kept(folder.glob(f"{name}.*.jsonl"))
-    todo = [(items[i], keys[i]) for i in range(own, len(items), world_size()) if keys[i] not in known]
+    todo = [i for i in range(rank(), len(items), world_size()) if keys[i] not in known]
     if todo:
-        _answer(make_chat(), todo, source["decoding"], folder / f"{name}.{own}.jsonl", batch, say)
-    if own and not everywhere:
+        chat, texts = make_chat(), [i for i in todo if not items[i].choices]
+        batches = [texts[n : n + batch] for n in range(0, len(texts), batch)]
+        batches += [[i] for i in todo if items[i].choices]
+        with tqdm(total=len(todo), desc=say, unit="answer", mininterval=5) as bar:
+            for places in batches:
+                seed = int(keys[places[0]][:8], 16)  # other random numbers in each batch
+                entries = _entries(chat, [items[i] for i in places], source["decoding"], seed)
+                entries = [{"key": keys[i], "id": items[i].record.id, "variant": items[i].variant, **entry}
+                           for i, entry in zip(places, entries, strict=True)]  # fmt: skip
+                keep(entries, folder / f"{name}.{rank()}.jsonl")
+                bar.update(len(places))
+    if rank() and not everywhere:
         return None
     while any(key not in (known := read_kept(folder.glob(f"{name}.*.jsonl"))) for key in keys):
         time.sleep(1)  # torchrun ends this process when another one died
@@ -118,33 +121,14 @@ def keep(entries: Iterable[dict], file: Path) -> None:
         out.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
 
 
-def _answer(chat, work: list[tuple[Item, str]], decoding: dict, file: Path, batch: int, say: str) -> None:
-    work = sorted(work, key=lambda pair: bool(pair[0].choices))  # texts first: a batch is of one sort
-    started, done, told = time.monotonic(), 0, 0.0
-    while done < len(work):
-        item, key = work[done]
-        size = 1 if item.choices else batch
-        chosen = [pair for pair in work[done : done + size] if pair[0].choices == item.choices]
-        entries = _entries(chat, [item for item, _ in chosen], decoding, int(key[:8], 16))
-        keep(({"key": key, "id": item.record.id, "variant": item.variant, **entry}
-              for (item, key), entry in zip(chosen, entries, strict=True)), file)  # fmt: skip
-        done += len(chosen)
-        now = time.monotonic()
-        if now - told >= 5 or done == len(work):
-            told, left = now, (now - started) / done * (len(work) - done)
-            print(f"{say}{done}/{len(work)} answers, {left:.0f} s left", flush=True)
-
-
 def _entries(chat, items: Sequence[Item], decoding: dict, seed: int) -> list[dict]:
-    """What is kept of items that have choices, or none. `seed`: other random numbers in each batch."""
+    """What is kept of a batch: of one item with choices, or of several without."""
     from ..conversation.chat import ImageError
 
-    options = dict(decoding)
-    if options.get("do_sample"):
-        options["seed"] = (options["seed"] + seed) % 2**31
+    options = {**decoding, "seed": (decoding["seed"] + seed) % 2**31} if decoding.get("do_sample") else decoding
     try:
         if items[0].choices:
-            return [rank_choices(chat, item.record.image, item.question, item.choices) for item in items]
+            return [rank_choices(chat, items[0].record.image, items[0].question, items[0].choices)]
         texts = chat.answer_batch([i.record.image for i in items], [i.question for i in items], **options)
     except ImageError as error:
         if len(items) == 1:
@@ -155,11 +139,8 @@ def _entries(chat, items: Sequence[Item], decoding: dict, seed: int) -> list[dic
 
 
 def rank_choices(chat, image, question: str, choices: Sequence[str], rows: int = 32) -> dict:
-    """How likely the model finds each choice as its whole answer, end symbol included. It reads `rows` at once.
-
-    Returns:
-        {"scores": sums of log-probabilities, "tokens": how many were summed}
-    """
+    """How likely the model finds each choice as its whole answer, end symbol included: {"scores": the sums of their
+    log-probabilities}. It reads `rows` choices at once."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -184,4 +165,4 @@ def rank_choices(chat, image, question: str, choices: Sequence[str], rows: int =
             logits = llm(inputs_embeds=embeds, attention_mask=mask, past_key_values=cache).logits  # (B, L - 1, V)
             rest = logits.float().log_softmax(-1).gather(2, table[:, 1:, None])[..., 0]
             scores += (torch.cat([first[table[:, :1]], rest], dim=1) * real).sum(1).tolist()
-    return {"scores": [round(s, 4) for s in scores], "tokens": [len(row) for row in ids]}
+    return {"scores": [round(s, 4) for s in scores]}

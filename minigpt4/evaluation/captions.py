@@ -78,7 +78,7 @@ def caption_measures(answers: Sequence[str], references: Sequence[list[str]], ja
         bleu_stats.append([counts["testlen"], closest, *counts["correct"], *counts["guess"]])
     stats = np.asarray(bleu_stats, dtype=float)
     measures = [
-        Measure(f"bleu{n}", f"BLEU-{n}", stats, lambda sums, n=n: bleu_of(sums, n), "{:.3f}") for n in range(1, 5)
+        Measure(f"bleu{n}", f"BLEU-{n}", stats, "{:.3f}", value=lambda sums, n=n: bleu_of(sums, n)) for n in range(1, 5)
     ]
     if java:  # METEOR's corpus score is no mean of the pictures' scores: their mean is moved to it
         corpus, scores = Meteor().compute_score(wanted, said)
@@ -87,4 +87,4 @@ def caption_measures(answers: Sequence[str], references: Sequence[list[str]], ja
     measures.append(mean("rouge_l", "ROUGE-L", Rouge().compute_score(wanted, said)[1], form="{:.3f}"))
     measures.append(mean("cider", "CIDEr", Cider().compute_score(wanted, said)[1], form="{:.3f}"))
     words = [len(answer.split()) for (answer,) in said.values()]
-    return [*measures, mean("words", "words an answer", words, form="{:.1f}", better="")]
+    return [*measures, mean("words", "words an answer", words, "{:.1f}", "")]

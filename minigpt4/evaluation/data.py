@@ -32,6 +32,7 @@ WHERE = {
     "easy-vqa": "pip install -e '.[eval]', then --data easy-vqa",
     "folder": "a folder of pictures",
 }
+SPLITS = ("photos", "questions", "karpathy", "aokvqa", "easy-vqa")  # what holds several splits
 SIGNS = (  # kind, the list in the file that tells (None: the file itself), keys of its first entry
     ("aokvqa", None, {"question_id", "image_id", "question", "choices"}),
     ("vqa questions", "questions", {"question_id", "image_id", "question"}),
@@ -66,17 +67,14 @@ def read_records(
             kind, content = detect(name)
         if kind not in kinds:
             wanted = "".join(f"\n  {k}: {WHERE[k]}" for k in kinds)
-            what = "a folder" if kind == "folder" else kind
-            raise DataError(f"--data {name}: this is {what}, which the suite does not read. It reads{wanted}")
+            raise DataError(f"--data {name}: this is {kind}, which the suite does not read. It reads{wanted}")
         if kind in found:
             raise DataError(f"--data: {found[kind][0]} and {name} are both {kind}; name one")
+        if split and kind not in SPLITS:
+            raise DataError(f"--split {split}: {name} holds one split alone; leave --split out")
         found[kind] = (Path(name), content)
-    if "folder" in found:
-        records = [Record(path.name, path, {}) for path in found["folder"][1]]
-    else:
-        reader = next(reader for kind, reader in READERS.items() if kind in found)
-        records = reader(found, images, split)
-    records = limited(records, limit)
+    reader = next(reader for kind, reader in READERS.items() if kind in found)
+    records = limited(reader(found, images, split), limit)
     missing = [r.image for r in records if not r.image.is_file()]
     if missing:
         raise DataError(
@@ -146,22 +144,15 @@ def _coco(found: Found, images: str | None, split: str | None) -> list[Record]:
     file, content = found.get("coco captions") or found["coco instances"]
     folder = _image_folder(images, file)
     names = {e["id"]: e["file_name"] for e in content["images"]}
-    if split and not any(split in name for name in (file.name, *names.values())):
-        raise DataError(f"{file}: neither its name nor its images' names hold {split!r}: the wrong split?")
-    truths: dict[int, dict] = {i: {"captions": []} for i in names}
+    truths: dict[int, dict] = {i: {} for i in names}
     if "coco captions" in found:
         for annotation in content["annotations"]:
-            truths[annotation["image_id"]]["captions"].append(annotation["caption"])
-        truths = {i: truth for i, truth in truths.items() if truth["captions"]}
+            truths[annotation["image_id"]].setdefault("captions", []).append(annotation["caption"])
+        truths = {i: truth for i, truth in truths.items() if truth}
     if "coco instances" in found:
         other, instances = found["coco instances"]
         objects = _coco_objects(instances)
-        strange = [name for i, name in names.items() if i not in objects]
-        if strange:
-            raise DataError(
-                f"{other}: {len(strange)} of the {len(names)} images of {file} are not in it, for example "
-                f"{strange[0]}; name captions and instances of the same split"
-            )
+        _need(f"{other}: {{}} images of {file} are not in it", list(names), objects)
         truths = {i: truth | objects[i] for i, truth in truths.items()}
     return [Record(str(i), folder / names[i], truth) for i, truth in truths.items()]
 
@@ -193,10 +184,14 @@ def _questions(found: Found, images: str | None, split: str | None) -> list[Reco
         good = isinstance(answers, list) and answers and all(isinstance(a, (str, int)) and str(a) for a in answers)
         if not (good and all(isinstance(e.get(key), str) and e[key] for key in ("image", "question"))):
             raise DataError(f"{e['where']}: needs image, question and answer (texts); write {QUESTION_LINE}")
-        truth = {"question": e["question"], "answers": [*map(str, answers)], "rule": "exact",
-                 "type": str(e.get("type", ""))}  # fmt: skip
-        records.append(Record(e["where"].rsplit(":", 1)[1], inside(folder, e["image"], file), truth))
+        image = inside(folder, e["image"], file)
+        records.append(_question(e["where"].rsplit(":", 1)[1], image, e["question"], [*map(str, answers)], "exact",
+                                 str(e.get("type", ""))))  # fmt: skip
     return records
+
+
+def _question(id: str, image: Path, question: str, answers: list[str], rule: str, kind: str = "", **more) -> Record:
+    return Record(id, image, {"question": question, "answers": answers, "rule": rule, "type": kind, **more})
 
 
 def _vqa(found: Found, images: str | None, split: str | None) -> list[Record]:
@@ -204,17 +199,16 @@ def _vqa(found: Found, images: str | None, split: str | None) -> list[Record]:
     for kind in ("vqa questions", "vqa annotations"):
         if kind not in found:
             raise DataError(f"--data: VQA comes in two files, the {kind[4:]} are missing: {WHERE[kind]}")
-    (file, questions), (other, annotations) = found["vqa questions"], found["vqa annotations"]
-    if split and questions.get("data_subtype", split) != split:
-        raise DataError(f"{file}: its split is {questions['data_subtype']}, not {split}")
-    answers = {a["question_id"]: a for a in annotations["annotations"]}
-    _need_answers(file, f"have no annotation in {other}", [q["question_id"] for q in questions["questions"]], answers)
-    places, records = _coco_images(images, file, (q["image_id"] for q in questions["questions"])), []
-    for q in questions["questions"]:
-        annotation = answers[q["question_id"]]
-        truth = {"question": q["question"], "answers": [a["answer"] for a in annotation["answers"]], "rule": "soft",
-                 "type": annotation.get("answer_type", "")}  # fmt: skip
-        records.append(Record(str(q["question_id"]), places[q["image_id"]], truth))
+    (file, content), (other, annotations) = found["vqa questions"], found["vqa annotations"]
+    questions = content["questions"]
+    people = {a["question_id"]: a for a in annotations["annotations"]}
+    _need(f"{file}: {{}} questions have no annotation in {other}", [q["question_id"] for q in questions], people)
+    places, records = _coco_images(images, file, (q["image_id"] for q in questions)), []
+    for q in questions:
+        annotation = people[q["question_id"]]
+        answers = [a["answer"] for a in annotation["answers"]]
+        records.append(_question(str(q["question_id"]), places[q["image_id"]], q["question"], answers, "soft",
+                                 annotation.get("answer_type", "")))  # fmt: skip
     return records
 
 
@@ -223,11 +217,11 @@ def _aokvqa(found: Found, images: str | None, split: str | None) -> list[Record]
     file, content = found["aokvqa"]
     entries = _of_split(file, content, split)
     answered = {e["question_id"] for e in entries if "correct_choice_idx" in e}
-    why = "have no answers; the test split's are not public"
-    _need_answers(file, why, [e["question_id"] for e in entries], answered)
+    _need(f"{file}: {{}} questions have no answers; the test split's are not public",
+          [e["question_id"] for e in entries], answered)  # fmt: skip
     places, records = _coco_images(images, file, (e["image_id"] for e in entries)), []
     for e in entries:
-        truth = {"question": e["question"], "choices": e["choices"], "correct": e["correct_choice_idx"], "type": ""}
+        truth = {"question": e["question"], "choices": e["choices"], "correct": e["correct_choice_idx"]}
         if e.get("direct_answers") and not e.get("difficult_direct_answer"):
             truth |= {"answers": e["direct_answers"], "rule": "counted"}
         records.append(Record(e["question_id"], places[e["image_id"]], truth))
@@ -236,13 +230,13 @@ def _aokvqa(found: Found, images: str | None, split: str | None) -> list[Record]
 
 def _gqa(found: Found, images: str | None, split: str | None) -> list[Record]:
     file, entries = found["gqa"]
-    folder, records = _image_folder(images, file), []
-    _need_answers(file, "have no answer", list(entries), {key for key, e in entries.items() if "answer" in e})
-    for key, e in entries.items():
-        truth = {"question": e["question"], "answers": [e["answer"]], "rule": "exact",
-                 "type": e.get("types", {}).get("structural", "")}  # fmt: skip
-        records.append(Record(key, folder / f"{e['imageId']}.jpg", truth))
-    return records
+    folder = _image_folder(images, file)
+    _need(f"{file}: {{}} questions have no answer", list(entries), {key for key, e in entries.items() if "answer" in e})
+    return [
+        _question(key, folder / f"{e['imageId']}.jpg", e["question"], [e["answer"]], "exact",
+                  e.get("types", {}).get("structural", ""))
+        for key, e in entries.items()
+    ]  # fmt: skip
 
 
 def _easy_vqa(found: Found, images: str | None, split: str | None) -> list[Record]:
@@ -254,18 +248,19 @@ def _easy_vqa(found: Found, images: str | None, split: str | None) -> list[Recor
     import easy_vqa
 
     places, choices = getattr(easy_vqa, f"get_{split}_image_paths")(), easy_vqa.get_answers()
-    records = []
-    for text, answer, owner in zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True):
-        truth = {"question": text, "answers": [answer], "rule": "exact", "choices": choices,
-                 "correct": choices.index(answer),
-                 "type": "yes/no" if answer in ("yes", "no") else "colour or shape"}  # fmt: skip
-        records.append(Record(f"{split}-{len(records)}", Path(places[owner]), truth))
-    return records
+    questions = zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True)
+    return [
+        _question(f"{split}-{number}", Path(places[owner]), text, [answer], "exact",
+                  "yes/no" if answer in ("yes", "no") else "colour or shape", choices=choices,
+                  correct=choices.index(answer))
+        for number, (text, answer, owner) in enumerate(questions)
+    ]  # fmt: skip
 
 
 READERS = {
     "photos": _photos, "karpathy": _karpathy, "coco captions": _coco, "coco instances": _coco, "gqa": _gqa,
     "questions": _questions, "easy-vqa": _easy_vqa, "aokvqa": _aokvqa, "vqa questions": _vqa, "vqa annotations": _vqa,
+    "folder": lambda found, images, split: [Record(path.name, path, {}) for path in found["folder"][1]],
 }  # fmt: skip
 
 
@@ -291,7 +286,7 @@ def _coco_images(images: str | None, file: Path, ids: Collection[int]) -> dict[i
     return {i: found.get(i, folder / f"{i:012}.jpg") for i in ids}
 
 
-def _need_answers(file: Path, what: str, wanted: Sequence, known: Collection) -> None:
-    lost = [key for key in wanted if key not in known]
-    if lost:
-        raise DataError(f"{file}: {len(lost)} of {len(wanted)} questions {what}; for example question {lost[0]}")
+def _need(message: str, wanted: Sequence, known: Collection) -> None:
+    """Raise DataError where some of `wanted` are not known; `{}` in the message is for their number."""
+    if lost := [key for key in wanted if key not in known]:
+        raise DataError(f"{message.replace('{}', f'{len(lost)} of {len(wanted)}')}; for example {lost[0]}")

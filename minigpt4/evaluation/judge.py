@@ -18,10 +18,6 @@ from ..processors.image_processors import decode_image
 from .answering import digest, keep, read_kept
 
 
-class JudgeError(UserError):
-    """A judge that cannot be asked."""
-
-
 @dataclass(frozen=True)
 class Judge:
     """Where and whom to ask. The key is read from the environment variable `key_env`; local servers need none."""
@@ -36,11 +32,7 @@ class Judge:
 
     def replies(self, questions: Sequence[tuple[str, Path | None]], file: Path) -> list[str]:
         """The raw answer to each question (with a picture, or None). What `file` holds of an earlier run is not asked
-        again.
-
-        Raises:
-            MissingPackage, JudgeError: no client; the endpoint does not answer, or not as OpenAI's does.
-        """
+        again. Raises UserError: no client; the endpoint does not answer, or not as OpenAI's does."""
         require_packages("--judge", "eval", "openai")
         import openai
 
@@ -58,14 +50,13 @@ class Judge:
                 try:
                     reply = client.chat.completions.create(model=self.model, messages=messages, temperature=0)
                     raw = reply.choices[0].message.content or ""
-                except (openai.OpenAIError, ValueError) as error:  # ValueError: what came is not JSON
-                    why = f"{error}; what was judged so far is kept, the same command goes on"
-                    raise JudgeError(f"--judge {self.url}: {why}") from None
-                except (AttributeError, IndexError, TypeError):
-                    why = "its reply has no choices, so it may be no OpenAI-compatible endpoint (such a URL usually "
-                    raise JudgeError(f"--judge {self.url}: {why}ends in /v1): {str(reply)[:300]}") from None
-                known[key] = {"model": self.model, "url": self.url, "prompt": text, "picture": str(picture or ""),
-                              "raw": raw}  # fmt: skip
+                # ValueError and those after it: what came is not JSON, or has no choices
+                except (openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError) as error:
+                    raise UserError(
+                        f"--judge {self.url}: no answer as OpenAI's API gives it (its URL usually ends in /v1): "
+                        f"{error}; what was judged so far is kept, the same command goes on"
+                    ) from None
+                known[key] = {"model": self.model, "prompt": text, "picture": str(picture or ""), "raw": raw}
                 keep([{"key": key, **known[key]}], file)
             raws.append(known[key]["raw"])
         return raws

@@ -36,10 +36,7 @@ class Mention:
 
 def read_vocabulary(*files: str | Path) -> Vocabulary:
     """Word lists joined; see the module's text. A word of a later file's `!` line leaves the things of earlier files.
-
-    Raises:
-        DataError: a file cannot be read, or holds no line.
-    """
+    Raises DataError for a file that cannot be read, or holds no line."""
     found: dict[str, list[str]] = {}
     for file in files:
         try:
@@ -52,13 +49,11 @@ def read_vocabulary(*files: str | Path) -> Vocabulary:
                 continue
             name = NOTHING if line.startswith("!") else words[0]
             if name == NOTHING:
-                for known, synonyms in found.items():
-                    found[known] = [w for w in synonyms if w not in words or w == known]
-            found.setdefault(name, []).extend(w for w in words if w not in found.get(name, ()))
+                found = {k: [w for w in known if w not in words or w == k] for k, known in found.items()}
+            found.setdefault(name, []).extend(words)
     if not found:
         raise DataError(f"{', '.join(map(str, files))}: no line with a thing and its synonyms")
-    dropped = set(found.get(NOTHING, ()))
-    return tuple((name, tuple(words)) for name, words in found.items() if name not in dropped)
+    return tuple((name, tuple(words)) for name, words in found.items() if name not in found.get(NOTHING, ()))
 
 
 def things_vocabulary() -> Vocabulary:
@@ -66,7 +61,7 @@ def things_vocabulary() -> Vocabulary:
     words = {name: list(synonyms) for name, synonyms in read_vocabulary(COCO_SYNONYMS, THINGS)}
     for name in words:
         for above in ancestors(name):
-            words[above] += [w for w in words[name] if w not in words[above]]
+            words[above] += words[name]
     return tuple((name, tuple(synonyms)) for name, synonyms in words.items())
 
 
@@ -98,13 +93,12 @@ def _plain(text: str) -> str:
 
 @cache
 def _terms(vocabulary: Vocabulary) -> tuple[re.Pattern, dict[str, frozenset[str]]]:
-    """One pattern for every word form of every thing, the longest first, and whose word each is."""
+    """One pattern for every word form of every thing, and whose word each is."""
     owners: dict[str, frozenset[str]] = {}
     for name, words in vocabulary:
         for form in set().union(*map(word_forms, (name, *words))):
             owners[form] = owners.get(form, frozenset()) | {name}
-    # Longest first, so that "fire engine" is not also an "engine".
-    forms = sorted(owners, key=lambda form: (-len(form), form))
+    forms = sorted(owners, key=len, reverse=True)  # "fire engine" is not also an "engine"
     pattern = "|".join(re.escape(form).replace(r"\ ", r"[\s-]+") for form in forms) or r"(?!)"
     return re.compile(rf"(?<!\w)(?:{pattern})(?!\w)", re.IGNORECASE), owners
 
@@ -140,8 +134,8 @@ def seen(text: str, vocabulary: Vocabulary) -> set[str]:
 
 
 def main_things(captions: Sequence[str], vocabulary: Vocabulary) -> dict[str, int]:
-    """The things that at least half of a photo's captions name -> how many do, the most first; people as exactly as
-    half of the captions agree; where there are none, what most of them name, if that is two captions or more."""
+    """The things that at least half of a photo's captions name -> how many do, the most first; where there are none,
+    what most of them name, if that is two captions or more. People are named as exactly as half of them agree."""
     counts = Counter(name for caption in captions for name in named(caption, vocabulary))
     main = {name for name in counts if 2 * counts[name] >= len(captions)}
     main = main or {name for name in counts if counts[name] == max(counts.values()) >= 2}
@@ -163,8 +157,8 @@ def labels_vocabulary(labels: Iterable[str]) -> Vocabulary:
 def swapped_share(
     answers: Sequence[str], wanted: Sequence[Sequence[str]], vocabulary: Vocabulary, of: str = "pictures"
 ) -> float | None:
-    """The share of pictures with a wanted thing named, were every answer given for another picture: what guesses get.
-    With `of="things"`, the share of the wanted things."""
+    """The share of pictures (or of wanted things) named, were every answer given for another picture: what guesses
+    get."""
     said = [named(answer, vocabulary) for answer in answers]
     counts = [(len(s & set(w)), len(set(w))) for i, s in enumerate(said) for j, w in enumerate(wanted) if i != j and w]
     if of == "pictures":

@@ -5,36 +5,37 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from ..common.paths import write_whole
+from ..common.paths import PACKAGE, write_whole
 from ..processors.image_processors import BrokenImage, decode_image
 from .answering import Item
 from .judge import data_uri
 from .scoring import Scored
-from .statistics import compared
+from .statistics import summarize
 
 SHOWN = 24  # pictures on the page
 SIDE = 320  # pixels of their longer side
 INK, SOFT = "#1d2733", "#5b6774"  # colours of text and of secondary text, as in page.css
-STYLE = Path(__file__).with_name("page.css")
+STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
 def results_of(items: Sequence[Item], scored: dict[str, Scored]) -> dict:
     """Scores, notes and answers as plain values, for results.json and the page; the caller adds what was run.
 
     Args:
-        scored: stage -> scores of its answers to `items`. The last stage's notes are kept, and with two stages the
-            difference of the second to the first is measured.
+        scored: stage -> scores of its answers to `items`. The notes are the last stage's, and the difference is that of
+            the last stage to the first.
     """
-    pictures, (*_, last) = [str(item.record.image) for item in items], scored.values()
-    return {
+    pictures, (first, *_, last) = [str(item.record.image) for item in items], [*scored.values(), *scored.values()]
+    found = {
         "pictures": len(set(pictures)),
         "answers": len(items),
-        **compared({stage: s.measures for stage, s in scored.items()}, pictures),
+        "measures": {m.name: {"label": m.label, "form": m.form, "better": m.better} for m in last.measures},
+        "scores": {stage: summarize(s.measures, pictures) for stage, s in scored.items()},
         "notes": list(last.notes),
         "facts": {stage: s.facts for stage, s in scored.items()},
         "items": [
@@ -44,6 +45,10 @@ def results_of(items: Sequence[Item], scored: dict[str, Scored]) -> dict:
             for i, item in enumerate(items)
         ],
     }  # fmt: skip
+    if len(scored) > 1:
+        before = {m.name: m for m in first.measures}
+        found["difference"] = summarize(last.measures, pictures, [before[m.name] for m in last.measures])
+    return found
 
 
 def write_json(results: dict, file: Path) -> None:
@@ -62,16 +67,18 @@ def columns(results: dict) -> dict[str, dict]:
     return {**found, "difference": results["difference"]} if "difference" in results else {"": found.popitem()[1]}
 
 
+def cell(score: dict, form: str, signed: bool = False) -> tuple[str, str]:
+    """("0.312", "0.281 … 0.345"), with a sign for differences."""
+    form = form.replace("{:", "{:+") if signed else form
+    value, low, high = (form.format(score[k]).replace("-", "−") for k in ("value", "low", "high"))
+    return value, f"{low} … {high}"
+
+
 def rows(results: dict) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(label, [("0.312", "0.281 … 0.345") for each column]) of every measure; differences have a sign."""
-    found = []
-    for name, measure in results["measures"].items():
-        cells = []
-        for head, scores in columns(results).items():
-            form = measure["form"].replace("{:", "{:+") if head == "difference" else measure["form"]
-            value, low, high = (form.format(scores[name][k]).replace("-", "−") for k in ("value", "low", "high"))
-            cells.append((value, f"{low} … {high}"))
-        found.append((measure["label"], cells))
+    """(label, the cells of each column) of every measure."""
+    heads, found = columns(results).items(), []
+    for name, m in results["measures"].items():
+        found.append((m["label"], [cell(scores[name], m["form"], head == "difference") for head, scores in heads]))
     return found
 
 
@@ -86,37 +93,12 @@ def about(results: dict) -> str:
 
 def table(results: dict, title: str) -> str:
     """For the terminal; intervals are 95 %, by bootstrap over pictures."""
-    body = rows(results)
-    wide = max(len(value) for _, cells in body for value, _ in cells)
-    grid = [[label, *(f"{value:>{wide}}  ({interval})" for value, interval in cells)] for label, cells in body]
-    if "difference" in results:
-        grid.insert(0, ["", *columns(results)])
+    grid = [["", *columns(results)]] if "difference" in results else []
+    grid += [[label, *(f"{value:>6}  ({interval})" for value, interval in cells)] for label, cells in rows(results)]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = ["  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in grid]
     end = [*results["notes"], "In brackets: 95 % bootstrap intervals over pictures."]
     return "\n".join([f"{title}: {about(results)}", "", *lines, "", *end])
-
-
-def document(title: str, kind: str, lead: str, body: str) -> str:
-    """A page in one file, as text; `kind` is what made it: "evaluation", "quickstart"."""
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)} · MiniGPT-4 {kind}</title>
-<style>{STYLE.read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<header>
-<p class="kicker">MiniGPT-4 {kind}</p>
-<h1>{escape(title)}</h1>
-<p class="lead">{escape(lead)}</p>
-</header>
-{body}
-</body>
-</html>
-"""
 
 
 def html_page(
@@ -130,33 +112,12 @@ def html_page(
         figures, end: HTML above the table, and below the pictures.
         shown: how many pictures it shows.
     """
-    heads = "".join(f"<th>{head}</th>" for head in ("", *columns(results))) if "difference" in results else ""
-    body = "".join(
-        f"<tr><th>{escape(label)}</th>{''.join(f'<td>{v}<small>{i}</small></td>' for v, i in cells)}</tr>"
-        for label, cells in rows(results)
-    )
-    asked = "".join(f"<p>{escape(v)}{': ' * bool(v)}“{escape(q)}”</p>" for v, q in results["questions"].items())
-    weights, notes = (
-        "".join(f"<p>{escape(text)}</p>" for text in texts if text)
-        for texts in ((results["before"], results["checkpoint"]), results["notes"])
-    )
-    chosen, titles = shown_pictures(results, shown), stages(results)
-    marked = any(item[stage]["marks"] for item in results["items"] for stage in titles)
-    legend = ' Things in the answers: <mark class="right">there</mark> <mark class="wrong">not there</mark>'
-    cards = "\n".join(_card(name, items, titles) for name, items in chosen.items())
-    return document(title, kind, lead or about(results), f"""{figures}
-<div class="tables">
-<div class="panel"><table{"" if heads else ' class="alone"'}>{heads and f"<tr>{heads}</tr>"}{body}</table>
-<p>Small figures: 95 % bootstrap intervals over pictures.</p></div>
-<div class="panel side"><h3>Asked</h3>{asked}<h3>Weights</h3>{weights}<h3>To know</h3>{notes}</div>
-</div>
-<h2>{len(chosen)} of {results["pictures"]:,} pictures</h2>
-<p class="legend">The first of a random order that never changes, not the best.{legend if marked else ""}</p>
-<div class="cards">
-{cards}
-</div>
-{end}
-<footer>All answers are in results.json; docs/evaluation.md defines every number.</footer>""")  # fmt: skip
+    body = render(
+        "evaluation/report.html", results=results, heads=list(columns(results)), rows=rows(results),
+        pictures=shown_pictures(results, shown), stages=stages(results), figures=figures, end=end,
+        has_marks=any(item[stage]["marks"] for item in results["items"] for stage in stages(results)),
+    )  # fmt: skip
+    return document(title, kind, lead or about(results), body)
 
 
 def shown_pictures(results: dict, count: int) -> dict[str, list[dict]]:
@@ -169,39 +130,22 @@ def shown_pictures(results: dict, count: int) -> dict[str, list[dict]]:
     return {name: found[name] for name in names[:count]}
 
 
-def _card(name: str, items: list[dict], titles: dict[str, str]) -> str:
-    said = ""
-    for i, item in enumerate(items):
-        for stage, title in titles.items():
-            head = " · ".join(filter(None, (item["variant"], title if len(titles) > 1 else "")))
-            flags = "".join(f" <small>{escape(flag)}</small>" for flag in item[stage]["flags"])
-            kind = "first" if len(titles) > 1 and stage == next(iter(titles)) else "last"
-            heading = f'<h4 class="{kind}">{escape(head)}{flags}</h4>' if head or flags else ""
-            said += f"{heading}<p>{_marked(item[stage])}</p>"
-        shared = i + 1 < len(items) and items[i + 1]["truth"] == item["truth"]
-        if item["truth"] and not shared:  # once, below the answers that share it
-            said += f'<p class="truth">{escape(item["truth"])}</p>'
-    return card(Path(name), said)
+def document(title: str, kind: str, lead: str, body: str) -> str:
+    """A page in one file, around the HTML `body`; `kind` is what made it: "evaluation", "quickstart"."""
+    return render("evaluation/page.html", title=title, kind=kind, lead=lead, body=body)
 
 
-def _marked(verdict: dict) -> str:
-    text, html, at = verdict["answer"], "", 0
-    for start, end, kind in verdict["marks"]:
-        html += f'{escape(text[at:start])}<mark class="{kind}">{escape(text[start:end])}</mark>'
-        at = end
-    return html + escape(text[at:]) or "<i>nothing</i>"
+def render(template: str, **values) -> str:
+    """A template of this package, filled in. Texts are escaped; templates may use `style` and `thumbnail(file)`."""
+    loader = FileSystemLoader(PACKAGE)
+    templates = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return templates.get_template(template).render(values, style=STYLE, thumbnail=thumbnail)
 
 
-def card(image: Path, said: str) -> str:
-    """A picture, with the HTML `said` beside it."""
-    picture = f'<div class="seen"><img src="{thumbnail(image)}" alt=""></div>'
-    return f'<article class="panel">{picture}<div class="said">{said}</div></article>'
-
-
-def thumbnail(file: Path) -> str:
+def thumbnail(file: str | Path) -> str:
     """The picture, SIDE pixels at most, as a data: URI; an empty one where it cannot be read."""
     try:
-        small = decode_image(file.read_bytes(), file.name)
+        small = decode_image(Path(file).read_bytes(), file)
     except (OSError, BrokenImage):
         return "data:,"
     small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

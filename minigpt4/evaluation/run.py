@@ -47,31 +47,30 @@ def run(args: argparse.Namespace) -> int:
     """Answer, score, write. Under torchrun the first process scores what all have answered."""
     check_arguments(args)
     suite, started = SUITES[args.suite], time.monotonic()
-    configs = {"after": load_config(args.cfg_path, args.options, mode="chat")}
+    config = load_config(args.cfg_path, args.options, mode="chat")
+    configs = {"after": config}
     if args.before:
         options = [*args.options, f"model.ckpt={args.before}"]
         configs = {"before": load_config(args.cfg_path, options, mode="chat"), **configs}
-    model = configs["after"].model
     items = suite.items(read_records(args.data, args.images, args.split, args.limit, suite.kinds), args.prompt)
     decoding = {"do_sample": args.sample, "num_beams": args.beams,
                 "max_new_tokens": args.max_new_tokens or suite.max_new_tokens,
-                "repetition_penalty": model.repetition_penalty}  # fmt: skip
-    if args.sample:
-        decoding["seed"] = args.seed
-
+                "repetition_penalty": config.model.repetition_penalty,
+                **({"seed": args.seed} if args.sample else {})}  # fmt: skip
     sources = {stage: made_from(config, decoding) for stage, config in configs.items()}
     out = Path(args.out or Path("output", "eval", Path(args.cfg_path).stem))
     # A folder for each config, checkpoint and data: the hash is of all that the report tells of.
     asked = [args.cfg_path, args.data, args.images, args.split, args.limit, args.prompt, bool(args.judge)]
-    stems = [Path(name).stem for name in (model.ckpt or "", args.data[0]) if name]
+    stems = [Path(name).stem for name in (config.model.ckpt or "", args.data[0]) if name]
     folder = out / args.suite / "-".join([*stems, digest([sources, asked])[:8]])
     folder.mkdir(parents=True, exist_ok=True)
-    answers: dict[str, list[dict]] = {}
-    for stage, config in configs.items():
-        say = f"{args.suite}{f', {stage}' if args.before else ''}: "
-        answers[stage] = answer_all(
-            lambda c=config: chat_for(c, args.device), items, sources[stage], out / "answers", args.batch, say
+    answers = {
+        stage: answer_all(
+            lambda c=c: chat_for(c, args.device), items, sources[stage], out / "answers", args.batch,
+            f"{args.suite}{f', {stage}' if args.before else ''}: ",
         )
+        for stage, c in configs.items()
+    }  # fmt: skip
     if rank() != 0:
         return 0
 
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     tools, good = Tools(judge, out / args.suite / "judged.jsonl", args.synonyms), [items[i] for i in read]
     scored = {stage: suite.score(good, [said[i] for i in read], tools) for stage, said in answers.items()}
     results = {
-        "suite": args.suite, "config": args.cfg_path, "options": args.options, "checkpoint": model.ckpt,
+        "suite": args.suite, "config": args.cfg_path, "options": args.options, "checkpoint": config.model.ckpt,
         "before": args.before, "data": args.data, "split": args.split, "limit": args.limit,
         "decoding": decoding, "batch": args.batch,
         "questions": {variant: args.prompt or question for variant, question in suite.questions.items()},
@@ -98,8 +97,7 @@ def run(args: argparse.Namespace) -> int:
         results["notes"].append(f"{len(unreadable)} of {total} pictures cannot be read and are left out: {why}.")
     page.write_json(results, folder / "results.json")
     write_whole(folder / "report.html", page.html_page(results, suite.title))
-    print(page.table(results, suite.title))
-    print(f"\n{folder / 'results.json'}, {folder / 'report.html'}")
+    print(f"{page.table(results, suite.title)}\n\n{folder / 'results.json'}, {folder / 'report.html'}")
     return 0
 
 

@@ -24,23 +24,21 @@ class Measure:
     name: str  # its key in results.json
     label: str  # what people read
     stats: np.ndarray  # (N, K), what each of N answers adds; the measure is a function of the sums
-    value: Callable[[np.ndarray], np.ndarray] = ratio  # sums (..., K) -> (...)
     form: str = "{:.1%}"
     better: str = "more"  # "less", or "" where neither is
+    value: Callable[[np.ndarray], np.ndarray] = ratio  # sums (..., K) -> (...)
 
 
-def share(name: str, label: str, counts: Sequence[tuple[float, float]], **more) -> Measure:
+def share(name: str, label: str, counts: Sequence[tuple[float, float]], *style: str, **more) -> Measure:
     """A ratio of sums; counts: (numerator, denominator) of each answer."""
-    return Measure(name, label, np.asarray(counts, dtype=float).reshape(-1, 2), **more)
+    return Measure(name, label, np.asarray(counts, dtype=float).reshape(-1, 2), *style, **more)
 
 
-def mean(name: str, label: str, values: Sequence[float], **more) -> Measure:
-    return share(name, label, [(v, 1) for v in values], **more)
+def mean(name: str, label: str, values: Sequence[float], *style: str, **more) -> Measure:
+    return share(name, label, [(v, 1) for v in values], *style, **more)
 
 
-def summarize(
-    measures: Sequence[Measure], pictures: Sequence[str], before: Sequence[Measure] | None = None
-) -> dict[str, dict]:
+def summarize(measures: Sequence[Measure], pictures: Sequence[str], before: Sequence[Measure] = ()) -> dict[str, dict]:
     """Each measure's value and 95 % interval: {"value", "low", "high", "n"}; n counts the pictures.
 
     Args:
@@ -50,19 +48,17 @@ def summarize(
     """
     names, owner = np.unique(np.asarray(pictures, dtype=str), return_inverse=True)
 
-    def by_picture(measure: Measure) -> np.ndarray:
-        """(pictures, K): what the answers on each picture add together."""
-        sums = np.zeros((len(names), measure.stats.shape[1]))
-        np.add.at(sums, owner, measure.stats)
-        return sums
+    def by_picture(chosen: Sequence[Measure]) -> list[tuple]:
+        """(value, what the answers on each picture add together: (pictures, K)) of each measure."""
+        sums = ([np.bincount(owner, column, len(names)) for column in m.stats.T] for m in chosen)
+        return [(m.value, np.stack(columns, axis=1)) for m, columns in zip(chosen, sums, strict=True)]
 
-    after = [(m.value, by_picture(m)) for m in measures]
-    earlier = [(m.value, by_picture(m)) for m in before or ()]
+    after, earlier = by_picture(measures), by_picture(before)
 
     def values(drawn: np.ndarray) -> np.ndarray:
         """(..., pictures), how often resamples have each picture -> (measures, ...)."""
         found = np.array([value(drawn @ sums) for value, sums in after])
-        return found - [value(drawn @ sums) for value, sums in earlier] if before else found
+        return found - [value(drawn @ sums) for value, sums in earlier] if earlier else found
 
     rng, even = np.random.default_rng(SEED), np.full(len(names), 1 / len(names))
     draws = [values(rng.multinomial(len(names), even, size=STEP)) for _ in range(DRAWS // STEP)]
@@ -72,16 +68,3 @@ def summarize(
         m.name: {"value": float(value), "low": float(low), "high": float(high), "n": len(names)}
         for m, value, low, high in columns
     }
-
-
-def compared(measures: dict[str, Sequence[Measure]], pictures: Sequence[str]) -> dict:
-    """For results.json: what is measured, its values at each stage, and for two stages the second - the first."""
-    *before, last = measures.values()
-    found = {
-        "measures": {m.name: {"label": m.label, "form": m.form, "better": m.better} for m in last},
-        "scores": {stage: summarize(side, pictures) for stage, side in measures.items()},
-    }
-    if before:
-        first = {m.name: m for m in before[0]}
-        found["difference"] = summarize(last, pictures, [first[m.name] for m in last])
-    return found

@@ -25,7 +25,6 @@ NAME_IT = "What is in this picture?"
 
 @dataclass(frozen=True)
 class Suite:
-    name: str
     title: str
     kinds: tuple[str, ...]  # what data it reads, see data.WHERE
     questions: dict[str, str]  # variant -> question; `{question}` is the record's own
@@ -33,30 +32,31 @@ class Suite:
     score: Callable[[Sequence[Item], Sequence[dict], Tools], Scored]
 
     def items(self, records: Sequence[Record], prompt: str | None = None) -> list[Item]:
-        """Every question about every record, in the records' order; `prompt` stands in for the suite's own."""
+        """Every question about every record, in the records' order; `prompt` stands in for the suite's own. The variant
+        `choice` ranks the record's choices, `open` needs its answers, `name` a label."""
         found = []
         for record in records:
             choices = tuple(record.truth.get("choices", ()))
-            if self.name == "labels" and not choices:
+            if "name" in self.questions and not choices:
                 raise DataError("--suite labels: photos with several captions; choose a --split with a label each")
             for variant, question in self.questions.items():
                 text = (prompt or question).replace("{question}", record.truth.get("question", ""))
                 if variant == "choice" and choices:
                     found.append(Item(record, text, variant, choices))
-                elif variant != "choice" and (self.name != "vqa" or "answers" in record.truth):
+                elif variant != "choice" and (variant != "open" or "answers" in record.truth):
                     found.append(Item(record, text, variant))
         if not found:
-            raise DataError(f"--suite {self.name}: the data holds nothing to ask")
+            raise DataError("the data holds nothing that this --suite asks")
         return found
 
 
 FOLDER = (*PHOTOS, "folder")
-SUITES = {suite.name: suite for suite in (
-    Suite("caption", "Captions", PHOTOS, {"": SHORT}, 60, scoring.score_caption),
-    Suite("coverage", "Things named", PHOTOS, {"": SHORT}, 60, scoring.score_coverage),
-    Suite("chair", "Hallucination", PHOTOS, {"short": SHORT, "long": DETAILED}, 300, scoring.score_chair),
-    Suite("failure", "Broken answers", FOLDER, {"detailed": DETAILED, "poem": POEM}, 300, scoring.score_failure),
-    Suite("vqa", "Questions", QUESTIONS, {"open": ASK_SHORTLY, "choice": ASK_SHORTLY}, 20, scoring.score_vqa),
-    Suite("labels", "Labels", ("photos",), {"name": NAME_IT, "choice": NAME_IT}, 40, scoring.score_labels),
-    Suite("abilities", "Abilities", FOLDER, ABILITIES, 300, scoring.score_abilities),
-)}  # fmt: skip
+SUITES = {
+    "caption": Suite("Captions", PHOTOS, {"": SHORT}, 60, scoring.score_caption),
+    "coverage": Suite("Things named", PHOTOS, {"": SHORT}, 60, scoring.score_coverage),
+    "chair": Suite("Hallucination", PHOTOS, {"short": SHORT, "long": DETAILED}, 300, scoring.score_chair),
+    "failure": Suite("Broken answers", FOLDER, {"detailed": DETAILED, "poem": POEM}, 300, scoring.score_failure),
+    "vqa": Suite("Questions", QUESTIONS, {"open": ASK_SHORTLY, "choice": ASK_SHORTLY}, 20, scoring.score_vqa),
+    "labels": Suite("Labels", ("photos",), {"name": NAME_IT, "choice": NAME_IT}, 40, scoring.score_labels),
+    "abilities": Suite("Abilities", FOLDER, ABILITIES, 300, scoring.score_abilities),
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from itertools import count
@@ -23,8 +23,7 @@ from ..conversation.chat import Chat, ChatError, ImageError, read_image
 from ..conversation.prompts import EXAMPLE_QUESTIONS, ChatState
 
 log = logging.getLogger("minigpt4")
-SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
-MONO_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 
 # The texts of the conversation are escaped (see `verbatim`); the copy button copies them as they are shown.
 COPY = """() => {
@@ -59,10 +58,8 @@ class Page:
         return self.sessions.setdefault(request.session_hash, Session(self.chat.new_conversation()))
 
     def check_image(self, upload: dict | None):
-        """After an upload -> the image box: emptied at once, with a reason, when the file is no picture.
-
-        `upload` is what the browser sent: gradio's own reading would fail on a broken file, without a reason.
-        """
+        """After an upload -> the image box: emptied at once, with a reason, when the file is no picture. `upload` is
+        what the browser sent: gradio's own reading would fail without a reason."""
         path = Path(upload["path"]).resolve() if upload else None
         if path and path.is_relative_to(Path(get_upload_folder()).resolve()):
             try:
@@ -73,10 +70,8 @@ class Page:
         return gr.skip()
 
     def take(self, question: str, path: str | None, history: list, request: gr.Request):
-        """Show a question at once, before the model is free -> (question box, history, send, stop, asked).
-
-        `asked` = (number, text) sets off `respond`; nothing changes on a refusal.
-        """
+        """Show a question at once, before the model is free -> (question box, history, send, stop, asked). `asked`, a
+        number and the question, sets off `respond`; nothing changes on a refusal."""
         session, question = self.session_of(request), question.strip()
         try:
             if session.busy:
@@ -110,7 +105,6 @@ class Page:
                 self.chat.upload_img(path, session.conv)
                 session.image = path
             self.chat.ask(question, session.conv)
-            text = ""
             for text in self.chat.stream_answer(
                 session.conv, stop=session.stop, max_new_tokens=self.max_new_tokens, num_beams=int(beams),
                 temperature=float(temperature),
@@ -118,12 +112,10 @@ class Page:
                 if self.sessions.get(request.session_hash) is not session:
                     yield [], gr.skip()
                     return
-                yield [*history, {"role": "assistant", "content": [verbatim(text)]}], gr.skip()
+                content = [verbatim(text or "(The model gave an empty answer.)")]
+                yield [*history, {"role": "assistant", "content": content}], gr.skip()
             for notice in session.conv.notices:
                 gr.Info(escape(notice))
-            if not text:
-                empty = verbatim("(The model gave an empty answer.)")
-                yield [*history, {"role": "assistant", "content": [empty]}], gr.skip()
         except Exception as error:
             if not isinstance(error, UserError):
                 log.exception("the question could not be answered")
@@ -152,11 +144,8 @@ class Page:
 
 
 def thumbnail(path: str, side: int = 480) -> str:
-    """A small copy next to an upload, for the conversation: gradio reads and sends it again with every token.
-
-    Raises:
-        ImageError: the upload is no picture.
-    """
+    """A small copy next to an upload, for the conversation: gradio reads and sends it again with every token. Raises
+    ImageError."""
     small = Path(path).with_name(f"{Path(path).stem}_{side}px.jpg")
     if not small.exists():
         image = read_image(path)
@@ -178,13 +167,12 @@ def warn(error: Exception, path: str | Path | None = None) -> None:
     gr.Warning(escape(text.replace(str(path), Path(path).name) if path else text))
 
 
-def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_new_tokens: int = 300) -> gr.Blocks:
-    """The page as gradio Blocks; `launch` opens it.
-
-    Args:
-        chat: shared by all pages; it answers one question at a time, the others wait in gradio's queue.
-        subtitle: a line below the title, e.g. which model this is.
-    """
+def build_app(
+    chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_new_tokens: int = 300,
+    questions: Sequence[str] | None = None,
+) -> gr.Blocks:  # fmt: skip
+    """The page as gradio Blocks; `launch` opens it. `chat` is shared: one question is answered at a time, the others
+    wait in gradio's queue. `questions` are offered as buttons (default: EXAMPLE_QUESTIONS)."""
     prepare_uploads()
     page = Page(chat, max_new_tokens)
     # delete_cache: uploads are looked at once an hour, and deleted after a day
@@ -198,12 +186,9 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
                     label="Image", height=340, buttons=["fullscreen"], elem_id="image",
                 )  # fmt: skip
                 with gr.Accordion("How to answer"):
-                    info = "More: slower, and not streamed."
-                    beams = gr.Slider(1, 5, 1, step=1, label="Beams", elem_id="beams", info=info)
-                    info = "Lower: more deterministic."
-                    temperature = gr.Slider(
-                        0.1, 2, chat.temperature, step=0.1, label="Temperature", elem_id="temperature", info=info
-                    )
+                    beams = gr.Slider(1, 5, 1, step=1, label="Beams: more are slower", elem_id="beams")
+                    label = "Temperature: lower is more deterministic"
+                    temperature = gr.Slider(0.1, 2, chat.temperature, step=0.1, label=label, elem_id="temperature")
                 restart = gr.Button("Restart", elem_id="restart")
                 gr.Markdown("A new image at any time goes with your next question.", elem_id="hint")
             with gr.Column(scale=7, min_width=380):
@@ -219,7 +204,8 @@ def build_app(chat: Chat, *, title: str = "MiniGPT-4", subtitle: str = "", max_n
                     send = gr.Button("Send", variant="primary", min_width=80, elem_id="send")
                     stop = gr.Button("Stop", variant="stop", min_width=80, elem_id="stop", interactive=False)
                 with gr.Row(elem_id="examples"):
-                    examples = [gr.Button(text, size="sm") for text in EXAMPLE_QUESTIONS]
+                    offered = EXAMPLE_QUESTIONS if questions is None else questions
+                    examples = [gr.Button(text, size="sm") for text in offered]
         asked = gr.State()
 
         # Queued, for gr.Warning speaks through the queue; but not behind the model.
@@ -244,19 +230,13 @@ def launch(
     app: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, share: bool = False, block: bool = True
 ) -> str:
     """Open the page, until Ctrl-C with `block`, and return its address. Only this machine sees it, unless `host` or
-    `share` says otherwise.
-
-    Args:
-        port: None takes the first free one from 7860.
-    Raises:
-        UserError: it cannot listen there, or cannot reach itself.
-    """
+    `share` says otherwise. `port` None takes the first free one from 7860. Raises UserError where it cannot listen."""
     ip, port = find_address(host, port)
     # The page asks itself whether it is up: that must not go through a proxy. With `share`, gradio's servers may.
     direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost,127.0.0.1,::1"]
     os.environ["no_proxy"] = ",".join(filter(None, direct)) if share else "*"
     # Plain, in the system's own fonts: the page loads nothing from other hosts.
-    theme = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=SYSTEM_FONTS, font_mono=MONO_FONTS).set(
+    theme = gr.themes.Soft(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=FONTS).set(
         block_title_background_fill="none", block_title_padding="0", block_title_text_color="*body_text_color",
         block_label_background_fill="*neutral_100", block_label_text_color="*neutral_700",
         block_shadow="*shadow_drop",

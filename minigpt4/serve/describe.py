@@ -39,12 +39,10 @@ def run(args: argparse.Namespace) -> int:
 
 def pictures_of(path: str) -> list[str]:
     """The picture files of a folder, or the file itself. Raises DataError for a folder without pictures."""
-    if not Path(path).is_dir():
-        return [path]
-    found = pictures_in(Path(path))
+    found = list(map(str, pictures_in(Path(path)))) if Path(path).is_dir() else [path]
     if not found:
         raise DataError(f"{path}: no pictures in this folder ({', '.join(SUFFIXES)})")
-    return list(map(str, found))
+    return found
 
 
 def describe(chat, args: argparse.Namespace) -> int:

@@ -23,10 +23,7 @@ GRADIO = {
 
 def find_address(host: str, port: int | None) -> tuple[str, int]:
     """(IP address, port) that the page can listen on. `port` None takes the first free one of PORTS; 0 any free one.
-
-    Raises:
-        UserError: there is no such host or port here, or it is taken.
-    """
+    Raises UserError: there is no such host or port here, or it is taken."""
     for candidate in PORTS if port is None else [port]:
         try:
             found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)

@@ -229,7 +229,7 @@ def test_old_turns_give_way_but_image_and_bos_stay(chat, tiny_model, endless):
     small.ask("e", conv)
     small.answer(conv, **GREEDY)
     assert [turn.question for turn in conv.turns] == ["c", "d", "e"]
-    assert conv.notices == ["The conversation has grown too long: the 2 oldest turns are no longer remembered."]
+    assert conv.notices == ["The conversation has grown too long: its first turns (2) are forgotten."]
     context = tiny_model.embed_segments(conv.segments())
     assert torch.equal(context[0, 0], tiny_model.embed_ids(torch.tensor([1]))[0])
     assert conv.turns[0].images[0] is image and conv.prompt().startswith(VICUNA_V0.system)

@@ -16,7 +16,7 @@ from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat, read_image
 from minigpt4.evaluation import answering, run, scoring
 from minigpt4.evaluation.answering import rank_choices
-from minigpt4.evaluation.judge import Judge, JudgeError, data_uri, yes_or_no
+from minigpt4.evaluation.judge import Judge, data_uri, yes_or_no
 from minigpt4.evaluation.statistics import mean, share, summarize
 from minigpt4.processors.image_processors import Blip2ImageEval
 
@@ -185,7 +185,7 @@ def test_labels_are_named_and_ranked(evaluate, monkeypatch):
 
     def rank(chat, image, question, choices):
         ranked.append(choices)
-        return {"scores": [-1, -3, -2], "tokens": [1, 1, 1]}
+        return {"scores": [-1, -3, -2]}
 
     monkeypatch.setattr(answering, "rank_choices", rank)
     results, _ = evaluate("labels", "--limit", 2, data=[file], said={**SAID, "1.png": "Pigeons.", "2.png": "a dog"})
@@ -235,7 +235,7 @@ def test_a_broken_picture_has_no_ranked_choices(evaluate, monkeypatch):
 
     def rank(chat, image, question, choices):
         read_image(image)
-        return {"scores": [-1, -3, -2], "tokens": [1, 1, 1]}
+        return {"scores": [-1, -3, -2]}
 
     monkeypatch.setattr(answering, "rank_choices", rank)
     results, _ = evaluate("labels", data=[file])
@@ -264,7 +264,7 @@ def test_captions_of_a_folder(evaluate, monkeypatch):
     (photos / "captions.jsonl").unlink()
     with pytest.raises(UserError) as error:
         evaluate("caption", data=[photos])
-    assert "this is a folder" in str(error.value) and '{"image": "a.jpg", "captions": ["A dog on grass."]}' in str(
+    assert "this is folder" in str(error.value) and '{"image": "a.jpg", "captions": ["A dog on grass."]}' in str(
         error.value
     )
 
@@ -336,13 +336,13 @@ def test_ranking_equals_reading_each_choice_whole(tiny_model):
     chat.upload_img(image, conv)
     chat.ask("What?", conv)
     context = tiny_model.embed_segments(conv.segments())
-    for choice, score, count in zip(choices, got["scores"], got["tokens"], strict=True):
+    for choice, score in zip(choices, got["scores"], strict=True):
         ids = tiny_model.token_ids(choice + "###")
         whole = torch.cat([context, tiny_model.embed_ids(torch.tensor([ids]))], dim=1)
         with torch.no_grad():
             logits = tiny_model.llama_model(inputs_embeds=whole).logits[0, context.shape[1] - 1 : -1]
         wanted = logits.log_softmax(-1)[range(len(ids)), ids].sum().item()
-        assert score == pytest.approx(wanted, abs=2e-3) and count == len(ids)
+        assert score == pytest.approx(wanted, abs=2e-3)
 
 
 # ---------------------------------------------------------------------- judge
@@ -391,14 +391,14 @@ def test_a_reply_without_an_answer_is_told(reply, tmp_path, server):
     pytest.importorskip("openai")
     url, requests = server
     requests.reply = reply
-    with pytest.raises(JudgeError, match=f"--judge {url}: (its reply has no choices|.*the same command goes on)"):
+    with pytest.raises(UserError, match=f"--judge {url}: no answer .*the same command goes on"):
         Judge(url, "m").ask([("q", None)], tmp_path / "judged.jsonl")
 
 
 def test_a_judge_that_is_not_there(tmp_path, monkeypatch):
     openai = pytest.importorskip("openai")
     monkeypatch.setattr(openai, "OpenAI", lambda **options: _Dead(openai))
-    with pytest.raises(JudgeError, match="the same command goes on"):
+    with pytest.raises(UserError, match="the same command goes on"):
         Judge("http://127.0.0.1:9/v1", "m").ask([("q", None)], tmp_path / "judged.jsonl")
     assert [yes_or_no(t) for t in ("Yes.", '"no"', "**No**, it", "maybe", "")] == [True, False, False, None, None]
 

@@ -11,6 +11,7 @@ import pytest
 import demo
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.prompts import EXAMPLE_QUESTIONS
 from minigpt4.serve import app as serve_app
 from minigpt4.serve import start
 
@@ -118,6 +119,26 @@ def test_with_a_public_link_only_this_machine_is_spared_the_proxy(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "intranet")
     app = SimpleNamespace(launch=lambda **options: (None, os.environ["no_proxy"], None))
     assert serve_app.launch(app, share=True) == "intranet,localhost,127.0.0.1,::1"
+
+
+@pytest.mark.parametrize(
+    ("questions", "shown"),
+    [(None, list(EXAMPLE_QUESTIONS)), (["What is it?", "Why?"], ["What is it?", "Why?"]), ([], [])],
+)
+def test_the_page_offers_the_configs_questions(tiny_model, questions, shown):
+    app = serve_app.build_app(Chat(tiny_model, None), questions=questions)
+    buttons = [c["props"]["value"] for c in app.get_config_file()["components"] if c["type"] == "button"]
+    assert [text for text in buttons if text not in ("Restart", "Send", "Stop")] == shown
+
+
+def test_the_demo_hands_the_configs_questions_to_the_page(tiny_model, monkeypatch):
+    offered = []
+    monkeypatch.setattr("minigpt4.serve.build_chat", lambda config, device: Chat(tiny_model, None))
+    monkeypatch.setattr(serve_app, "build_app", lambda chat, **options: offered.extend(options["questions"]))
+    monkeypatch.setattr(serve_app, "launch", lambda *_: None)
+    questions = "model.example_questions=[What is it?, Why?]"
+    demo.main(["--device", "cpu", "--cfg-path", "eval_configs/tiny_eval.yaml", "--options", questions])
+    assert offered == ["What is it?", "Why?"]
 
 
 def test_where_the_page_listens_is_not_said_by_gradios_variables():
