@@ -1,11 +1,14 @@
 """Two processes against one: the same losses, whether the LLM is whole in each or parted between them."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from made import good, write_shard
 from soak import free_port, rows, weights
 
 PROJECT = Path(__file__).parents[2]
@@ -118,3 +121,23 @@ def test_a_process_that_dies_ends_the_others(write_config, tmp_path):
     assert "rank      : 1" in cause and "the disk of this machine is gone" in cause
     assert sum(line == "error: the disk of this machine is gone" for line in said.splitlines()) == 1
     assert len(rows(tmp_path / "run")) == 2
+
+
+@pytest.mark.timeout(120)
+def test_ctrl_c_ends_the_processes_of_a_data_check(tmp_path):
+    """`minigpt4 data check` of a shard that never comes to an end beside one that is whole."""
+    write_shard(tmp_path / "0.tar", [good("one two three", 1), good("four", 2), good("five six", 3)])
+    command = [sys.executable, "-m", "minigpt4.cli", "data", "check", "0.tar"]
+    slow = "pipe:echo $$ > child; exec sleep 50"
+    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
+        run = subprocess.Popen(
+            [*command, slow, "--jobs", "2"], stdout=out, stderr=err, start_new_session=True, cwd=tmp_path,
+            env=os.environ | ONE_THREAD,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+        )  # fmt: skip
+    while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
+        time.sleep(0.02)
+    time.sleep(1)  # the other shard has been read
+    os.killpg(run.pid, signal.SIGINT)
+    assert run.wait(15) == 130, (tmp_path / "err").read_text()
+    assert (tmp_path / "err").read_text().strip() == "stopped by the user"

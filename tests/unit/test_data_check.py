@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import yaml
@@ -152,21 +149,3 @@ def test_a_missing_shard_is_told_as_one(laid, capsys):
 
 def _die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.timeout(120)
-def test_ctrl_c_ends_the_processes(laid):
-    """A shard that never comes to an end beside one that is whole."""
-    command = [sys.executable, "-m", "minigpt4.cli", "data", "check", "0.tar"]
-    slow = "pipe:echo $$ > child; exec sleep 50"
-    with (laid / "out").open("w") as out, (laid / "err").open("w") as err:
-        run = subprocess.Popen(
-            [*command, slow, "--jobs", "2"], stdout=out, stderr=err, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
-        )  # fmt: skip
-    while not (laid / "child").exists() or not (laid / "child").read_text():
-        time.sleep(0.02)
-    time.sleep(1)  # the other shard has been read
-    os.killpg(run.pid, signal.SIGINT)
-    assert run.wait(15) == 130, (laid / "err").read_text()
-    assert (laid / "err").read_text().strip() == "stopped by the user"
