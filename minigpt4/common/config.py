@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from .config_checks import check_meaning
 from .config_values import fill, is_section, kind_of, option_value
-from .errors import ConfigError, DataError, file_like
+from .errors import ConfigError, DataError, did_you_mean
 from .paths import PACKAGE, PROJECT, read_text, resolve_path
 from .schema import Config, meaning
 from .user_modules import import_user_modules
@@ -91,8 +91,8 @@ def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, 
 
 def _read_yaml(path: str) -> dict:
     if not Path(path).is_file():
-        near = sorted(map(str, Path(path).parent.glob("*.yaml"))) or sorted(map(str, Path().glob("*_configs/*.yaml")))
-        raise ConfigError(f"{path}: no such config file{file_like(path, near)}")
+        near = [file.stem for file in sorted(Path(path).parent.glob("*.yaml"))]
+        raise ConfigError(f"{path}: no such config file{did_you_mean(Path(path).stem, near)}")
     try:
         text = read_text(path)
         data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)

@@ -203,7 +203,7 @@ def test_files_that_are_no_config(load, tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"\x89PNG\r\n\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(str(tmp_path / "config.yaml"))
-    with pytest.raises(ConfigError, match=r"confg\.yaml: no such config file; did you mean '.*/config\.yaml'\?"):
+    with pytest.raises(ConfigError, match=r"confg\.yaml: no such config file; did you mean 'config'\?"):
         load_config(str(tmp_path / "confg.yaml"))
 
 

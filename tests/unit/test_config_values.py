@@ -300,7 +300,7 @@ def test_a_caption_without_a_prompt_ends_with_a_newline_in_every_template(load, 
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"), [("nope.yaml", ""), ("tiny_word.yaml", "; did you mean 'tiny_words.yaml'?"), ("a.yaml", "")]
+    ("wrong", "said"), [("nope.yaml", ""), ("tiny_word.yaml", "; did you mean 'tiny_words'?"), ("a.yaml", "")]
 )
 def test_a_file_like_the_one_that_is_not_there(tmp_path, monkeypatch, wrong, said):
     monkeypatch.chdir(tmp_path)
