@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import UserError
@@ -66,7 +66,8 @@ def whole_file(target: Path) -> Iterator[Path]:
         part.touch()
         mode = part.stat().st_mode
         yield part
-        part.chmod(mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
+        with suppress(PermissionError):  # some network shares have no modes
+            part.chmod(mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
         with part.open("rb") as file:
             os.fsync(file.fileno())  # a full network disk says so here
         part.replace(target)
