@@ -2,6 +2,7 @@
 
 - `doctor/`: what is wrong with a config's files and this machine, and what to do.
 - `plan/`: whether a config fits a GPU, and how long it takes.
-- `data.py`, then `data_report.py`: which training samples cannot be used.
+- `data.py`: which training samples cannot be used.
+- `show_config.py`: what a config comes to, key by key.
 - `parity.py`, then `golden.py`: whether this model computes what the original does.
 """

@@ -1,15 +1,16 @@
 """`minigpt4 data check ...`: read datasets whole, in parallel, with the processors that a run uses."""
 
 import argparse
-import copy
 import json
 import multiprocessing
 import os
 import signal
 import sys
-import time
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,18 +21,48 @@ from ..common.config import load_config
 from ..common.errors import DataError, UserError
 from ..common.paths import REMOTE, expand_shards, resolve_path
 from ..common.registry import TASKS
-from ..datasets.faults import MissingFile
+from ..datasets.faults import MissingFile, short
 from ..datasets.image_text import ImageTextSource, read_filter_cap, read_photos
-from ..datasets.shard_files import Command, read_shard
+from ..datasets.shard_files import read_shard
 from ..datasets.shards import ShardSource
 from ..datasets.stream import Source
 from ..processors.image_processors import Blip2ImageEval
 from ..processors.text_processors import BlipCaption
-from .data_report import Report, by_dataset, tell
 
 CHUNK = 500  # images of a list that are one part
+EXAMPLES = 3  # of each fault that are named
 Part = tuple[str, str | range]  # dataset, and its shard or places in its list
 _sources: dict[str, Source] = {}  # forked processes find them here
+
+
+@dataclass
+class Report:
+    """What was found in one part, or in a dataset."""
+
+    dataset: str
+    shard: str | None  # None: the whole dataset
+    samples: int = 0
+    faults: Counter = field(default_factory=Counter)
+    examples: dict[str, list[dict]] = field(default_factory=dict)  # fault -> [{"sample": where, "why": ...}]
+    repeated: int = 0  # samples whose key another one of the shard has
+    missing: int = 0  # shards that are not there; each counts as one bad sample, as in training
+
+    @property
+    def bad(self) -> int:
+        return self.faults.total()
+
+    def join(self, other: "Report") -> None:
+        self.samples += other.samples
+        self.repeated += other.repeated
+        self.missing += other.missing
+        self.faults.update(other.faults)
+        for kind, examples in other.examples.items():
+            self.examples[kind] = [*self.examples.get(kind, []), *examples][:EXAMPLES]
+
+    def as_dict(self) -> dict:
+        faults = {kind: {"count": n, "examples": self.examples[kind]} for kind, n in self.faults.most_common()}
+        return {"dataset": self.dataset, "shard": self.shard, "samples": self.samples, "bad": self.bad,
+                "faults": faults, "repeated_keys": self.repeated}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The exit code is 1 when a run would stop at these data, 130 after Ctrl-C."""
+    """The exit code is 1 when a run would stop at these data."""
     if bool(args.data) == bool(args.cfg_path):
         raise UserError("data check: write either shards, folders and files to check, or --cfg-path X")
     if args.jobs is not None and args.jobs < 1:
@@ -62,19 +93,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         sources, share = sources_of_paths(args.data, args.images), 0.05
     share = share if args.max_bad_share is None else args.max_bad_share
-    reports, finished = check(sources, args.jobs)
-    totals = by_dataset(reports)
+    reports = check(sources, args.jobs)
+    totals = {name: Report(name, None) for name in sources}
+    for report in reports:
+        totals[report.dataset].join(report)
     if args.jsonl:
         try:
-            lines = [json.dumps(row.as_dict()) for row in [*reports, *totals]]
+            lines = [json.dumps(row.as_dict()) for row in [*reports, *totals.values()]]
             Path(args.jsonl).write_text("\n".join(lines) + "\n")
         except OSError as error:
             raise DataError(f"--jsonl {args.jsonl}: cannot be written: {error.strerror}") from None
-    print("\n".join(tell(reports, totals)))
-    if not finished:
-        print("\nstopped by the user: what is said above is of the parts that were read whole", file=sys.stderr)
-        return 130
-    reasons = [reason for total in totals for reason in total.reasons(share)]
+    print("\n".join(tell(reports, list(totals.values()))))
+    reasons = [reason for total in totals.values() for reason in reasons_to_stop(total, share)]
     for reason in reasons:
         print(f"error: {reason}", file=sys.stderr)
     if not reasons:
@@ -139,8 +169,8 @@ def parts_of(sources: dict[str, Source]) -> list[Part]:
 # -- reading it ---------------------------------------------------------------------------------------------------
 
 
-def check(sources: dict[str, Source], jobs: int | None = None) -> tuple[list[Report], bool]:
-    """Read everything -> (a report of each part, in order; whether all were read: False after Ctrl-C).
+def check(sources: dict[str, Source], jobs: int | None = None) -> list[Report]:
+    """Read everything -> a report of each part, in order.
 
     Raises:
         UserError: a process was killed, e.g. for lack of memory.
@@ -148,62 +178,36 @@ def check(sources: dict[str, Source], jobs: int | None = None) -> tuple[list[Rep
     _sources.update(sources)
     parts = parts_of(sources)
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(parts))
-    done: dict[int, Report] = {}
-    bar = tqdm(total=len(parts), unit="part", dynamic_ncols=True, disable=not sys.stderr.isatty())
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=_begin)
-    try:
-        futures = {pool.submit(read_part, *part): i for i, part in enumerate(parts)}
-        for future in as_completed(futures):
-            done[futures[future]] = future.result()
-            bar.update()
-            bar.set_postfix_str(f"{sum(r.bad for r in done.values())} bad")
-    except KeyboardInterrupt:
-        pass
-    except BrokenProcessPool:
-        raise UserError(
-            "data check: one of its processes was killed, perhaps for lack of memory; try --jobs 1"
-        ) from None
-    finally:
-        bar.close()
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children() if len(done) < len(parts) else ():
-            child.terminate()
-    return [done[i] for i in sorted(done)], len(done) == len(parts)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=_begin) as pool:
+        futures = [pool.submit(read_part, *part) for part in parts]
+        try:
+            for future in tqdm(as_completed(futures), total=len(parts), unit="part", disable=not sys.stderr.isatty()):
+                future.result()
+        except BrokenProcessPool:
+            raise UserError(
+                "data check: one of its processes was killed, perhaps for lack of memory; try --jobs 1"
+            ) from None
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+    return [future.result() for future in futures]
 
 
 def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the first process ends the others
-    signal.signal(signal.SIGTERM, _leave)
     torch.set_num_threads(1)
-
-
-def _leave(*_) -> None:
-    for command in list(Command.running):  # they have sessions of their own, so they would go on
-        command.close()
-    os._exit(143)  # the pool would catch an exception
 
 
 def read_part(dataset: str, part: str | range) -> Report:
     """Every sample of a shard, or of a stretch of a list, decoded."""
-    source = copy.copy(_sources[dataset])
+    source = _sources[dataset]
     if isinstance(part, str):
         report, samples = Report(dataset, part), read_shard(part, source.cache)
     else:
         report = Report(dataset, f"{source.pairs[part[0]][0].parent} {part[0]}-{part[-1]}")
         samples = ((str(source.pairs[i][0]), source.pairs[i]) for i in part)
-    see, read = source.vis_processor, source.text_processor
-
-    def seeing(image):
-        report.width[image.width] += 1
-        report.height[image.height] += 1
-        return see(image)
-
-    def reading(caption: str):
-        report.words[len(caption.split())] += 1
-        return read(caption)
-
-    source.vis_processor, source.text_processor = seeing, reading
-    started, keys = time.monotonic(), set()
+    keys = set()
     for where, raw in samples:
         if isinstance(raw, dict):
             report.repeated += raw["__key__"] in keys
@@ -214,7 +218,46 @@ def read_part(dataset: str, part: str | range) -> Report:
                 raise raw
             source.decode(raw)
         except Exception as fault:  # as in training: whatever a decoder raises, the sample is at fault
-            report.note(fault, where)
+            kind = type(fault).__name__
+            report.faults[kind] += 1
+            if report.faults[kind] <= EXAMPLES:
+                report.examples.setdefault(kind, []).append({"sample": where, "why": short(str(fault))})
             report.missing += where == part and isinstance(fault, MissingFile)
-    report.seconds = time.monotonic() - started
     return report
+
+
+# -- telling it ---------------------------------------------------------------------------------------------------
+
+
+def reasons_to_stop(total: Report, max_bad_share: float) -> Iterator[str]:
+    """Why a run would stop at this dataset, or not begin."""
+    if total.missing:
+        yield f"{total.dataset}: {_count(total.missing, 'shard')} missing"
+    share = total.bad / max(total.samples, 1)
+    if total.bad == total.samples:
+        yield f"{total.dataset}: not one sample can be used"
+    elif share > max_bad_share:
+        most = f"at most {max_bad_share:.1%} may be"
+        yield f"{total.dataset}: {total.bad} of {total.samples} samples are bad ({share:.1%}; {most})"
+
+
+def tell(reports: list[Report], totals: list[Report]) -> Iterator[str]:
+    """The lines of the report: parts that have faults, then each dataset."""
+    for report in reports if len(reports) > 1 else ():
+        kinds = [f"{times} {kind}" for kind, times in report.faults.most_common()]
+        kinds += [f"{report.repeated} repeated keys"] * bool(report.repeated)
+        if kinds:
+            yield f"{report.shard}: {report.bad} of {_count(report.samples, 'sample')} bad: {', '.join(kinds)}"
+    for total in totals:
+        parts = sum(report.dataset == total.dataset for report in reports) - total.missing
+        samples, bad = total.samples - total.missing, total.bad - total.missing
+        found = [f"{_count(samples, 'sample')} in {_count(parts, 'part')}, {bad:,} bad"] * bool(parts)
+        found += [f"{_count(total.missing, 'shard')} missing"] * bool(total.missing)
+        yield f"{total.dataset}: {', '.join(found)}"
+        for kind, times in total.faults.most_common():
+            yield f"  {kind}: {times:,}"
+            yield from (f"    {example['sample']}: {example['why']}" for example in total.examples[kind])
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"

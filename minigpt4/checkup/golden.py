@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,32 +14,21 @@ from ..common.errors import CheckpointError
 from ..common.schema import ModelConfig, QFormerConfig
 from ..models.mini_gpt4 import MiniGPT4
 
-# Which part of the model lies in which file; a tensor beside them has no place in it.
 VISION = ("Qformer.", "query_tokens", "ln_vision.")
-PARTS = ("visual_encoder.", "llama_proj.", "llama_model.", *VISION)
 
 
 def read_meta(golden: Path) -> dict:
-    """meta.json of a golden set. Raises CheckpointError when it is missing or damaged."""
+    """meta.json of a golden set. Raises CheckpointError when it is missing."""
     file = Path(golden) / "meta.json"
     if not file.is_file():
         raise CheckpointError(f"{golden}: no golden set here: meta.json is missing")
-    try:
-        meta = json.loads(file.read_text())
-        meta["config"]["vit"], meta["config"]["qformer"], meta["config"]["llama"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: not the meta.json of a golden set: {error!r}") from None
-    return meta
+    return json.loads(file.read_text())
 
 
 def read_arrays(golden: Path, name: str) -> dict[str, np.ndarray]:
-    """The arrays of one .npz file of a golden set. Raises CheckpointError when it is missing or damaged."""
-    file = Path(golden) / f"{name}.npz"
-    try:
-        with np.load(file) as archive:
-            return {k: archive[k] for k in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{file}: missing or damaged: {error}") from None
+    """The arrays of one .npz file of a golden set."""
+    with np.load(Path(golden) / f"{name}.npz") as archive:
+        return {k: archive[k] for k in archive.files}
 
 
 def write_published_files(golden: Path, out: Path) -> dict:
@@ -48,16 +36,10 @@ def write_published_files(golden: Path, out: Path) -> dict:
 
     Returns:
         keyword arguments for ModelConfig that name these files and the dimensions.
-    Raises:
-        CheckpointError: the set is not whole, or weights.npz holds what is no part of the model.
     """
     golden, out = Path(golden), Path(out)
     config = read_meta(golden)["config"]
     weights = {name: torch.from_numpy(array) for name, array in read_arrays(golden, "weights").items()}
-    if strange := [name for name in weights if not name.startswith(PARTS)]:
-        raise CheckpointError(f"{golden}/weights.npz: no part of the model: {', '.join(strange[:5])}")
-    if not (golden / "tokenizer").is_dir():
-        raise CheckpointError(f"{golden}: the folder tokenizer is missing")
 
     def below(prefix: str) -> dict[str, torch.Tensor]:
         return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

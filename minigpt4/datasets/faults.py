@@ -1,26 +1,32 @@
-"""What can be wrong with data, and trying reads again.
+"""What can be wrong with data: the faults, the checks that find them, and how long a failed read is tried again.
 
-`bad_samples.jsonl` and `minigpt4 data check` name a fault by its class. docs/data-faults.md tells what happens then.
+`bad_samples.jsonl` and `minigpt4 data check` name a fault by its class. docs/data-faults.md says what happens then.
 """
 
 import errno
 import http.client
+import itertools
+import json
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from time import sleep
-from typing import TypeVar
+from typing import Any
+
+from PIL import Image
 
 from ..common.logger import log
+from ..processors.image_processors import decode_image
+from ..processors.text_processors import has_text
 
 PAUSES = (1.0, 4.0, 15.0)  # seconds before each further try after a fault of the storage or the network
+IMAGES = ("jpg", "jpeg", "png", "webp")  # suffixes of pictures in shards
+MAX_MEMBER = 64 * 2**20  # bytes of a shard's member that are read into memory
+MAX_CAPTION = 20_000  # characters; a tokenizer takes seconds for more, and only max_txt_len tokens are kept
 SHOWN = 120  # characters of a wrong value that a message shows
 TRANSIENT = {
-    getattr(errno, name)
-    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EAGAIN", "EREMOTEIO", "ENOLINK", "ECONNRESET", "ECONNABORTED",
-                 "ECONNREFUSED", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET", "EPIPE")
-    if hasattr(errno, name)
+    errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH
 }  # fmt: skip
-Answer = TypeVar("Answer")
 
 
 class SampleFault(ValueError):
@@ -72,7 +78,7 @@ class PipeFailed(OSError):
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether the same read may succeed later: an NFS error, a lost connection, a busy server."""
+    """Whether the same read may succeed later: an NFS error, a lost connection, a busy server."""
     if isinstance(error, urllib.error.HTTPError):
         return error.code in (408, 425, 429) or error.code >= 500
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
@@ -82,38 +88,65 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
-def storage_fault(error: Exception) -> SampleFault:
-    """Return the fault to report for an error of the file system or the network."""
+def pause_after(error: Exception, attempt: int, where: str, pauses: Sequence[float] = PAUSES) -> SampleFault | None:
+    """Sleep, and return None, when the same read is to be tried again; else return the fault to report.
+
+    `attempt` is the number of the read that failed, from 0; `where` the file.
+    """
+    if is_transient(error) and attempt < len(pauses):
+        log.warning("%s: %s; trying again in %g s", where, short(str(error)), pauses[attempt])
+        sleep(pauses[attempt])
+        return None
     if isinstance(error, FileNotFoundError) or getattr(error, "code", None) in (404, 410):
         return MissingFile("no such file" if error.strerror else short(str(error)))
-    tries = f" ({len(PAUSES) + 1} tries)" if is_transient(error) else ""
+    tries = f" ({attempt + 1} tries)" if is_transient(error) else ""
     return Unreadable(f"{type(error).__name__} {short(str(error))}{tries}")
 
 
-def wait_before(attempt: int, where: str, error: Exception) -> None:
-    """Log a failed try and sleep before the next one. `attempt` is its number, from 0."""
-    log.warning("%s: %s; trying again in %g s", where, short(str(error)), PAUSES[attempt])
-    sleep(PAUSES[attempt])
-
-
-def with_retries(read: Callable[[], Answer], where: str) -> Answer:
-    """Return `read()`; try it again after each transient error.
-
-    Args:
-        where: the file, for the log.
-    Raises:
-        SampleFault: the last try failed too, or the error is not transient.
-    """
-    for attempt in range(len(PAUSES) + 1):
-        try:
-            return read()
-        except OSError as error:
-            if attempt == len(PAUSES) or not is_transient(error):
-                raise storage_fault(error) from None
-            wait_before(attempt, where, error)
-    raise AssertionError
-
-
 def short(text: str) -> str:
-    """Return at most SHOWN characters of a text; wrong data may be of any length."""
+    """At most SHOWN characters of a text; wrong data may be of any length."""
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
+
+
+def decode_json(content: bytes | str, name: str = "its json") -> dict:
+    """The object that a JSON text holds. Raises BadJson."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadJson(f"{name} cannot be parsed: {short(str(error))}") from None
+    if not isinstance(value, dict):
+        raise BadJson(f"{name} is a {type(value).__name__}, not an object")
+    return value
+
+
+def clean_caption(caption: Any, text_processor: Callable[[str], str]) -> str:
+    """A caption as the text processor changes it. Raises NoCaption, BadCaption.
+
+    An empty one would teach the model to answer nothing.
+    """
+    if caption is None:
+        raise NoCaption("it has no caption")
+    if not isinstance(caption, str):
+        raise BadCaption(f"its caption is {short(repr(caption))}, not a text")
+    if len(caption) > MAX_CAPTION:
+        raise BadCaption(f"its caption has {len(caption):,} characters; at most {MAX_CAPTION:,} are taken")
+    if not has_text(caption):
+        raise NoCaption("its caption is empty")
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:  # JSON may hold half a surrogate pair; tokenizers stop at it
+        raise BadCaption(f"its caption is no valid Unicode: {short(str(error))}") from None
+    text = text_processor(caption)
+    if not has_text(text):
+        raise NoCaption(f"nothing is left of its caption {short(ascii(caption))}")
+    return text
+
+
+def read_image_file(path: Path) -> Image.Image:
+    """Read and decode a picture. Raises SampleFault, BrokenImage, HugeImage."""
+    for attempt in itertools.count():
+        try:
+            return decode_image(path.read_bytes(), path.name)
+        except OSError as error:
+            if fault := pause_after(error, attempt, str(path)):
+                raise fault from None

@@ -1,6 +1,5 @@
 """Images and texts listed in one file: stage 2's `filter_cap.json`, and captioned photos in JSON lines."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,30 +9,22 @@ from torch import Tensor
 
 from ..common.errors import DataError
 from ..common.paths import read_text
-from .decoding import clean_caption, read_image_file
-from .faults import short
+from .faults import BadJson, clean_caption, decode_json, read_image_file
 from .stream import permutation_stream
 
+Pair = tuple[Path, str | list[str]]  # image file, its caption or captions
 PHOTO_LINE = '{"image": "a.jpg", "caption": "A dog on grass."}'
 
 
 class ImageTextSource:
-    """Every pair once in each pass, in a new order each time. Where a picture has several captions, a sample has one of
-    them, drawn anew in each pass by the sample's place in the run.
+    """Every pair once in each pass, in a new order each time. Of several captions, a sample has a random one.
 
     Args:
-        pairs: (image file, text or several captions of it).
         vis_processor, text_processor: PIL image -> (3, H, W); caption -> text.
-        features: image file -> what the frozen ViT makes of it, (N, D_vit); see features.py. None: pixels.
+        features: image file -> features of the frozen ViT (N, D_vit), see features.py; None: pixels.
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[tuple[Path, str | list[str]]],
-        vis_processor: Callable,
-        text_processor: Callable,
-        features: Callable[[Path], Tensor] | None = None,
-    ):
+    def __init__(self, pairs: Sequence[Pair], vis_processor: Callable, text_processor: Callable, features=None):
         self.pairs = list(pairs)
         self.vis_processor, self.text_processor, self.features = vis_processor, text_processor, features
 
@@ -45,65 +36,54 @@ class ImageTextSource:
         for place, index in permutation_stream(len(self.pairs), stream, streams, seed, state):
             yield place, str(self.pairs[index][0]), self.pairs[index]
 
-    def decode(self, raw: tuple[Path, str | list[str]]) -> dict:
+    def decode(self, raw: Pair) -> dict:
         """See `Source`."""
         captions = self.captions(raw)
         chosen = int(torch.randint(len(captions), ())) if len(captions) > 1 else 0
         return {"image": self.picture(raw[0]), "text_input": captions[chosen]}
 
-    def captions(self, raw: tuple[Path, str | list[str]]) -> list[str]:
-        """All captions of a pair, by the text processor. Raises NoCaption, BadCaption."""
+    def captions(self, raw: Pair) -> list[str]:
+        """All captions of a pair, after the text processor. Raises NoCaption, BadCaption."""
         texts = [raw[1]] if isinstance(raw[1], str) else raw[1]
         return [clean_caption(text, self.text_processor) for text in texts]
 
     def picture(self, path: Path) -> Tensor:
-        """What the model is given of a picture: pixels (3, H, W), or features (N, D_vit)."""
+        """The model's input of a picture: pixels (3, H, W), or features (N, D_vit)."""
         return self.features(path) if self.features else self.vis_processor(read_image_file(path))
 
 
-def read_filter_cap(folder: str) -> list[tuple[Path, str]]:
+def read_filter_cap(folder: str) -> list[Pair]:
     """The pairs of `folder/filter_cap.json` ({"annotations": [{"image_id", "caption"}]}); images in `folder/image/`.
-
-    Raises:
-        DataError: names the file and the entry that is wrong.
-    """
+    Raises DataError with the entry that is wrong."""
     file = Path(folder) / "filter_cap.json"
     if not file.is_file():
         raise DataError(f"{folder} has no filter_cap.json; dataset/README_2_STAGE.md describes the folder")
     try:
-        annotations = list(json.loads(read_text(file))["annotations"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{file}: should be {{"annotations": [...]}}: {type(error).__name__} {error}') from None
+        annotations = decode_json(read_text(file), "its text").get("annotations")
+    except BadJson as error:
+        raise DataError(f"{file}: {error}") from None
+    if not isinstance(annotations, list) or not annotations:
+        raise DataError(f'{file}: should be {{"annotations": [...]}}, with an entry for each picture')
     pairs = []
     for i, entry in enumerate(annotations):
         if not isinstance(entry, dict) or "image_id" not in entry or not isinstance(entry.get("caption"), str):
             raise DataError(f"{file}: annotations[{i}] needs image_id and caption (a text); it is {entry!r}")
         pairs.append((inside(Path(folder) / "image", f"{entry['image_id']}.jpg", file), entry["caption"]))
-    if not pairs:
-        raise DataError(f"{file}: no annotations")
     return pairs
 
 
 def read_json_lines(file: Path) -> list[tuple[str, dict]]:
-    """(`FILE:LINE`, object) of each line that is not empty.
-
-    Raises:
-        DataError: names the line that is no JSON object.
-    """
+    """(`FILE:LINE`, object) of each line that is not empty. Raises DataError with the line that is no JSON object."""
     if not file.is_file():
         raise DataError(f"{file}: should be a file of JSON lines")
     found = []
     for number, line in enumerate(read_text(file).split("\n"), start=1):  # texts may hold other line breaks
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: is not JSON: {error}") from None
-        if not isinstance(entry, dict):
-            raise DataError(f"{where}: should be an object like {PHOTO_LINE}; it is {short(line)}")
-        found.append((where, entry))
+        if line.strip():
+            where = f"{file}:{number}"
+            try:
+                found.append((where, decode_json(line, "the line")))
+            except BadJson as error:
+                raise DataError(f"{where}: {error}; write {PHOTO_LINE}") from None
     return found
 
 
@@ -114,32 +94,22 @@ def folder_of_images(file: Path, images: str | None) -> Path:
     return file.parent / "photos" if (file.parent / "photos").is_dir() else file.parent
 
 
-def read_photos(
-    file: str, images: str | None = None, splits: Sequence[str] | None = None
-) -> list[tuple[Path, list[str]]]:
-    """The pairs of a JSON-lines file, a photo a line: {"image": path below `images`, "captions": [...], "split": name}.
-    A photo with one caption may have it as "caption": "...".
+def read_photos(file: str, images: str | None = None, splits: Sequence[str] | None = None) -> list[Pair]:
+    """The pairs of a JSON-lines file, a photo a line: {"image": path below `images`, "captions": [...], "split": name},
+    or "caption" with one text. Takes the `splits` (default: all). Raises DataError with the line that is wrong.
 
-    Args:
-        images: see `folder_of_images`.
-        splits: which splits to take (default: all).
-    Raises:
-        DataError: names the file and the line that is wrong.
+    `images`: see `folder_of_images`.
     """
     path = Path(file)
     folder = folder_of_images(path, images)
     pairs, seen = [], set()
     for where, entry in read_json_lines(path):
-        image, split = entry.get("image"), entry.get("split")
-        if "image" not in entry or not {"captions", "caption"} & entry.keys():
-            raise DataError(f"{where}: needs image and captions; write {PHOTO_LINE}")
-        captions = entry.get("captions", [entry.get("caption")])
-        if not isinstance(image, str):
-            raise DataError(f"{where}: image should be a file name; it is {image!r}")
-        if not isinstance(captions, list) or not captions or not all(isinstance(c, str) for c in captions):
-            raise DataError(f"{where}: captions should be a list of texts; it is {captions!r}")
-        seen.add(split)
-        if splits is None or split in splits:
+        image, captions = entry.get("image"), entry.get("captions", [entry.get("caption")])
+        texts = isinstance(captions, list) and captions and all(isinstance(c, str) for c in captions)
+        if not isinstance(image, str) or not texts:
+            raise DataError(f"{where}: needs image (a file name) and captions (a list of texts); write {PHOTO_LINE}")
+        seen.add(entry.get("split"))
+        if splits is None or entry.get("split") in splits:
             pairs.append((inside(folder, image, path), captions))
     if not seen:
         raise DataError(f"{path}: is empty; write a line for each photo, {PHOTO_LINE}")

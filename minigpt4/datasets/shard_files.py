@@ -1,7 +1,7 @@
 """One webdataset shard -> its raw samples. A shard is a tar file on disk, at a URL, in an object store, or the output
 of a command.
 
-webdataset opens the commands and groups members into samples. Its decoders are never called: members stay bytes. Its
+webdataset runs the commands and groups members into samples. Its decoders are never called: members stay bytes. Its
 `tar_file_iterator` is not used: it takes a damaged header for the end of the shard, and reads members of any size.
 """
 
@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import http.client
+import itertools
 import lzma
 import os
 import re
@@ -30,87 +31,64 @@ from webdataset.gopen import Pipe
 from ..common.file_system import whole_file
 from ..common.logger import log
 from ..common.paths import REMOTE
-from .decoding import IMAGES, MAX_MEMBER
-from .faults import (
-    PAUSES,
-    DamagedShard,
-    DuplicateMember,
-    EmptyShard,
-    HugeMember,
-    PipeFailed,
-    SampleFault,
-    is_transient,
-    short,
-    storage_fault,
-    wait_before,
-)
+from . import faults
+from .faults import IMAGES, MAX_MEMBER, SampleFault, short
 
-SLOW = 30.0  # seconds without a byte from a command after which the log names the shard
 STALLED = 120.0  # seconds without a byte after which a remote read is given up and tried again
 BUFFER = 2**18  # bytes of one read
 DAMAGE = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError)  # what tarfile raises on damaged files
 NO_MEMBER = re.compile(r"__[^/]*__($|/)|(.*/)?\.[^/]*$")  # webdataset's own notes, and hidden files
 
 # Commands that write an object of a store to their output. webdataset has none for s3:// and hdfs://.
-COMMANDS = {
-    "s3://": lambda url: ["aws", "s3", "cp", "--no-progress", url, "-"],
-    "gs://": lambda url: ["gsutil", "cat", url],
-    "hdfs://": lambda url: ["hdfs", "dfs", "-cat", url],
-}
+COMMANDS = {"s3://": "aws s3 cp --no-progress {url} -", "gs://": "gsutil cat {url}", "hdfs://": "hdfs dfs -cat {url}"}
 
 
 def read_shard(
-    url: str, cache: str | Path | None = None, pauses: Sequence[float] = PAUSES
+    url: str, cache: str | Path | None = None, pauses: Sequence[float] = faults.PAUSES
 ) -> Iterator[tuple[str, dict | SampleFault]]:
     """Read one shard and yield (where, raw sample), undecoded.
 
     A raw sample is {"__key__": key, suffix in lower case: bytes}. A fault (a shard that is cut, empty or unreadable, a
     member that is too large) is yielded in the place of a sample, so that it is counted as a bad sample.
 
-    A read that fails and may succeed later is tried again after each of `pauses`. The shard is then opened again and
-    the samples that were yielded already are skipped, so the order stays the same.
-
     Args:
         url: a file, or anything in `paths.REMOTE`. It comes from the config, never from data.
         cache: folder that keeps remote shards; None: a remote shard is streamed each time.
+        pauses: seconds before each further try. The samples that were yielded before are then skipped.
     """
-    came = 0
-    for attempt in range(len(pauses) + 1):
+    count = 0
+    for attempt in itertools.count():
         try:
-            for place, item in enumerate(_samples(url, cache)):
-                if place >= came:
-                    came += 1
-                    yield item
+            for item in itertools.islice(_samples(url, cache), count, None):
+                count += 1
+                yield item
             return
         except (OSError, http.client.HTTPException) as error:
-            if attempt == len(pauses) or not is_transient(error):
-                yield url, storage_fault(error)
+            if fault := faults.pause_after(error, attempt, url, pauses):
+                yield url, fault
                 return
-            wait_before(attempt, url, error)
 
 
 def _samples(url: str, cache: str | Path | None) -> Iterator[tuple[str, dict | SampleFault]]:
     """The samples of a shard, then its damage if it has any. Errors of the storage are raised."""
     damage: list[SampleFault] = []
     repeated: list[Exception] = []  # group_by_keys reports a second member of one name in the same sample
-    empty = True
-    for sample in wds.tariterators.group_by_keys(
-        _members(url, cache, damage), handler=lambda error: repeated.append(error) or True
-    ):
-        faults = [value for value in sample.values() if isinstance(value, SampleFault)]
+    members, empty = _members(url, cache, damage), True
+    for sample in wds.tariterators.group_by_keys(members, handler=lambda error: repeated.append(error) or True):
+        fault = next((value for value in sample.values() if isinstance(value, SampleFault)), None)
         if repeated:
-            faults.append(DuplicateMember(f"two members {short(repeated[0].args[0].partition(': duplicate')[0])}"))
+            fault = faults.DuplicateMember(f"two members {short(repeated[0].args[0].partition(': duplicate')[0])}")
             repeated.clear()
         empty = False
         del sample["__url__"]
         if not damage or ("json" in sample and any(name in sample for name in IMAGES)):  # else the cut was in it
-            yield f"{url}:{short(sample['__key__'])}", faults[0] if faults else sample
+            yield f"{url}:{short(sample['__key__'])}", fault or sample
     if damage or empty:
-        yield url, damage[0] if damage else EmptyShard("the shard holds no samples")
+        yield url, damage[0] if damage else faults.EmptyShard("the shard holds no samples")
 
 
 def _members(url: str, cache: str | Path | None, damage: list[SampleFault]) -> Iterator[dict]:
-    """The files of a shard as webdataset has them. What stands after a damaged place is lost: `damage` gets a fault."""
+    """The files of a shard, as webdataset has them. A damaged place ends it, and appends a fault to `damage`."""
     try:
         with open_shard(url, cache) as stream:
             try:
@@ -119,7 +97,7 @@ def _members(url: str, cache: str | Path | None, damage: list[SampleFault]) -> I
                 _check_complete(stream)
                 raise
     except DAMAGE as error:
-        damage.append(DamagedShard(f"not a whole tar: {short(str(error))}"))
+        damage.append(faults.DamagedShard(f"not a whole tar: {short(str(error))}"))
 
 
 def _read_tar(stream: BinaryIO, url: str) -> Iterator[dict]:
@@ -128,7 +106,7 @@ def _read_tar(stream: BinaryIO, url: str) -> Iterator[dict]:
             if info.isreg() and not NO_MEMBER.match(info.name):
                 if info.size > MAX_MEMBER:
                     suffix = short(info.name.rpartition(".")[2])
-                    data = HugeMember(f".{suffix} has {info.size:,} bytes; at most {MAX_MEMBER:,} are read")
+                    data = faults.HugeMember(f".{suffix} has {info.size:,} bytes; at most {MAX_MEMBER:,} are read")
                 else:
                     data = archive.extractfile(info).read()
                 yield {"fname": info.name, "data": data, "__url__": url}
@@ -136,7 +114,7 @@ def _read_tar(stream: BinaryIO, url: str) -> Iterator[dict]:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is damaged or missing is an error. tarfile would take it for the end of the shard."""
+    """Raises ReadError for a header that is damaged or missing. tarfile would take it for the end of the shard."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
@@ -149,21 +127,14 @@ class _Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"byte {archive.offset:,}: {what}") from None
 
 
-# -- opening ------------------------------------------------------------------------------------------------------
-
-
 def open_shard(url: str, cache: str | Path | None = None) -> BinaryIO:
-    """Open a shard for reading; arguments as for `read_shard`.
-
-    Raises:
-        OSError: see `faults.is_transient`.
-        tarfile.ReadError: what came for the cache is not a tar; it is not kept.
-    """
+    """Open a shard for reading; arguments as for `read_shard`. Raises OSError, and tarfile.ReadError for a fetched file
+    that is no tar."""
     if not url.startswith(REMOTE):
         return open(url, "rb", BUFFER)
     if cache and (file := _fetch(url, Path(cache))):
         return file.open("rb")
-    if url.startswith("http"):  # webdataset asks curl, which does not tell a missing file from a busy server
+    if url.startswith("http"):  # webdataset runs curl, which does not tell a missing file from a busy server
         return urllib.request.urlopen(url, timeout=STALLED)
     return Command(url)
 
@@ -179,7 +150,7 @@ def _fetch(url: str, cache: Path) -> Path | None:
                 with part.open("wb") as target:
                     shutil.copyfileobj(source, target, BUFFER)
                 _check_complete(source)
-                if not tarfile.is_tarfile(part):  # a page that says "log in" must not stay
+                if not tarfile.is_tarfile(part):  # a login page must not stay
                     raise tarfile.ReadError(f"what {url} sent does not begin as a tar does")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
@@ -196,34 +167,32 @@ def _check_complete(stream: BinaryIO) -> None:
 
 
 class Command(Pipe):
-    """The output of the command behind a URL: webdataset's pipe, with an end to a command that hangs."""
+    """The output of the command behind a URL: webdataset's pipe, which also ends a command that hangs."""
 
     running: ClassVar[weakref.WeakSet] = weakref.WeakSet()  # commands of this process
 
     def __init__(self, url: str):
         self.url = url
-        command = next((make(url) for scheme, make in COMMANDS.items() if url.startswith(scheme)), None)
+        command = next((line.split() for scheme, line in COMMANDS.items() if url.startswith(scheme)), None)
+        line = [part.format(url=url) for part in command] if command else url.removeprefix("pipe:")
         try:
             # A session of its own, so that the whole pipeline can be killed. Only `pipe:`, the user's own line, needs a
             # shell.
             super().__init__(
-                command or url.removeprefix("pipe:"), mode="rb", shell=command is None, bufsize=0,
-                stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                line, mode="rb", shell=command is None, bufsize=0, stdin=subprocess.DEVNULL, start_new_session=True
+            )
         except FileNotFoundError:
             raise FileNotFoundError(f"{command[0]}: no such command here; it is what reads {url}") from None
         self.running.add(self)
 
     def read(self, size: int = -1) -> bytes:
-        if not select.select([self.stream], [], [], min(SLOW, STALLED))[0]:
-            log.warning("%s: nothing came for %g s; still waiting", self.url, SLOW)
-            if not select.select([self.stream], [], [], max(STALLED - SLOW, 0))[0]:
-                raise PipeFailed(f"it sent nothing for {STALLED:g} s")
+        if not select.select([self.stream], [], [], STALLED)[0]:
+            raise faults.PipeFailed(f"it sent nothing for {STALLED:g} s")
         data = self.stream.read(size)
         if not data and (code := self.proc.wait(STALLED)):
             if code == 127:
                 raise FileNotFoundError(f"the shell finds no such command: {self.url}")
-            raise PipeFailed(f"its command ended with code {code}")
+            raise faults.PipeFailed(f"its command ended with code {code}")
         return data
 
     def close(self) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..processors.image_processors import decode_image
-from .decoding import IMAGES, clean_caption, decode_json
-from .faults import PAUSES, NoCaption, NoImage, SampleFault, Unreadable, short
+from .faults import IMAGES, PAUSES, NoCaption, NoImage, Unreadable, clean_caption, decode_json, short
 from .shard_files import read_shard
 from .stream import seed_of
 
@@ -17,15 +16,10 @@ PATIENCE = 20  # shards in a row that stay unreadable, after which the next ones
 
 
 class ShardSource:
-    """Shards drawn at random with replacement, without end; their samples shuffled in blocks of 1,000.
+    """Shards drawn at random with replacement, without end (webdataset's ResampledShards, as in the original). Their
+    samples are shuffled in blocks, not in a sliding buffer, so that the position in the data is three numbers.
 
-    Drawing with replacement is the original's sampling (webdataset's ResampledShards): with millions of images an epoch
-    is a number of steps, not a pass. Blocks instead of a sliding buffer make the place in the data three numbers.
-
-    Args:
-        urls: shards, local or remote (`shard_files.open_shard`).
-        vis_processor, text_processor: PIL image -> (3, H, W); caption -> text.
-        cache: folder that keeps remote shards.
+    `urls` are local or remote, `cache` a folder that keeps remote ones. Processors: see `ImageTextSource`.
     """
 
     def __init__(
@@ -43,7 +37,7 @@ class ShardSource:
             while len(block) < BLOCK and held < BLOCK_BYTES:
                 draw, offset, where, raw = next(samples)
                 block.append((where, raw))
-                held += size_of(raw)
+                held += sum(map(len, raw.values())) if isinstance(raw, dict) else 0
             order = list(range(len(block)))
             random.Random(seed_of(seed, stream, start)).shuffle(order)
             for i in range(taken, len(block)):
@@ -55,13 +49,13 @@ class ShardSource:
         """(draw, place after the sample in its shard, where, raw), from sample `offset` of the `draw`-th shard on."""
         failed = 0
         while True:
-            url, fault = self.urls[random.Random(seed_of("shard", seed, stream, draw)).randrange(len(self.urls))], None
+            url = random.Random(seed_of("shard", seed, stream, draw)).choice(self.urls)
+            raw = None
             items = read_shard(url, self.cache, PAUSES if failed < PATIENCE else ())
             for place, (where, raw) in enumerate(items, start=1):
-                fault = raw
                 if place > offset:
                     yield draw, place, where, raw
-            failed = failed + 1 if isinstance(fault, Unreadable) else 0
+            failed = failed + 1 if isinstance(raw, Unreadable) else 0
             draw, offset = draw + 1, 0
 
     def decode(self, raw: dict) -> dict:
@@ -75,8 +69,3 @@ class ShardSource:
         caption = clean_caption(decode_json(raw["json"]).get("caption"), self.text_processor)
         image = decode_image(raw[extension], f"its {extension}")
         return {"image": self.vis_processor(image), "text_input": caption}
-
-
-def size_of(raw: dict | SampleFault) -> int:
-    """The size of a raw sample in bytes."""
-    return sum(map(len, raw.values())) if isinstance(raw, dict) else 0

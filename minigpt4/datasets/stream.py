@@ -1,16 +1,16 @@
 """Endless, seeded, resumable streams of samples, and the batches made of them.
 
 A stream is a function of (seed, rank, worker): the same config gives the same batches. Its position is a small state
-that goes into the checkpoint. To resume from it, a stream reads at most one shard and decodes no sample twice.
+in the checkpoint. To resume, a stream reads at most one shard again and decodes no sample twice.
 """
 
+import itertools
 import logging
 import random
 import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from ..processors.image_processors import BrokenImage
 from .faults import SampleFault
-from .workers import AHEAD, check_room, check_sent, set_up_worker
+from .workers import check_sent, set_up_worker
 
 log = logging.getLogger("minigpt4")
 SLOW = 30.0  # seconds without a batch after which the log says so
@@ -28,15 +28,13 @@ BUGS = (TypeError, NameError, AttributeError, ImportError, NotImplementedError, 
 
 
 class Source(Protocol):
-    """What a dataset must have: an order of raw samples, and a way to decode one."""
+    """A dataset: an order of raw samples, and a way to decode one. It may also have `__len__`, the size of a pass."""
 
     def iterate(self, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, str, Any]]:
         """Yield (state after this sample, its path, raw sample) without end, from `state` ({}: the start)."""
 
     def decode(self, raw: Any) -> dict:
         """Raw sample -> {"image": (3, H, W), "text_input": ...}. Raises on a bad one."""
-
-    # A source may also have `__len__`: the number of samples of a pass.
 
 
 def seed_of(*parts) -> int:
@@ -45,13 +43,7 @@ def seed_of(*parts) -> int:
 
 
 class SampleStream(IterableDataset):
-    """The samples that one loader worker of one process sees. Bad ones are skipped and reported with the next good one.
-
-    Args:
-        source: the dataset.
-        name: its name in the config.
-        seed, rank, world_size: this process's place in the run.
-    """
+    """The samples of one loader worker of one process. Bad ones are skipped and reported with the next good one."""
 
     def __init__(self, source: Source, name: str, seed: int = 0, rank: int = 0, world_size: int = 1):
         self.source, self.name, self.seed = source, name, seed
@@ -77,12 +69,12 @@ class SampleStream(IterableDataset):
             try:
                 if isinstance(raw, Exception):
                     raise raw
-                # Augmentation draws from torch's RNG: seeded by the sample's place, it does not depend on who loads it,
-                # and the fork keeps the process's own RNG (num_workers 0) where it was.
+                # Augmentation draws from torch's RNG, seeded by the sample's position: it does not depend on the
+                # process. The fork keeps the process's own RNG (num_workers 0) as it was.
                 with torch.random.fork_rng(devices=[]):
                     torch.default_generator.manual_seed(seed_of(seed, stream, sorted(place.items())))
                     sample = self.source.decode(raw)
-            except BUGS:  # a bug in a processor or dataset of the user's own: the next sample would raise it too
+            except BUGS:  # of a processor or dataset of the user's own: the next sample would raise it too
                 raise
             except Exception as error:  # whatever else is raised, the sample is at fault, not the run
                 if not isinstance(error, (SampleFault, BrokenImage)) and not self.traced:
@@ -90,25 +82,19 @@ class SampleStream(IterableDataset):
                                 exc_info=error)  # fmt: skip
                     self.traced = True
                 bad.append((where, f"{type(error).__name__}: {error}"))
-                if len(bad) >= HOPELESS:
-                    # Without end: a batch that is not full would be dropped, and the run would not see these.
-                    while True:
-                        yield {"bad": bad, "hopeless": True}
-                        bad = []
+                if len(bad) == HOPELESS:  # repeated without end, because a batch that is not full would be dropped
+                    yield {"bad": bad, "hopeless": True}
+                    yield from itertools.repeat({"bad": [], "hopeless": True})
                 continue
             yield {**sample, "bad": bad}
             bad = []
 
 
 def collate(samples: Sequence[dict]) -> dict:
-    """Samples -> {"image": (B, 3, H, W), "text_input": list[B], "bad": [(where, why)], "hopeless": bool}.
-    Any other key of the samples ("prompt", an instruction of its own, for one) becomes a list[B], with None where a
-    sample lacks it."""
+    """Samples -> {"image": (B, 3, H, W), "text_input": list[B], "bad": [(where, why)], "hopeless": bool}. Any other key
+    of the samples, e.g. "prompt", becomes a list[B], with None where a sample lacks it."""
     good = [s for s in samples if "image" in s]
-    batch = {
-        "bad": [b for s in samples for b in s["bad"]],
-        "hopeless": any(s.get("hopeless") for s in samples),
-    }
+    batch = {"bad": [b for s in samples for b in s["bad"]], "hopeless": any(s.get("hopeless") for s in samples)}
     if good:
         keys = {key: None for sample in good for key in sample if key not in batch}
         batch |= {key: [sample.get(key) for sample in good] for key in keys}
@@ -119,31 +105,23 @@ def collate(samples: Sequence[dict]) -> dict:
 def make_loader(
     stream: SampleStream, batch_size: int, num_workers: int, collate_fn: Callable[[Sequence[dict]], dict] = collate
 ) -> StatefulDataLoader:
-    """Batches of a stream. Its `state_dict()` is the place after the last batch that was taken, not prefetched."""
+    """Batches of a stream. Its `state_dict()` is the position after the last batch that was taken, not prefetched."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # raised inside torchdata
         return StatefulDataLoader(
-            stream,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=collate_fn,
-            persistent_workers=False,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=True,
-            worker_init_fn=set_up_worker,
-            prefetch_factor=AHEAD if num_workers else None,
-        )
+            stream, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn, persistent_workers=False,
+            pin_memory=torch.cuda.is_available(), drop_last=True, worker_init_fn=set_up_worker,
+        )  # fmt: skip
 
 
 class MixedLoader:
-    """Draws each batch from one of several loaders, with chances in proportion to their ratios.
-
-    Which one is a function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
+    """Draws each batch from one of several loaders, with probabilities in proportion to their ratios. The choice is a
+    function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
 
     Args:
-        loaders: by dataset; each loads a `SampleStream`.
-        began: batches that were drawn before with another number of processes or workers. The streams start anew after
-            them, in another order than that of the first batch.
+        loaders: dataset -> loader of a `SampleStream`.
+        began: number of batches that were drawn before with another number of processes or workers. The streams then
+            start anew, in another order.
     """
 
     def __init__(
@@ -151,33 +129,28 @@ class MixedLoader:
     ):
         self.loaders, self.seed, self.rank = loaders, seed, rank
         self.names, self.weights = list(loaders), [ratios[name] for name in loaders]
-        self.drawn = began
-        self._begin_after(began)
+        self._begin_after(began, began)
         self._iterators: dict[str, Iterator] = {}
-        self._fitting: set[str] = set()  # datasets whose batches fit into shared memory
 
     def state_dict(self) -> dict:
-        """Taken between two batches."""
         loaders = {n: self.loaders[n].state_dict() for n in self._iterators}
         return {"drawn": self.drawn, "began": self.began, "loaders": loaders}
 
     def load_state_dict(self, state: dict) -> None:
-        self.drawn = state["drawn"]
-        self._begin_after(state.get("began", 0))
+        self._begin_after(state.get("began", 0), state["drawn"])
         for name, place in state["loaders"].items():
-            if name not in self.loaders:
-                continue  # the config has it no longer
-            self.loaders[name].load_state_dict(place)
-            # Now, not when it is next drawn: a checkpoint that is written before that must have its position too.
-            self._iterators[name] = iter(self.loaders[name])
+            if name in self.loaders:  # the config may have dropped it
+                self.loaders[name].load_state_dict(place)
+                # Now, not when it is next drawn: a checkpoint that is written before that must have its position too.
+                self._iterators[name] = iter(self.loaders[name])
 
-    def _begin_after(self, drawn: int) -> None:
-        self.began = drawn
+    def _begin_after(self, began: int, drawn: int) -> None:
+        self.began, self.drawn = began, drawn
         for loader in self.loaders.values():
-            loader.dataset.began = drawn
+            loader.dataset.began = began
 
     def close(self) -> None:
-        """End the loader processes now, not when Python happens to collect this object."""
+        """End the loader processes now, not when Python collects this object."""
         self._iterators.clear()
 
     def __iter__(self) -> Iterator[tuple[str, dict]]:
@@ -187,31 +160,22 @@ class MixedLoader:
             if name not in self._iterators:
                 self._iterators[name] = iter(self.loaders[name])
             self.drawn += 1
-            with _warn_when_slow(name):
+            told = ("datasets.%s: no batch came for %g s; still waiting", name, SLOW)
+            alarm = threading.Timer(SLOW, log.warning, told)
+            alarm.daemon = True
+            alarm.start()
+            try:
                 batch = {**next(self._iterators[name]), "dataset": name}
+            finally:
+                alarm.cancel()
             check_sent(batch)
-            if name not in self._fitting:
-                check_room(batch, len(self.loaders) * self.loaders[name].num_workers)
-                self._fitting.add(name)
             yield name, batch
 
 
-@contextmanager
-def _warn_when_slow(name: str) -> Iterator[None]:
-    alarm = threading.Timer(SLOW, log.warning, ("datasets.%s: no batch came for %g s; still waiting", name, SLOW))
-    alarm.daemon = True
-    alarm.start()
-    try:
-        yield
-    finally:
-        alarm.cancel()
-
-
 def permutation_stream(length: int, stream: int, streams: int, seed: int, state: dict) -> Iterator[tuple[dict, int]]:
-    """Yield (state, index) for a dataset that can be indexed: every sample once in each pass, in a new order each time.
+    """Yield (state, index): every sample once in each pass, which the streams share, in a new order each time.
 
-    The streams share each pass between them; when it does not divide, the rest belongs to the first streams.
-    State: `turn`, the number of the pass; `taken`, how many of its own share this stream took.
+    State: `turn`, the number of the pass; `taken`, how many samples of its share this stream took.
     """
     turn, taken = state.get("turn", 0), state.get("taken", 0)
     while True:

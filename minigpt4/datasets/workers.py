@@ -1,7 +1,6 @@
 """Loader workers: which signals end them, and how their batches reach the main process."""
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -10,50 +9,39 @@ from multiprocessing.queues import Queue
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from ..common.errors import DataError
-
-SHARED_MEMORY = "/dev/shm"  # where PyTorch passes tensors from process to process
-AHEAD = 2  # batches that each worker holds ready, PyTorch's default
-MORE_ROOM = (
-    "give it more (docker run --shm-size=8g, or --ipc=host), or lower run.num_workers or run.batch_size_train; "
-    "run.num_workers=0 needs none"
-)
 
 
 def set_up_worker(_worker: int) -> None:
     """Set up signals and the queue of batches. Every worker calls this first."""
     _leave_signals_to_the_run()
-    sys.excepthook = _tell_of_errors
+    sys.excepthook = _print_error
     Queue._on_queue_feeder_error = _send_reason  # PyTorch has no hook for this; Python's would drop the batch
 
 
-def _tell_of_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A run that ends while a worker hands it a batch resets the connection: no error of the worker's."""
+def _print_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A run that ends while a worker sends a batch resets the connection, which is no error of the worker."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 
 
 def _leave_signals_to_the_run() -> None:
-    """Ctrl-C and a cluster's SIGTERM reach every process of the group: the run saves on them, so its loaders stay.
-
-    A SIGTERM of the run itself still ends them: ignoring that too would hang Python's exit, which waits for them.
-    """
+    """Ignore the Ctrl-C and SIGTERM that reach the whole process group: the run saves on them and still needs loaders.
+    A SIGTERM of the run itself ends the worker: Python's exit would hang otherwise."""
     signal.set_wakeup_fd(-1)  # it is the run's own, see StopSignals
-    if not hasattr(signal, "sigwaitinfo"):  # macOS: out of the group, at least
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: leave the group
         os.setpgid(0, 0)
         return
     run = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
-    def heed_the_run() -> None:
+    def end_with_the_run() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
             pass
         os._exit(0)
 
-    threading.Thread(target=heed_the_run, daemon=True).start()
+    threading.Thread(target=end_with_the_run, daemon=True).start()
 
 
 def _send_reason(queue: Queue, error: Exception, item: Any) -> None:
@@ -71,32 +59,7 @@ def check_sent(batch: dict) -> None:
     if reason := batch.get("failed"):
         advice = "run.num_workers=0 loads in the run itself"
         if "No space left" in reason or "Cannot allocate" in reason:
-            room = shutil.disk_usage(SHARED_MEMORY)
-            advice = f"{SHARED_MEMORY} has {_mib(room.free)} free of {_mib(room.total)}: {MORE_ROOM}"
+            advice = "/dev/shm is full: docker run --shm-size=8g, or lower run.num_workers or run.batch_size_train"
         elif "Too many open files" in reason:
             advice = "raise the limit with `ulimit -n 65536`, or lower run.num_workers"
         raise DataError(f"a loader worker cannot send a batch: {reason}\n  {advice}")
-
-
-def check_room(batch: dict, workers: int) -> None:
-    """Check that the batches which the workers of this machine prefetch fit into shared memory.
-
-    Args:
-        workers: loader workers of this process; 0: the process loads by itself.
-    Raises:
-        DataError: they do not fit. A worker would fail or be killed as soon as it has prefetched some batches.
-    """
-    if not workers or not os.path.isdir(SHARED_MEMORY):
-        return
-    workers *= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    size = sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
-    total = shutil.disk_usage(SHARED_MEMORY).total
-    if size * AHEAD * workers > total:
-        raise DataError(
-            f"{SHARED_MEMORY} has {_mib(total)}, and {workers} workers that hold {AHEAD} batches of {_mib(size)} ready "
-            f"need {_mib(size * AHEAD * workers)}: {MORE_ROOM}"
-        )
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"

@@ -1,8 +1,7 @@
-"""What is trained beside the frozen parts: the projection into the LLM, and LoRA inside it.
+"""The trained parts: the projection into the LLM, and LoRA inside the LLM.
 
-Names in a checkpoint: `llama_proj.weight` for one layer, `llama_proj.0.weight`, `llama_proj.2.weight`, ... for more;
-`llama_model.<layer>.lora_A.weight` and `lora_B`: without the leading `llama_model.`, behind peft's own
-`base_model.model.`, they are peft's adapter file.
+A checkpoint names them `llama_proj.weight` (`llama_proj.0.weight`, `llama_proj.2.weight`, ... for several layers) and
+`llama_model.<layer>.lora_A.weight`; peft's own files have `base_model.model.` in place of `llama_model.`.
 """
 
 import logging
@@ -19,28 +18,18 @@ ADAPTER = "default"  # peft's name for the one adapter; part of its parameter na
 
 
 def create_projection(width: int, llm_width: int, layers: int) -> nn.Module:
-    """(..., width) -> (..., llm_width): one linear layer, or `layers` of them with GELU between.
-
-    Source: MiniGPT-4's ablation with three layers. It does not name the function between them; three linear layers
-    without one would be one, and GELU is what later models (LLaVA-1.5) took.
-    """
+    """(..., width) -> (..., llm_width): `layers` linear layers with GELU between. Source: MiniGPT-4's ablation with
+    three, which does not name the activation; GELU is LLaVA-1.5's."""
+    first = nn.Linear(width, llm_width)
     if layers == 1:
-        return nn.Linear(width, llm_width)
-    parts: list[nn.Module] = [nn.Linear(width, llm_width)]
-    for _ in range(layers - 1):
-        parts += [nn.GELU(), nn.Linear(llm_width, llm_width)]
-    return nn.Sequential(*parts)
+        return first
+    more = [part for _ in range(layers - 1) for part in (nn.GELU(), nn.Linear(llm_width, llm_width))]
+    return nn.Sequential(first, *more)
 
 
 def add_lora(llm: nn.Module, lora: LoraConfig) -> None:
-    """Put trained low-rank matrices beside the layers of `llm` that `lora` names, in place; all else stays frozen.
-
-    They compute in fp32 whatever the LLM's dtype: a step of AdamW is lost in the rounding of bf16 weights. `lora_B` is
-    zero, so the LLM answers as before until it is trained. Quantized layers (8 bit) take them too.
-
-    Raises:
-        ConfigError: the LLM has no such layers, or peft cannot adapt their kind.
-    """
+    """Add LoRA matrices to the layers of `llm` that `lora` names, in place. They are fp32, because a step of AdamW is
+    lost in the rounding of bf16 weights. Raises ConfigError for layers that are not there or cannot be adapted."""
     require_packages("model.lora", "lora", "peft")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; see llm_loading.quantization_config
     from peft import LoraConfig as PeftLoraConfig
@@ -49,15 +38,15 @@ def add_lora(llm: nn.Module, lora: LoraConfig) -> None:
     options = PeftLoraConfig(
         r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(lora.target_modules)
     )
-    kinds = sorted({name.rsplit(".", 1)[-1] for name, m in llm.named_modules() if isinstance(m, nn.Linear)})
-    unknown = [t for t in lora.target_modules if not any(_ends_with(name, t) for name, _ in llm.named_modules())]
-    if unknown:
+    names = [f".{name}" for name, _ in llm.named_modules()]
+    if unknown := [t for t in lora.target_modules if not any(name.endswith(f".{t}") for name in names)]:
+        known = sorted({name.rsplit(".", 1)[-1] for name, m in llm.named_modules() if isinstance(m, nn.Linear)})
         raise ConfigError(
             f"model.lora.target_modules: {type(llm).__name__} has no layer called {', '.join(unknown)}; "
-            f"it has {', '.join(kinds)}"
+            f"it has {', '.join(known)}"
         )
     try:
-        with warnings.catch_warnings():  # of merging into 8-bit layers, which is not done here
+        with warnings.catch_warnings():  # about merging into 8-bit layers, which is not done here
             warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass", category=UserWarning)
             inject_adapter_in_model(options, llm, ADAPTER)
     except (ValueError, TypeError) as error:
@@ -66,25 +55,19 @@ def add_lora(llm: nn.Module, lora: LoraConfig) -> None:
         parameter.data = parameter.data.float()
 
 
-def _ends_with(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
-
-
 def lora_tensors(llm: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained matrices by peft's full parameter names; none without `add_lora`."""
+    """The LoRA matrices by peft's parameter names; none without `add_lora`."""
     return {name: p for name, p in llm.named_parameters() if ".lora_" in name}
 
 
 def llm_name(name: str) -> str:
-    """A parameter's name in the LLM with LoRA -> its name in files: the frozen ones as if there were no LoRA.
-
-    `q_proj.base_layer.weight` -> `q_proj.weight`; `q_proj.lora_A.default.weight` -> `q_proj.lora_A.weight`
-    """
+    """A parameter's name in the LLM with LoRA -> its name in files: `q_proj.base_layer.weight` -> `q_proj.weight`,
+    `q_proj.lora_A.default.weight` -> `q_proj.lora_A.weight`"""
     return re.sub(rf"\.(lora_\w+)\.{ADAPTER}\.", r".\1.", name).replace(".base_layer.", ".")
 
 
 def set_lora_training(llm: nn.Module, mode: bool) -> None:
-    """Dropout before the LoRA matrices on or off; the LLM itself stays in eval mode."""
+    """Turn the dropout before the LoRA matrices on or off; the LLM itself stays in eval mode."""
     for name, module in llm.named_modules():
         if name.endswith(".lora_dropout"):
             module.train(mode)

@@ -1,4 +1,4 @@
-"""A training batch, laid out on the CPU: token ids become the tensors that one forward needs.
+"""Token ids -> the tensors of one forward, on the CPU.
 
 Notation for shapes: B batch, Q image tokens, S sequence length with padding, M target tokens.
 """
@@ -21,16 +21,15 @@ def lay_out_batch(
     """Each row is [prompt before, image, prompt after, text], padded on the right.
 
     Args:
-        prompts: of each row, the ids before the image (BOS among them) and after it.
-        texts: of each row, the ids of its text.
+        prompts: for each row, the ids before the image (with BOS) and after it.
+        texts: for each row, the ids of its text.
         image_tokens: Q.
         pad: padding id. A text token that equals it is no target (source: the original).
     Returns:
-        input_ids (B, S), with `pad` in the image's places;
-        image_positions (B * Q), those places among all B * S;
-        attention_mask (B, S);
-        target_ids (M); target_positions (M), the place among all B * S whose hidden state predicts each;
-        tokens, how many positions are no padding.
+        input_ids (B, S), with `pad` at the image tokens; attention_mask (B, S);
+        image_positions (B * Q), indices of the image tokens among all B * S positions;
+        target_ids (M); target_positions (M), indices of the positions whose hidden states predict them;
+        tokens, the number of positions that are no padding.
     Raises:
         PromptError: no text has a target.
     """
@@ -40,9 +39,7 @@ def lay_out_batch(
     images, sources, targets = [], [], []
     for row, ((before, _), prefix, text) in enumerate(zip(prompts, prefixes, texts, strict=True)):
         images += [row * length + len(before) + i for i in range(image_tokens)]
-        # The hidden state at a position predicts the next token, so the last token of the prompt predicts the first
-        # token of the text.
-        first = row * length + len(prefix) - 1
+        first = row * length + len(prefix) - 1  # the last token of the prompt predicts the first token of the text
         sources += [first + i for i, token in enumerate(text) if token != pad]
         targets += [token for token in text if token != pad]
     if not targets:
@@ -61,14 +58,14 @@ def lay_out_batch(
 
 
 def full_labels(batch: dict[str, Tensor]) -> Tensor:
-    """The original's labels (B, S) of a batch: -100 where nothing is predicted."""
+    """The original's labels (B, S): -100 where nothing is predicted."""
     labels = torch.full_like(batch["input_ids"], -100)
     labels.view(-1)[batch["target_positions"] + 1] = batch["target_ids"]
     return labels
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
-    """Every tensor of `batch` on `device`. The host does not wait for copies to a GPU."""
+    """Move the tensors of a batch. The host does not wait for copies to a GPU."""
 
     def move(tensor: Tensor) -> Tensor:
         pageable = device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned()

@@ -1,4 +1,4 @@
-"""The frozen language model's weights: transformers reads, casts, quantizes and places them; we check that they fit."""
+"""Loading the frozen LLM's weights: transformers reads, casts, quantizes and places them; we check that they fit."""
 
 import ctypes
 import logging
@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from ..common.checkpoint import HARMLESS
-from ..common.errors import CheckpointError, ConfigError
+from ..common.errors import CheckpointError, ConfigError, some
 from ..common.logger import quiet_transformers
 from ..common.packages import require_packages
 from .llm import check_head, llm_source
@@ -24,20 +24,13 @@ def load_llm(
     path: str, dtype: torch.dtype, device: torch.device, *, low_resource: bool | str = False,
     device_map: str | None = None, max_memory: dict | None = None, attn_implementation: str = "eager",
 ) -> PreTrainedModel:  # fmt: skip
-    """A causal LM with frozen weights, in eval mode.
+    """A causal LM with frozen weights, in eval mode. The other arguments are keys of `model`.
 
     Args:
-        path: folder with config.json and weights (safetensors or .bin, sharded or not), or a .gguf file.
+        path: folder with config.json and weights, or a .gguf file.
         dtype: of the weights, and what quantized ones compute in. Weights that are stored in it stay memory-mapped on
-            the CPU: several processes of a machine then share one copy.
-        device: where it goes; with `device_map`, where its inputs come from.
-        low_resource: model.low_resource.
-        device_map: `auto`: layers go to the GPUs in turn, then to main memory, then to disk.
-        max_memory: with device_map, device -> most bytes, e.g. {0: "20GiB", "cpu": "60GiB"}.
-        attn_implementation: a name of transformers': eager, sdpa, flash_attention_2.
-    Raises:
-        CheckpointError: the weights are not what they should be.
-        ConfigError: this machine cannot do what is asked.
+            the CPU, so several processes of a machine share one copy.
+        device: of the LLM; with `device_map`, of its inputs.
     """
     folder, source = llm_source(path)
     stored_dtype(path)  # names a weight file that is missing or damaged
@@ -47,31 +40,48 @@ def load_llm(
     if device_map:
         on_disk = tempfile.mkdtemp(prefix="minigpt4-offload-")
         options |= {"device_map": device_map, "max_memory": max_memory or None, "offload_folder": on_disk}
-    llm = _read(path, folder, **options)
+    try:
+        with quiet_transformers():
+            llm, info = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, weights_only=True, output_loading_info=True,
+                ignore_mismatched_sizes=True, **options,
+            )  # fmt: skip
+    except ImportError as error:  # transformers names the package that attn_implementation needs
+        raise ConfigError(f"model.attn_implementation: {attn_implementation}: {error}") from error
+    except Exception as error:  # transformers raises any kind
+        raise CheckpointError(f"model.llama_model: {path} cannot be loaded: {error}") from error
+    shapes = [f"{n}: {tuple(a)} in the file, {tuple(b)} in the model" for n, a, b in info["mismatched_keys"]]
+    unexpected = [name for name in info["unexpected_keys"] if not HARMLESS.search(name)]
+    for what, names in {"missing": info["missing_keys"], "of another shape": shapes, "unexpected": unexpected}.items():
+        if names:
+            raise CheckpointError(
+                f"model.llama_model: {path} does not fit its config.json: {what}: {some(sorted(names))}"
+            )
     if device_map:
         weakref.finalize(llm, shutil.rmtree, on_disk, ignore_errors=True)
     allow_repacking(llm, False)
-    _return_freed_memory()
+    # glibc keeps the freed full matrices of a small LLM (those below 32 MB) after they were quantized.
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     llm.requires_grad_(False).eval()
     check_head(llm, device)
     return llm
 
 
 def stored_dtype(path: str) -> torch.dtype | None:
-    """The dtype that holds every weight of the LLM's folder without loss; None for a GGUF file.
-
-    Raises:
-        CheckpointError: no folder of an LLM; a weight file is missing, or is none.
-    """
+    """The dtype that holds every weight of the LLM's folder without loss; None for a GGUF file."""
     folder, source = llm_source(path)
     if source:
         return None
-    found = None
-    for facts in weight_files(Path(folder)):
-        for tensor in facts.tensors.values():
-            if tensor.is_floating_point():
-                found = tensor.dtype if found is None else torch.promote_types(found, tensor.dtype)
-    return found or torch.float32
+    try:
+        files = weight_files(Path(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"model.llama_model: {error}") from None
+    dtypes = {t.dtype for facts in files for t in facts.tensors.values() if t.is_floating_point()}
+    found = dtypes.pop() if dtypes else torch.float32
+    for dtype in dtypes:
+        found = torch.promote_types(found, dtype)
+    return found
 
 
 def bits_of(low_resource: bool | str) -> int | None:
@@ -82,17 +92,10 @@ def bits_of(low_resource: bool | str) -> int | None:
 def quantization_config(
     bits: int, dtype: torch.dtype, device: torch.device, spread: bool = False
 ) -> BitsAndBytesConfig | TorchAoConfig:
-    """What tells transformers to quantize all linear layers but the output head.
+    """transformers' config that quantizes all linear layers but the output head; `spread` with model.device_map.
 
     8 bit on CUDA is LLM.int8(): columns with a value above 6.0 stay in 16 bit (transformers' default threshold). 8 bit
     on CPU is torchao's: int8 weights, one scale a row. 4 bit is NF4, with a scale for each 64 weights.
-    Measured on CPU with SmolLM2-135M, one thread: fp32 17 tokens/s, torchao's int8 13-15, NF4 14-21.
-
-    Args:
-        dtype: what the layers compute in.
-        spread: the layers go to several devices (model.device_map).
-    Raises:
-        MissingPackage: the library that does it is not installed.
     """
     if spread and device.type != "cuda":
         raise ConfigError("model.low_resource: with device_map only on CUDA; write low_resource: False on CPU")
@@ -102,7 +105,7 @@ def quantization_config(
 
         return TorchAoConfig(Int8WeightOnlyConfig())
     require_packages(f"model.low_resource: {bits} bit on {device.type}", "gpu", "bitsandbytes")
-    # Without the optional package `kernels` each start would tell of a faster routine that is not there.
+    # Without the optional package `kernels` it would tell at each start of a faster routine that is not there.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=spread)
@@ -110,42 +113,8 @@ def quantization_config(
 
 
 def allow_repacking(llm: nn.Module, allowed: bool) -> None:
-    """On CPU, the first forward without gradients repacks 4-bit weights for good into a form that is 2-3 times as fast
-    and has no backward: right for a model that only answers; in training, gradients would be lost without an error."""
+    """Allow 4-bit layers on CPU to repack their weights at the first forward without gradients. That is 2-3 times as
+    fast, but has no backward: gradients would be lost without an error."""
     for module in llm.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = allowed and torch.cpu._is_avx512_bf16_supported()
-
-
-def _return_freed_memory() -> None:
-    """glibc keeps the freed full matrices of a small LLM (those below 32 MB) after they were quantized."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim:
-        trim(0)
-
-
-def _read(path: str, folder: str, **options) -> PreTrainedModel:
-    try:
-        with quiet_transformers():
-            llm, info = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, weights_only=True, output_loading_info=True,
-                ignore_mismatched_sizes=True, **options,
-            )  # fmt: skip
-    except ImportError as error:
-        # transformers names the package that attn_implementation needs.
-        raise ConfigError(f"model.attn_implementation: {options['attn_implementation']}: {error}") from error
-    except Exception as error:  # transformers and what it is built on raise any kind
-        raise CheckpointError(f"model.llama_model: {path} cannot be loaded: {error}") from error
-    unexpected = [name for name in info["unexpected_keys"] if not HARMLESS.search(name)]
-    for what, names in (
-        ("missing", info["missing_keys"]),
-        ("of another shape", [f"{name}: {tuple(a)} in the file, {tuple(b)} in the model" for name, a, b in
-                              info["mismatched_keys"]]),
-        ("unexpected", unexpected),
-    ):  # fmt: skip
-        if names:
-            raise CheckpointError(
-                f"model.llama_model: {path} does not fit its config.json: {what}: "
-                f"{', '.join(sorted(names)[:5])} ({len(names)} in all)"
-            )
-    return llm

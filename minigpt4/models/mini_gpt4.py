@@ -1,6 +1,6 @@
 """MiniGPT-4: image -> frozen ViT -> frozen Q-Former -> one trained linear layer -> frozen LLM.
 
-The paper's ablations are keys of the config: no Q-Former, a trained one, more layers. LoRA in the LLM is one more.
+Config keys change this as in the paper's ablations: no Q-Former, a trained one, more layers; and LoRA in the LLM.
 
 Notation for shapes: B batch, N patches, Q image tokens, S sequence length, M target tokens; D_vit, D_q, D_llm widths,
 V vocabulary.
@@ -36,19 +36,14 @@ class MiniGPT4(Prompting, PublishedWeights):
     llama_model."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        device: torch.device | str = "cpu",
-        precision: Precision | None = None,
+        self, config: ModelConfig, device: torch.device | str = "cpu", precision: Precision | None = None,
         llm_apart: bool = False,
-    ):
-        """Build the model and load every frozen weight that the config names, strictly.
+    ):  # fmt: skip
+        """Build the model and load every weight file that the config names, strictly.
 
         Args:
             precision: the dtypes of a training run; None: those of a chat.
-            llm_apart: leave the LLM memory-mapped on the CPU in its files' dtype, from where FSDP shards it.
-        Raises:
-            CheckpointError, ConfigError: a file does not hold what the config says.
+            llm_apart: leave the LLM memory-mapped on the CPU in the dtype of its files, for FSDP to shard.
         """
         nn.Module.__init__(self)
         device = torch.device(device)
@@ -57,7 +52,7 @@ class MiniGPT4(Prompting, PublishedWeights):
             config, device, stored=stored_dtype(local_path(config.llama_model))
         )
         self._known_lengths: dict[tuple[int, ...], int] = {}  # shape of an image -> Q
-        # Parameters that a file brings are made by the file: no memory and no random numbers before.
+        # Parameters of a weight file take no memory and no random numbers before it is loaded.
         with empty_weights(bool(config.vit_ckpt)):
             self.visual_encoder = create_vit(
                 config.vit_model, config.image_size, config.drop_path_rate, **config.vit_kwargs
@@ -85,7 +80,7 @@ class MiniGPT4(Prompting, PublishedWeights):
         self.llama_proj = create_projection(width, llm_width, config.proj_layers)
         if config.lora:
             add_lora(self.llama_model, config.lora)
-        # It also fills in what `self.config` leaves to the template of a conversation.
+        # It also fills in what `self.config` leaves to conv_template.
         Prompting.__init__(self, config, tokenizer, self.llama_model.get_input_embeddings().num_embeddings)
 
         if config.freeze_vit:
@@ -96,7 +91,7 @@ class MiniGPT4(Prompting, PublishedWeights):
             self.query_tokens.requires_grad_(False)
         self.load_ckpt()
         for name, part in self.named_children():
-            if not (name == "llama_model" and (config.device_map or llm_apart)):  # such an LLM stays where it is
+            if not (name == "llama_model" and (config.device_map or llm_apart)):  # such an LLM is not moved
                 part.to(device)
         if self.query_tokens is not None:
             self.query_tokens.data = self.query_tokens.data.to(device)
@@ -111,25 +106,19 @@ class MiniGPT4(Prompting, PublishedWeights):
             attention = "sdpa" if device.type == "cuda" else "eager"
         tokenizer = load_tokenizer(path, config.pad_token)
         llm = load_llm(
-            path,
-            (apart and stored_dtype(path)) or self.precision.llm,
-            torch.device("cpu") if apart else device,
-            low_resource=config.low_resource,
-            device_map=config.device_map,
-            max_memory=config.max_memory,
+            path, (apart and stored_dtype(path)) or self.precision.llm, torch.device("cpu") if apart else device,
+            low_resource=config.low_resource, device_map=config.device_map, max_memory=config.max_memory,
             attn_implementation=attention,
-        )
+        )  # fmt: skip
         return llm, tokenizer
 
-    # -- modes and devices --------------------------------------------------------------------------------------
-
     def train(self, mode: bool = True) -> "MiniGPT4":
-        """Frozen parts stay in eval mode whatever is asked: no dropout, no batch-norm updates."""
+        """Frozen parts stay in eval mode: no dropout, no batch-norm updates."""
         super().train(mode)
         self.llama_model.eval()
         set_lora_training(self.llama_model, mode)
         if self.config.use_grad_checkpoint:
-            # A layer recomputes only when it is itself in training mode; what it is made of stays in eval mode.
+            # A layer recomputes only when it is in training mode; the modules inside it stay in eval mode.
             for module in self.llama_model.modules():
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = mode
@@ -141,7 +130,7 @@ class MiniGPT4(Prompting, PublishedWeights):
         return self
 
     def compile_layers(self) -> None:
-        """torch.compile each layer by itself: all layers of a kind are alike, so one is compiled, for any length."""
+        """torch.compile each layer; equal layers share one compilation, for any length."""
         for layer in [*self.llama_model.get_decoder().layers, *getattr(self.visual_encoder, "blocks", [])]:
             layer.compile(dynamic=True)
 
@@ -149,14 +138,11 @@ class MiniGPT4(Prompting, PublishedWeights):
     def device(self) -> torch.device:
         return next(self.llama_proj.parameters()).device
 
-    # -- from image and text to embeddings ----------------------------------------------------------------------
-
     def encode_img(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W) -> image_embeds (B, Q, D_llm), what the LLM sees of each image; (B, N, D_llm) without
-        Q-Former. Instead of an image, what the ViT made of it before: (B, N, D_vit)."""
+        """image (B, 3, H, W), or its features (B, N, D_vit) -> image_embeds (B, Q, D_llm); without Q-Former, Q is N."""
         image = image.to(self.device)
         dtype = self.precision.vit
-        # A frozen ViT computes in its own dtype; a trained one in that of the training step's autocast.
+        # A frozen ViT computes in its own dtype; a trained one in autocast's.
         frozen = torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
         with (
             frozen if self.config.freeze_vit else nullcontext(),
@@ -188,15 +174,13 @@ class MiniGPT4(Prompting, PublishedWeights):
         rows = [p if isinstance(p, Tensor) else self.embed_ids(torch.tensor(p, dtype=torch.long)) for p in parts]
         return torch.cat([row.to(dtype) for row in rows])[None]
 
-    # -- loss -----------------------------------------------------------------------------------------------------
-
     def build_batch(self, samples: dict) -> dict[str, Tensor]:
         """Samples -> the tensors of `forward`, on the CPU; see `lay_out_batch`.
 
         Args:
-            samples: {"image": (B, 3, H, W) or features (B, N, D_vit), "text_input": list[B] of texts}. May bring
-                "prompt", list[B], an instruction for each row, with or without `<ImageHere>`, or None; and "prompts",
-                of which one is drawn for the other rows, instead of the model's own.
+            samples: {"image": (B, 3, H, W) or features (B, N, D_vit), "text_input": list[B] of texts}. Optional:
+                "prompt", list[B], an instruction for each row, with or without `<ImageHere>`, or None; "prompts", of
+                which one is drawn for the other rows, instead of the model's own.
         """
         image, pad = samples["image"], self.tokenizer.pad_token_id
         captions = self.caption_ids(samples["text_input"])
@@ -204,7 +188,7 @@ class MiniGPT4(Prompting, PublishedWeights):
 
     @torch.no_grad()
     def image_tokens(self, image: Tensor) -> int:
-        """Q: how many positions an image takes. Asked of `encode_img`, once, for a subclass may change it."""
+        """Q, the number of positions that an image takes, by one call of `encode_img`, which a subclass may change."""
         shape = tuple(image.shape[1:])
         if shape not in self._known_lengths:
             training = self.training
@@ -214,27 +198,20 @@ class MiniGPT4(Prompting, PublishedWeights):
         return self._known_lengths[shape]
 
     def embed_batch(self, batch: dict[str, Tensor]) -> Tensor:
-        """What the LLM reads: text embeddings, with the images in their places. (B, S, D_llm)"""
+        """Text embeddings with the images in their places: (B, S, D_llm)."""
         embeds = self.embed_ids(batch["input_ids"])  # (B, S, D_llm)
         images = self.encode_img(batch["image"]).to(embeds.dtype)  # (B, Q, D_llm)
         flat = embeds.flatten(0, 1).index_copy(0, batch["image_positions"], images.flatten(0, 1))
         return flat.view_as(embeds)
 
     def read_batch(self, batch: dict[str, Tensor]) -> Tensor:
-        """What the LLM makes of a batch: the hidden states (B, S, D_llm) that lm_head takes."""
+        """The hidden states (B, S, D_llm) that lm_head reads."""
         embeds = self.embed_batch(batch)
         return head_input_hidden_states(self.llama_model, inputs_embeds=embeds, attention_mask=batch["attention_mask"])
 
     def forward(self, samples: dict) -> dict[str, Tensor]:
-        """Mean cross-entropy over the target tokens of the batch: {"loss": scalar}.
-
-        Only hidden states that predict a target meet lm_head: logits for image and prompt tokens are never made.
-
-        Args:
-            samples: for `build_batch`, or what it returned.
-        Raises:
-            PromptError: nothing in the batch is trained on.
-        """
+        """Input or output of `build_batch` -> {"loss": mean cross-entropy over the target tokens}. Only the logits of
+        these are made. Raises PromptError for a batch without targets."""
         batch = to_device(samples if "input_ids" in samples else self.build_batch(samples), self.device)
         hidden = self.read_batch(batch).flatten(0, 1)
         # index_select makes the rows contiguous; a strided slice before a bf16 lm_head is slower than all logits.

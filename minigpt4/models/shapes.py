@@ -1,4 +1,4 @@
-"""MiniGPT4 without memory: every name, shape and dtype of a model whose files need not be here."""
+"""MiniGPT4 on the meta device: names, shapes and dtypes without memory and without weight files."""
 
 from pathlib import Path
 
@@ -17,12 +17,7 @@ META = torch.device("meta")
 
 
 class MiniGPT4Shapes(MiniGPT4):
-    """MiniGPT4 on the meta device. No weight file is opened; of the LLM's folder, config.json and the tokenizer are.
-
-    Args:
-        llm_config: stands in for the LLM's folder, which need not exist then.
-        precision: the dtypes; None: those that the config says.
-    """
+    """Opens config.json and the tokenizer in the LLM's folder only; with `llm_config`, not even these."""
 
     def __init__(
         self, config: ModelConfig, llm_config: PreTrainedConfig | None = None, precision: Precision | None = None
@@ -32,7 +27,7 @@ class MiniGPT4Shapes(MiniGPT4):
             super().__init__(config, META, precision or resolve_precision(config, META))
 
     def load_llm(self, device: torch.device, apart: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-        """The LLM by its config alone, and its tokenizer, or None where there is none."""
+        """The LLM by its config, and its tokenizer or None."""
         path = resolve_path(self.config.llama_model)
         llm = create_llm(self.llm_config or path, self.precision.llm)
         here = self.llm_config is None and (path.endswith(".gguf") or any(Path(path).glob("tokenizer.*")))
@@ -45,5 +40,5 @@ class MiniGPT4Shapes(MiniGPT4):
         """Nothing: shapes need no file."""
 
     def embed_ids(self, ids: Tensor) -> Tensor:
-        """ids (...), wherever they are -> embeddings (..., D_llm)."""
+        """ids (...) on any device -> embeddings (..., D_llm)."""
         return self.llama_model.get_input_embeddings()(ids)

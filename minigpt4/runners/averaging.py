@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained weights, which is validated and saved instead of the last step's."""
+"""An exponential moving average of the trained weights; it is validated and saved instead of those of the last step."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -12,9 +12,6 @@ class WeightAverage:
 
     After step n the average is `a_n = d a_(n-1) + (1 - d) w_n` with d = min(decay, n / (n + 9)), so the first steps
     count for little. Integer buffers are copied. torch's AveragedModel would copy the whole model with its frozen LLM.
-
-    Args:
-        decay: below 1; about 1 / (1 - decay) steps are averaged.
     """
 
     def __init__(self, tensors: Callable[[], dict[str, Tensor]], decay: float):
@@ -23,7 +20,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the weights after optimizer step `step`, counted from 1, to the average."""
+        """Add the weights after optimizer step `step`, counted from 1."""
         decay = min(self.decay, step / (step + 9))
         for name, live in self.tensors().items():
             if live.is_floating_point():
@@ -33,21 +30,16 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the averages into the model for this block, and its own weights back afterwards."""
-        live = self.tensors()
-        own = {name: tensor.detach().clone() for name, tensor in live.items()}
+        """Put the averages into the model for this block."""
+        self._swap()
         try:
-            self._fill(live, self.average)
             yield
         finally:
-            self._fill(live, own)
+            self._swap()
 
-    def load(self, average: dict[str, Tensor]) -> None:
-        """Resume from these averages."""
-        self._fill(self.average, average)
-
-    @staticmethod
     @torch.no_grad()
-    def _fill(targets: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-        for name, target in targets.items():
-            target.copy_(values[name])
+    def _swap(self) -> None:
+        for name, live in self.tensors().items():
+            own = live.clone()
+            live.copy_(self.average[name])
+            self.average[name].copy_(own)

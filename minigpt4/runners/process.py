@@ -1,4 +1,4 @@
-"""A run and the process it lives in: one run to a folder, and an end in good order."""
+"""A run and its process: one run to a folder, signals, and loader workers that die."""
 
 import os
 import signal
@@ -15,28 +15,18 @@ from ..common.errors import UserError
 from ..common.file_system import lock
 from ..common.logger import WORKER_DIED
 
-STEP, SAVE = "step", "save"  # what a signal does not break off, see StopSignals
+STEP, SAVE = "step", "save"  # phases that a signal does not break off, see StopSignals
 LEAVE = 10.0  # seconds between breaking off a step and ending the process
 
 
-def make_folder(folder: Path) -> None:
-    """Make the run's folder. Raises UserError where it cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"run.output_dir: {folder} cannot be made: {error.strerror}") from None
-
-
 def lock_folder(folder: Path, rank: int) -> TextIO:
-    """One run at a time in a folder: a context manager that holds the lock. It goes with the process, however it ends.
+    """Make the run's folder and lock it, until the returned file is closed or the process ends. Raises UserError.
 
-    A POSIX lock: unlike flock's it is not inherited by loader workers, which outlive a killed run by some seconds.
-
-    Raises:
-        UserError: another process holds it, or the folder is read-only.
+    A POSIX lock: loader workers, which outlive a killed run by some seconds, do not inherit it.
     """
     path = folder / f".lock_{rank}"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
         held = lock(file, path, posix=True)
     except OSError as error:
@@ -47,26 +37,29 @@ def lock_folder(folder: Path, rank: int) -> TextIO:
     return file
 
 
-def worker_fault(error: Exception) -> UserError | None:
-    """What to do about a loader worker that has died, where that is what `error` says."""
-    text = str(error).partition("\n")[0]
-    if isinstance(error, (ConnectionError, EOFError)):
-        text = "a loader worker has died while it sent a batch"
-    elif not text.startswith(WORKER_DIED):
-        return None
-    advice = "main memory may be full: lower run.num_workers or run.batch_size_train"
-    if "Bus error" in text:
-        advice = "/dev/shm is too small: docker run --shm-size=8g, or lower run.num_workers or run.batch_size_train"
-    return UserError(f"{text.partition('. ')[0].rstrip('. ')}: {advice}; run.num_workers=0 loads in the run itself")
+@contextmanager
+def worker_faults_explained() -> Iterator[None]:
+    """Turn the death of a loader worker into a UserError that says what to do."""
+    try:
+        yield
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        text = str(error).partition("\n")[0].partition(". ")[0]
+        if isinstance(error, (ConnectionError, EOFError)):
+            text = "a loader worker has died while it sent a batch"
+        elif not text.startswith(WORKER_DIED):
+            raise
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise again as the other workers end
+        advice = "lower run.num_workers or run.batch_size_train; run.num_workers=0 loads in the run itself"
+        cause = "/dev/shm is too small: docker run --shm-size=8g, or" if "Bus error" in text else "memory may be full:"
+        raise UserError(f"{text.rstrip('. ')}: {cause} {advice}") from None
 
 
 class StopSignals:
     """What SIGTERM and Ctrl-C do within this context.
 
     In a STEP or a SAVE the first signal is only noted in `received`: the run ends after the step. Everywhere else
-    (`phase` is None), and at a second signal, KeyboardInterrupt(number) is raised. It is raised too when a step has not
-    ended `patience` seconds after the signal: it waits for data, or for another process. Where Python cannot raise,
-    because the process waits in a library, the process is ended.
+    (`phase` is None), at a second signal, and `patience` seconds after the first in a STEP that does not end,
+    KeyboardInterrupt(number) is raised. Where Python cannot raise, because a library waits, the process is ended.
     """
 
     def __init__(self):
@@ -77,10 +70,10 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         self._over = threading.Event()  # the run ends by itself
         # A handler runs only between two Python instructions; the number of a signal is written to this socket at once.
-        self._bell, self._rope = socket.socketpair()
-        self._rope.setblocking(False)
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
         self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        self._fd_before = signal.set_wakeup_fd(self._rope.fileno(), warn_on_full_buffer=False)
+        self._fd_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -89,7 +82,7 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._fd_before)
-        self._rope.close()
+        self._writer.close()
 
     def _note(self, number: int, _frame) -> None:
         again, self.received = self.received, number
@@ -109,17 +102,14 @@ class StopSignals:
             self.phase = before
 
     def _watch(self) -> None:
-        """In a thread: from the first signal on, see to it that the process ends."""
-        with self._bell:
-            number = 0
-            while number not in self._before:  # other signals ring too
-                if not (rung := self._bell.recv(1)):
-                    return  # the context was left
-                number = rung[0]
+        """In a thread: after the first signal, make sure that the process ends."""
+        with self._reader:
+            if not (number := self._next_signal(None)):
+                return  # the context was left
             end = time.monotonic() + self.patience
             while (time.monotonic() < end or self.phase == SAVE) and not self._over.is_set():
-                if self._rings(0.1):
-                    break  # a second signal
+                if self._next_signal(0.1):
+                    break
             if not self._over.is_set():
                 signal.pthread_kill(threading.main_thread().ident, number)
             if not self._over.wait(LEAVE):
@@ -128,9 +118,13 @@ class StopSignals:
                 sys.stderr.flush()
                 os._exit(128 + number)
 
-    def _rings(self, seconds: float) -> bool:
-        self._bell.settimeout(seconds)
+    def _next_signal(self, seconds: float | None) -> int:
+        """The number of the next SIGTERM or SIGINT; 0 after so many seconds, or when the context was left."""
+        self._reader.settimeout(seconds)
         try:
-            return any(number in self._before for number in self._bell.recv(1))
+            while received := self._reader.recv(1):
+                if received[0] in self._before:  # other signals are written too
+                    return received[0]
         except TimeoutError:
-            return False
+            pass
+        return 0

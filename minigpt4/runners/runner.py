@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -24,48 +24,30 @@ from ..common.schema import Config
 from .averaging import WeightAverage
 from .checkpointing import Checkpointing
 from .data_monitor import DataMonitor
-from .process import STEP, StopSignals, lock_folder, make_folder, worker_fault
-from .progress import Progress
+from .process import STEP, StopSignals, lock_folder, worker_faults_explained
+from .progress import Progress, Throughput
 from .sharding import shard_llm
 from .step_guard import StepGuard
-from .throughput import Throughput
-from .watching import Watching
-
-
-class StepFacts(NamedTuple):
-    """What all processes must see alike of a step."""
-
-    loss: float  # mean over the processes
-    norm: float  # of the gradient before clipping
-    stop: int  # the number of a stop signal that any of them received, or 0
-    save: bool  # whether the clock asks for a checkpoint
+from .validation import Validation
 
 
 class Runner:
-    """Trains a model on what a task loads. Accelerate handles devices, precision and DDP.
-
-    Args:
-        config: the whole config; its `run` section drives the loop, and it is stored in every checkpoint.
-        task: builds the loader and defines a step.
-        model: has `trained_tensors()` (live, by name) and `trained_state()` (detached). What requires gradients in it
-            is trained.
-    """
+    """Trains a model on a task, which builds the loader and defines a step. Accelerate handles devices, precision and
+    DDP. The model has `trained_tensors()` (live, by name) and `trained_state()` (detached)."""
 
     def __init__(self, config: Config, task, model: nn.Module, device: torch.device):
         run = self.run = config.run
         config_decides()
         if run.deterministic:
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what else may stand there can be refused by torch
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # torch refuses some other values
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         self.config, self.task = config, task
         self.precision = resolve_precision(config.model, device, run)
         self.accelerator = Accelerator(
-            mixed_precision=self.precision.mixed_precision,
-            gradient_accumulation_steps=run.accum_grad_iters,
-            cpu=device.type == "cpu",
-            log_with=run.report_to or None,
-        )
+            mixed_precision=self.precision.mixed_precision, gradient_accumulation_steps=run.accum_grad_iters,
+            cpu=device.type == "cpu", log_with=run.report_to or None,
+        )  # fmt: skip
         self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.is_main = self.accelerator.is_main_process
         self.output_dir = Path(run.output_dir)
@@ -77,7 +59,7 @@ class Runner:
             raise UserError("nothing to train: every part of the model is frozen")
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen_names(model))
         optimizer = create_optimizer(run, model, device)
-        # The model is where it belongs; an LLM that is to be sharded stays on the CPU until then.
+        # The model is on its device already; an LLM that is to be sharded stays on the CPU until then.
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer, device_placement=[False, False])
         if run.parallel == "fsdp" and self.world_size > 1:
             shard_llm(model.llama_model, self.accelerator.device, self.precision.llm, self.world_size)
@@ -90,26 +72,24 @@ class Runner:
         self.loader = task.build_loader(self.rank, self.world_size, run.seed)
         self.monitor = DataMonitor(self.output_dir, run.max_bad_share, self.rank)
         self.guard = StepGuard(self.output_dir, run.max_bad_steps, self.rank)
-        # The counter sees neither inside compiled layers nor quantized products.
+        # The counter sees neither compiled layers nor quantized products.
         self.throughput = Throughput(device, count_flops=not (run.compile or config.model.low_resource))
         self.signals = StopSignals()
         self.progress = Progress(run, self.accelerator, self.output_dir, self.total_steps)
-        self.watching = Watching(self)
-        self.validation = self.watching.validation
+        self.validation = Validation(self)
         self.checkpoints = Checkpointing(self)
 
     @property
     def finished(self) -> bool:
         """Whether all steps are done, or validation has ended the run."""
-        return self.step >= self.total_steps or (self.validation is not None and self.validation.exhausted)
+        return self.step >= self.total_steps or self.validation.exhausted
 
     def train(self) -> None:
         """Train to the end, from the newest checkpoint when `run.resume` is auto."""
-        make_folder(self.output_dir)
         with lock_folder(self.output_dir, self.rank), self.signals:
             torch.manual_seed(self.run.seed + self.rank)
             self.checkpoints.resume()
-            if self.finished and not self.watching.validation_missing():
+            if self.finished and not self.validation.missing:
                 more = "run.early_stop" if self.step < self.total_steps else "run.max_epoch"
                 log.info(
                     "this run has finished after step %d: %s; raise %s to go on, or write another run.output_dir, or "
@@ -118,16 +98,18 @@ class Runner:
                 return
             if self.checkpoints.last:
                 log.info("going on from %s (step %d)", self.checkpoints.last, self.step)
-            self.watching.try_samples()
-            with self.progress.opened(self.step, self.checkpoints.plain_config()), worker_faults_explained():
-                self._log_start()
+            self.validation.try_samples()
+            with self.progress.opened(self.step, self.checkpoints.config), worker_faults_explained():
+                log.info(
+                    "training %s parameters on %s x %d, %s, steps %d to %d, into %s",
+                    f"{sum(p.numel() for p in self.trained):,}", self.accelerator.device.type, self.world_size,
+                    self.precision.mixed_precision.replace("no", "fp32"), self.step, self.total_steps, self.output_dir,
+                )  # fmt: skip
                 try:
                     self._loop()
                 finally:
                     getattr(self.loader, "close", lambda: None)()  # a task's own loader may have no processes
             self._log_end()
-
-    # -- the loop -------------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
         self.model.train()
@@ -135,13 +117,20 @@ class Runner:
         self.checkpoints.saved_at = time.monotonic()
         self.checkpoints.note_position()
         self.signals.phase = STEP
-        if self.watching.validation_missing():
-            self.watching.watch()
+        if self.validation.missing:
+            self.validation.run_if_due()
         while not self.finished:
-            tick, lr = time.monotonic(), self._set_lr()
+            tick, run = time.monotonic(), self.run
+            lr = self.schedule(
+                self.step, total_steps=self.total_steps, init_lr=run.init_lr, min_lr=run.min_lr,
+                warmup_lr=run.warmup_lr, warmup_steps=run.warmup_steps,
+            )  # fmt: skip
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
             loss, taken = self._backward(batches)
-            facts = self._all_reduce_step_facts(loss, self._clip())
-            stepped = self._optimizer_step(facts, taken)
+            norm = self.accelerator.clip_grad_norm_(self.trained, run.grad_clip or float("inf"))  # before clipping
+            loss, norm, stop, save = self._all_reduce_step_facts(loss, norm)
+            stepped = self._optimizer_step(loss, norm, taken)
             self.step += 1
             if self.average:
                 self.average.update(self.step)
@@ -149,24 +138,14 @@ class Runner:
             self.throughput.seconds += seconds
             self.signals.patience = max(self.signals.patience, 3 * seconds)
             self.checkpoints.note_position()
-            self._log_step(facts, lr, stepped, seconds)
-            self.checkpoints.save_if_due(bool(facts.stop or facts.save))
-            if facts.stop and not self.finished:
+            self._log_step(loss, norm, lr, stepped, seconds)
+            self.checkpoints.save_if_due(bool(stop or save))
+            if stop and not self.finished:
                 self._stop(self.signals.received or signal.SIGTERM)
-            self.watching.watch()
-
-    def _set_lr(self) -> float:
-        run = self.run
-        lr = self.schedule(
-            self.step, total_steps=self.total_steps, init_lr=run.init_lr, min_lr=run.min_lr, warmup_lr=run.warmup_lr,
-            warmup_steps=run.warmup_steps,
-        )  # fmt: skip
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+            self.validation.run_if_due()
 
     def _backward(self, batches) -> tuple[torch.Tensor, list[dict]]:
-        """The gradient of `accum_grad_iters` batches; the mean of their losses, and the batches."""
+        """Compute the gradient of `accum_grad_iters` batches; return the mean of their losses, and the batches."""
         losses, taken = [], []
         for _ in range(self.run.accum_grad_iters):
             with self.interruptible(), self.throughput.waiting():
@@ -180,26 +159,22 @@ class Runner:
             losses.append(loss.detach().float())
         return torch.stack(losses).mean(), taken
 
-    def _clip(self) -> torch.Tensor:
-        """Clip the gradient to `run.grad_clip` and return its norm before clipping, still on the device."""
-        norm = self.accelerator.clip_grad_norm_(self.trained, self.run.grad_clip or float("inf"))
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-
-    def _all_reduce_step_facts(self, loss: torch.Tensor, norm: torch.Tensor) -> StepFacts:
-        """The facts of all processes together. The host waits for the device here, once a step."""
+    def _all_reduce_step_facts(self, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, float, int, bool]:
+        """(mean loss, mean gradient norm, number of a stop signal or 0, whether a checkpoint is due by the clock), the
+        same in all processes. The host waits for the device here, once a step."""
         due = self.is_main and self.checkpoints.due_by_clock()
         of_host = torch.tensor([self.signals.received, due], dtype=torch.float32).to(loss.device, non_blocking=True)
         facts = torch.cat([torch.stack([loss, norm.to(loss)]), of_host])
         if self.world_size > 1:
             facts = self.accelerator.reduce(facts, "sum")
         loss, norm, stop, due = facts.tolist()
-        return StepFacts(loss / self.world_size, norm / self.world_size, int(stop), bool(due))
+        return loss / self.world_size, norm / self.world_size, int(stop), bool(due)
 
-    def _optimizer_step(self, facts: StepFacts, taken: list[dict]) -> bool:
+    def _optimizer_step(self, loss: float, norm: float, taken: list[dict]) -> bool:
         """Change the weights, unless the loss or the gradient is not finite. Returns whether they were changed."""
         scaler = self.accelerator.scaler
-        scale = scaler.get_scale() if scaler and not math.isfinite(facts.norm) else None
-        stepped = self.guard.should_step(self.step + 1, facts.loss, facts.norm, taken, scale)
+        scale = scaler.get_scale() if scaler and not math.isfinite(norm) else None
+        stepped = self.guard.should_step(self.step + 1, loss, norm, taken, scale)
         if stepped:
             self.optimizer.step()
         elif scaler:
@@ -207,16 +182,10 @@ class Runner:
         self.optimizer.zero_grad()
         return stepped
 
-    # -- stopping -------------------------------------------------------------------------------------------------
-
     @contextmanager
     def interruptible(self, around: AbstractContextManager | None = None) -> Iterator[None]:
-        """A signal breaks off this block, and the run ends with a checkpoint of the last whole step. With several
-        processes, which must end their step together, it is only noted, as in a step.
-
-        Args:
-            around: a context that is entered and left without being broken off.
-        """
+        """A signal breaks off this block, but not the context `around` it, and the run ends with a checkpoint of the
+        last whole step. With several processes, which must end their step together, it is only noted."""
         try:
             with around or nullcontext(), self.signals.in_phase(STEP if self.world_size > 1 else None):
                 yield
@@ -230,52 +199,31 @@ class Runner:
         where = f"after step {self.step}; saved" if self.step else "before the first step"
         raise Stopped(f"stopped by a signal {where}. The same command goes on from there", number)
 
-    # -- what is said ---------------------------------------------------------------------------------------------
-
-    def _log_start(self) -> None:
-        log.info(
-            "training %s parameters on %s x %d, %s, steps %d to %d, into %s",
-            f"{sum(p.numel() for p in self.trained):,}", self.accelerator.device.type, self.world_size,
-            self.accelerator.mixed_precision.replace("no", "fp32"), self.step, self.total_steps, self.output_dir,
-        )  # fmt: skip
-
-    def _log_step(self, facts: StepFacts, lr: float, stepped: bool, seconds: float) -> None:
+    def _log_step(self, loss: float, norm: float, lr: float, stepped: bool, seconds: float) -> None:
         run = self.run
         rate = run.batch_size_train * run.accum_grad_iters * self.world_size / seconds
         if self.is_main and (self.step % run.log_freq == 0 or self.step == 1):
-            values = {"loss": facts.loss, "grad_norm": round(facts.norm, 6)} if stepped else {"skipped": True}
+            values = {"loss": loss, "grad_norm": round(norm, 6)} if stepped else {"skipped": True}
             values |= self.throughput.row()
             self.progress.write(self.step, lr=lr, samples_per_second=round(rate, 2), **values)
-        self.progress.step_done(self.step, facts.loss, lr, rate)
+        self.progress.step_done(self.step, loss, lr, rate)
 
     def _log_end(self) -> None:
-        early = self.step < self.total_steps
+        early, best = self.step < self.total_steps, self.validation
         log.info(
             "%s in %s. Checkpoint: %s; loss curve: %s; %s%s%s",
             f"stopped early at step {self.step}, the validation loss no longer falls," if early else "done",
             hms(self.progress.seconds), self.checkpoints.last, self.output_dir / "loss.png",
             self.monitor.summary(),
-            f"; {self.validation.summary(self.output_dir)}" if self.validation else "",
+            f"; best validation loss {best.best:.4f} at step {best.best_step}: {self.output_dir}/checkpoint_best.pth"
+            if best.wanted else "",
             f"; {self.guard.skipped} steps were not finite and skipped" if self.guard.skipped else "",
         )  # fmt: skip
 
 
-@contextmanager
-def worker_faults_explained() -> Iterator[None]:
-    """The death of a loader worker becomes a UserError that says what to do."""
-    try:
-        yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if fault := worker_fault(error):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would raise again as the other workers end
-            raise fault from None
-        raise
-
-
 def frozen_names(model: nn.Module) -> list[str]:
-    """What DDP must not touch: frozen parameters, which it would send from rank 0 to all others (13B of them), and the
-    buffers of modules without a trained parameter, before every forward. Batch-norm statistics of a trained module are
-    not among them."""
+    """What DDP must not broadcast: frozen parameters (13B of them), and the buffers of modules without a trained
+    parameter. Batch-norm statistics of a trained module are not among them."""
     names = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     for prefix, module in model.named_modules():
         if not any(parameter.requires_grad for parameter in module.parameters(recurse=False)):

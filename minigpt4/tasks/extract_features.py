@@ -1,8 +1,7 @@
-"""`minigpt4 features --cfg-path X`: run the frozen vision tower once over the pictures of a config.
+"""`minigpt4 features --cfg-path X`: run the frozen ViT once over the pictures of a config.
 
-For each dataset with `build_info.features` (and `valid_info.features`) it writes that file; see datasets/features.py.
-A file that is there and made of the same is kept; one that was begun is continued. A picture that cannot be read
-has zeros there, and is a bad sample in training, as it would be without features.
+Writes the file of each `build_info.features` and `valid_info.features`; see datasets/features.py. A finished file is
+kept, and an interrupted one is continued. A picture that cannot be read gets zeros, and is a bad sample in training.
 """
 
 import argparse
@@ -11,10 +10,8 @@ import json
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +26,15 @@ from ..common.errors import ConfigError, DataError, UserError, some
 from ..common.paths import resolve_path
 from ..common.precision import resolve_precision
 from ..common.schema import Config, ModelConfig
-from ..datasets.decoding import read_image_file
-from ..datasets.features import differing, facts_file, made_from, read_facts, short_name
+from ..datasets.faults import read_image_file
+from ..datasets.features import differing, made_from, read_facts, short_name
 from ..datasets.image_text import ImageTextSource
 from ..datasets.stream import seed_of
 from ..models.eva_vit import create_vit, encode_tokens, published_vit_state
 from ..tasks.image_text_pretrain import add_config_key_to_errors, build_processor, build_source
 
-NOTE_EVERY = 64  # pictures after which it is noted how far the file is
-CROPS = 8  # of each training picture, unless --crops says otherwise or the file that is there has others
+SAVE_EVERY = 64  # pictures after which the progress is saved
+CROPS = 8  # of each training picture, by default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,16 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A file that the config names, with the key that names it, and what it should be made of."""
-
-    key: str
-    file: Path
-    facts: dict
-    crops: "Crops"
-
-
 def run(args: argparse.Namespace) -> int:
     for flag, value in (("--batch", args.batch), ("--crops", args.crops)):
         if value is not None and value < 1:
@@ -70,197 +57,149 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device, f"--device {args.device}")
     if not config.model.freeze_vit or not config.model.vit_ckpt:
         raise ConfigError(f"{config.path}: features are of a frozen ViT: set model.freeze_vit and model.vit_ckpt")
-    vit = None
-    for wanted in wanted_files(config, args.datasets, args.crops):
-        if finished(wanted):
-            print(f"{wanted.key}: {wanted.file} is there, made of these pictures by this ViT (no other weights count); "
+    if unknown := [name for name in args.datasets or () if name not in config.datasets]:
+        raise ConfigError(f"--datasets {unknown[0]}: the config has {', '.join(config.datasets)}")
+    encode = None
+    for table in tables_of(config, args.datasets or list(config.datasets), args.crops):
+        if table.file.exists() and not differing(read_facts(table.file), table.facts):
+            print(f"{table.key}: {table.file} is there, made of these pictures by this ViT (no other weights count); "
                   "delete it to make it anew")  # fmt: skip
             continue
-        vit = vit or load_vit(config.model, device)
-        vision = partial(encode, vit, resolve_precision(config.model, device).vit, device)
-        unreadable = write_features(vision, wanted, args.batch, config.run.num_workers)
-        size, count = wanted.file.stat().st_size / 1e6, f"{len(wanted.crops)} pictures x {wanted.crops.crops}"
-        print(f"{wanted.key}: {wanted.file}, {count}, {size:,.0f} MB")
-        if unreadable:
-            told = some(f"{name} ({why})" for name, why in unreadable.items())
-            print(f"  {len(unreadable)} cannot be read, bad samples in training: {told}. Delete the file to try again")
+        encode = encode or encoder(config.model, device)
+        if unreadable := write_features(encode, table, args.batch, config.run.num_workers):
+            reasons = some(f"{name} ({why})" for name, why in unreadable.items())
+            print(
+                f"  {len(unreadable)} cannot be read, bad samples in training: {reasons}. Delete the file to try again"
+            )
     return 0
 
 
-def wanted_files(config: Config, names: Sequence[str] | None = None, crops: int | None = None) -> list[Wanted]:
-    """What the datasets of the config name.
+@dataclass(frozen=True)
+class FeatureFile(Dataset):
+    """A file that a config names, and the crops to be encoded: picture -> (crops (C, 3, H, W), ""), or (zeros, why the
+    picture cannot be read).
 
     Args:
-        names: the datasets to look at; None: all.
-        crops: of each training picture; None: as many as the file has, else CROPS.
-    Raises:
-        ConfigError: nothing; or one file for two lists; or for what is no list.
-        DataError: a list cannot be read.
+        key: the config key that names the file.
+        facts: what the file is made from, with the number of `crops`.
+        whole: processor of the first crop; None: it is random like the others.
     """
-    found: dict[Path, Wanted] = {}
-    if unknown := [name for name in names or () if name not in config.datasets]:
-        raise ConfigError(f"--datasets {unknown[0]}: the config has {', '.join(config.datasets)}")
-    for name, dataset in config.datasets.items():
-        for part, info in dataset.infos():
-            if not info.features or (names and name not in names):
-                continue
-            key, file = f"datasets.{name}.{part}.features", Path(resolve_path(info.features))
-            with add_config_key_to_errors(f"datasets.{name}.{part}.storage"):
-                there = dataclasses.replace(dataset, build_info=info)
-                source = build_source(name, there, "train", config.model)
-            if not isinstance(source, ImageTextSource):
-                raise ConfigError(f"{key}: is for lists of pictures, not for {dataset.builder or name}; leave it out")
-            count = 1 if part == "valid_info" else crops or _crops_there(file) or CROPS
-            with add_config_key_to_errors(key):
-                facts = {**made_from(config.model, dataset.vis_processor, source.pairs), "crops": count}
-            if file in found and (other := differing(found[file].facts, facts)):
-                raise ConfigError(
-                    f"{key}: {file} is also {found[file].key}, of other {', '.join(other)}; write a file of its own"
-                )
-            whole = build_processor(dataset.vis_processor.eval) if dataset.vis_processor.eval else None
-            pictures = Crops(source, whole, count, config.model.image_size, config.run.seed)
-            found.setdefault(file, Wanted(key, file, facts, pictures))
+
+    key: str
+    file: Path
+    facts: dict
+    source: ImageTextSource
+    whole: Callable | None
+    image_size: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
+        count = self.facts["crops"]
+        try:
+            image = read_image_file(self.source.pairs[index][0])
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed_of(self.seed, index))
+                crops = [self.source.vis_processor(image) for _ in range(count - bool(self.whole))]
+            return torch.stack([self.whole(image), *crops] if self.whole else crops), ""
+        except Exception as error:  # decoders raise many kinds
+            return torch.zeros(count, 3, self.image_size, self.image_size), f"{type(error).__name__}: {error}"
+
+
+def tables_of(config: Config, names: list[str], crops: int | None) -> list[FeatureFile]:
+    """The files of these datasets. `crops` is --crops. Raises ConfigError, DataError."""
+    found: dict[Path, FeatureFile] = {}
+    parts = [(name, *part) for name in names for part in config.datasets[name].infos() if part[1].features]
+    for name, part, info in parts:
+        where, file = f"datasets.{name}.{part}", Path(resolve_path(info.features))
+        key = f"{where}.features"
+        dataset = dataclasses.replace(config.datasets[name], build_info=info)
+        with add_config_key_to_errors(f"{where}.storage"):
+            source = build_source(name, dataset, "train", config.model)
+        if not isinstance(source, ImageTextSource):
+            raise ConfigError(f"{key}: is for lists of pictures, not for {dataset.builder or name}; leave it out")
+        count = 1 if part == "valid_info" else crops or read_facts(file).get("crops") or CROPS
+        with add_config_key_to_errors(key):
+            facts = {**made_from(config.model, dataset.vis_processor, source.pairs), "crops": count}
+        if file in found and (other := differing(found[file].facts, facts)):
+            raise ConfigError(
+                f"{key}: {file} is also {found[file].key}, of other {', '.join(other)}; write a file of its own"
+            )
+        whole = dataset.vis_processor.eval and build_processor(dataset.vis_processor.eval)
+        found.setdefault(file, FeatureFile(key, file, facts, source, whole, config.model.image_size, config.run.seed))
     if not found:
         raise ConfigError(f"{config.path}: no dataset names build_info.features; write the .npy file to be made")
     return list(found.values())
 
 
-def _crops_there(file: Path) -> int | None:
-    """Crops of a picture in the file that is there; None: there is none."""
-    try:
-        return read_facts(facts_file(file)).get("crops")
-    except (OSError, ValueError):
-        return None
-
-
-def load_vit(config: ModelConfig, device: torch.device) -> torch.nn.Module:
-    """The vision tower alone; fp32 weights, laid out as convolutions are fastest."""
+def encoder(config: ModelConfig, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function (B, 3, H, W) -> tokens (B, N, D_vit) on the CPU, computed as in the whole model."""
     vit = create_vit(config.vit_model, config.image_size, **config.vit_kwargs)
     state = published_vit_state(read_state(config.vit_ckpt), vit)
     load_exact(named_tensors(vit), state, config.vit_ckpt)
-    return vit.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    vit = vit.to(device, memory_format=torch.channels_last).eval()
+    dtype = resolve_precision(config, device).vit
 
+    @torch.inference_mode()
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        images = images.to(device).contiguous(memory_format=torch.channels_last)  # convolutions are fastest so
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return encode_tokens(vit, images).float().cpu()
 
-class Crops(Dataset):
-    """Picture -> crops (crops, 3, H, W): the whole one, if `whole` is a processor, then drawn ones, seeded; and why
-    there are none, or an empty text. Of a picture that cannot be read they are zeros."""
-
-    def __init__(self, source: ImageTextSource, whole: Callable | None, crops: int, image_size: int, seed: int):
-        self.source, self.whole, self.crops, self.image_size, self.seed = source, whole, crops, image_size, seed
-
-    def __len__(self) -> int:
-        return len(self.source.pairs)
-
-    def name(self, index: int) -> str:
-        return short_name(self.source.pairs[index][0])
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, str]:
-        try:
-            image = read_image_file(self.source.pairs[index][0])
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed_of(self.seed, index))
-                first = [self.whole(image)] if self.whole else []
-                drawn = [self.source.vis_processor(image) for _ in range(self.crops - len(first))]
-                return torch.stack([*first, *drawn]), ""
-        except Exception as error:  # whatever a decoder raises
-            return torch.zeros(self.crops, 3, self.image_size, self.image_size), f"{type(error).__name__}: {error}"
-
-
-def finished(wanted: Wanted) -> bool:
-    try:
-        return wanted.file.exists() and not differing(read_facts(facts_file(wanted.file)), wanted.facts)
-    except (OSError, ValueError):
-        return False
-
-
-@torch.inference_mode()
-def encode(vit: torch.nn.Module, dtype: torch.dtype, device: torch.device, images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) -> tokens (B, N, D_vit), on the CPU; in `dtype`, as the model itself would."""
-    images = images.to(device).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        return encode_tokens(vit, images).float().cpu()
+    return encode
 
 
 def write_features(
-    encode: Callable[[torch.Tensor], torch.Tensor], wanted: Wanted, batch: int, num_workers: int
-) -> dict[str, str]:
-    """Into X.part.npy, with the number of pictures done in X.part.json; renamed to X.npy when it is whole.
-
-    Returns:
-        picture -> why, of those that cannot be read.
-    Raises:
-        DataError: the disk has no room, or none of the first pictures can be read.
-    """
-    file, facts, crops = wanted.file, wanted.facts, wanted.crops
-    part, state = file.with_suffix(".part.npy"), file.with_suffix(".part.json")
+    encode: Callable[[torch.Tensor], torch.Tensor], table: FeatureFile, batch: int, workers: int
+) -> dict:
+    """Write X.part.npy and, as the progress, X.part.json; rename them to X.npy and X.json at the end. Returns
+    picture -> why it cannot be read. Raises DataError when none of the first pictures can be read."""
+    file, part, array = table.file, table.file.with_suffix(".part.npy"), None
+    progress = part.with_suffix(".json")
     file.parent.mkdir(parents=True, exist_ok=True)
-    done, unreadable, table = begun(wanted, part, state)
-    begun_at = done
-    loader = DataLoader(Subset(crops, range(done, len(crops))), batch_size=batch, num_workers=num_workers)
-    started = told = time.monotonic()
-    for images, whys in tqdm(loader, desc=file.stem, unit="batch", dynamic_ncols=True, disable=None):
-        tokens = encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, crops, N, D_vit)
-        if table is None:
-            shape = (len(crops), *tokens.shape[1:])
-            table = open_table(wanted, part, mode="w+", dtype=np.float16, shape=shape)
-        if told == started:  # the first batch: now size and time are known
-            told, left = time.monotonic(), len(crops) - done
-            seconds = (told - started) / len(tokens) * left
-            print(f"{wanted.key}: {left:,} pictures x {crops.crops} crops, about {duration(seconds)} and "
-                  f"{table.nbytes / 1e6:,.0f} MB on the disk", flush=True)  # fmt: skip
-        for row, (values, why) in enumerate(zip(tokens.numpy(), whys, strict=True), start=done):
-            table[row] = 0 if why else values
+    noted = read_facts(part)
+    if differing(noted, table.facts) or not part.exists():
+        progress.unlink(missing_ok=True)  # it would count pictures of another file as done
+        noted = {**table.facts, "done": 0, "unreadable": {}}
+    else:
+        array = open_array(table, part, mode="r+")
+    done, unreadable = noted["done"], noted["unreadable"]
+    loader = DataLoader(Subset(table, range(done, len(table))), batch_size=batch, num_workers=workers)
+    seconds = 0.1 if sys.stderr.isatty() else 30
+    for images, reasons in tqdm(loader, desc=file.stem, unit="batch", dynamic_ncols=True, mininterval=seconds):
+        tokens = encode(images.flatten(0, 1)).unflatten(0, images.shape[:2])  # (B, C, N, D_vit)
+        if array is None:
+            array = open_array(table, part, mode="w+", dtype=np.float16, shape=(len(table), *tokens.shape[1:]))
+        for row, (values, why) in enumerate(zip(tokens.numpy(), reasons, strict=True), start=done):
+            array[row] = 0 if why else values
             if why:
-                unreadable[crops.name(row)] = why
+                unreadable[short_name(table.source.pairs[row][0])] = why
         done += len(tokens)
-        if len(unreadable) == done >= min(NOTE_EVERY, len(crops)):
+        if len(unreadable) == done >= min(SAVE_EVERY, len(table)):
             where, why = next(iter(unreadable.items()))
-            raise DataError(f"{wanted.key}: none of the first {done} pictures can be read, e.g. {where}: {why}")
-        if done % NOTE_EVERY < batch:
-            table.flush()
-            state.write_text(json.dumps({"facts": facts, "done": done, "unreadable": unreadable}), encoding="utf-8")
-        if not sys.stderr.isatty() and time.monotonic() - told > 30:
-            told = time.monotonic()
-            left = (told - started) / (done - begun_at) * (len(crops) - done)
-            print(f"  {file.stem}: {done} of {len(crops)} pictures, {duration(left)} left", flush=True)
-    table.flush()
-    facts_file(file).unlink(missing_ok=True)  # between the two names stands no pair that does not belong together
+            raise DataError(f"{table.key}: none of the first {done} pictures can be read, e.g. {where}: {why}")
+        if done % SAVE_EVERY < batch or done == len(table):
+            array.flush()
+            progress.write_text(json.dumps(noted | {"done": done}, indent=1), encoding="utf-8")
+    file.with_suffix(".json").unlink(missing_ok=True)  # X.npy never stands beside the facts of another file
     os.replace(part, file)
-    facts_file(file).write_text(json.dumps({**facts, "unreadable": unreadable}, indent=1), encoding="utf-8")
-    state.unlink(missing_ok=True)
+    os.replace(progress, file.with_suffix(".json"))
     return unreadable
 
 
-def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
-
-
-def begun(wanted: Wanted, part: Path, state: Path) -> tuple[int, dict[str, str], np.ndarray | None]:
-    """(pictures done, those of them that cannot be read, table) of a file that was begun of the same. Else nothing of
-    it is left: beside a new table, an old state would count pictures as done."""
-    try:
-        noted = read_facts(state)
-        if noted["facts"] == wanted.facts:
-            return noted["done"], noted["unreadable"], open_table(wanted, part, mode="r+")
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    state.unlink(missing_ok=True)
-    part.unlink(missing_ok=True)
-    return 0, {}, None
-
-
-def open_table(wanted: Wanted, part: Path, **how) -> np.ndarray:
-    """numpy's `open_memmap`, when there is room: a disk that fills up under a mapped file kills the process wordlessly.
-
-    Raises:
-        DataError: there is none.
-    """
-    table = np.lib.format.open_memmap(part, **how)
-    needed = table.nbytes - part.stat().st_blocks * 512  # what was never written takes no room yet
+def open_array(table: FeatureFile, part: Path, **how) -> np.ndarray:
+    """numpy's `open_memmap`. Raises DataError when the disk is too full: writing to the mapped file would kill the
+    process."""
+    array = np.lib.format.open_memmap(part, **how)
+    needed = array.nbytes - part.stat().st_blocks * 512  # blocks that were never written take no room yet
     free = shutil.disk_usage(part.parent).free
     if needed > free:
         raise DataError(
-            f"{wanted.key}: {wanted.file} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make "
+            f"{table.key}: {table.file} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there; make "
             "room, name a file on another disk, or write fewer --crops"
         )
-    return table
+    print(f"{table.key}: {table.file}, {len(table)} pictures x {table.facts['crops']} crops, "
+          f"{array.nbytes / 1e6:,.0f} MB", flush=True)  # fmt: skip
+    return array

@@ -26,7 +26,7 @@ from ..models.prompting import read_prompts
 
 
 def build_model(config: ModelConfig, device: torch.device | str = "cpu", **options) -> nn.Module:
-    """The model that `model.arch` names, with its weights, on `device`. `options` are that class's own."""
+    """The model that `model.arch` names, with its weights. `options` are arguments of that class."""
     return MODELS.get(config.arch)(config, device, **options)
 
 
@@ -35,30 +35,26 @@ def build_processor(config: ProcessorConfig):
     return PROCESSORS.get(config.name)(**config.kwargs())
 
 
-def chat_processor(config: Config):
-    """How the chat sees a picture: PIL image -> float (3, H, W).
-
-    As in the original, it is the `train` processor of the config's first dataset; except that a random crop,
-    which a training config may have there, becomes the whole picture with the same normalization.
-    """
-    named = [d.vis_processor.train for d in config.datasets.values() if d.vis_processor.train]
-    chosen = named[0] if named else default_vis_processor(config.model, "eval")
-    kwargs = {"image_size": config.model.image_size} | chosen.kwargs()
-    if chosen.name != "blip2_image_train":
-        return PROCESSORS.get(chosen.name)(**kwargs)
-    kept = {k: v for k, v in kwargs.items() if k in ("image_size", "mean", "std")}
-    return PROCESSORS.get("blip2_image_eval")(**kept)
-
-
 def default_vis_processor(model: ModelConfig, split: str) -> ProcessorConfig:
-    """Where the config names none: BLIP-2's, with the mean and std that a timm ViT was trained with."""
+    """BLIP-2's image processor, with the mean and std that a timm ViT was trained with."""
     known = timm.models.get_pretrained_cfg(model.vit_model, allow_unregistered=True)
     own = {"mean": list(known.mean), "std": list(known.std)} if known else {}
     return ProcessorConfig(name=f"blip2_image_{split}", image_size=model.image_size, **own)
 
 
+def chat_processor(config: Config):
+    """The image processor of the chat. As in the original, the `train` processor of the config's first dataset, but
+    with the whole picture in place of a random crop."""
+    named = [d.vis_processor.train for d in config.datasets.values() if d.vis_processor.train]
+    chosen = named[0] if named else default_vis_processor(config.model, "eval")
+    name, kwargs = chosen.name, {"image_size": config.model.image_size} | chosen.kwargs()
+    if name == "blip2_image_train":
+        name, kwargs = "blip2_image_eval", {k: kwargs[k] for k in ("image_size", "mean", "std") if k in kwargs}
+    return PROCESSORS.get(name)(**kwargs)
+
+
 def chat_with(model: nn.Module, config: Config) -> Chat:
-    """A chat that sees, asks and decodes as the config says."""
+    """A chat with the processor, template and decoding of the config."""
     settings = config.model
     return Chat(
         model, chat_processor(config), settings.conv_template,
@@ -67,30 +63,16 @@ def chat_with(model: nn.Module, config: Config) -> Chat:
 
 
 def build_source(name: str, dataset: DatasetConfig, split: str, model: ModelConfig) -> Source:
-    """The pictures and texts of the dataset `name`, as its processors for `split` (train or eval) make them; where it
-    names none, `default_vis_processor` and `plain_text`."""
+    """The dataset `name` with its processors for `split` (train or eval); by default `default_vis_processor` and
+    `plain_text`."""
     see, read = (getattr(p, split) or p.train for p in (dataset.vis_processor, dataset.text_processor))
     chosen = see or default_vis_processor(model, split), read or ProcessorConfig(name="plain_text")
     return DATASETS.get(dataset.builder or name)(dataset, *map(build_processor, chosen))
 
 
-def use_features(source: Source, dataset: DatasetConfig, name: str, split: str, model: ModelConfig) -> None:
-    """Let `source` give the features of build_info.features instead of pixels. In validation with an `eval` processor
-    they are those of whole pictures.
-
-    Raises:
-        DataError: `source` is no list of pictures; or the file is missing, or was made of something else.
-    """
-    if not isinstance(source, ImageTextSource):
-        raise DataError(f"is for lists of pictures, not for {dataset.builder or name}; leave it out")
-    file, facts = Path(resolve_path(dataset.build_info.features)), made_from(model, dataset.vis_processor, source.pairs)
-    drawn = split == "train" or dataset.vis_processor.eval is None
-    source.features = FeatureTable(source.pairs, file, facts, drawn)
-
-
 @contextlib.contextmanager
 def add_config_key_to_errors(key: str) -> Iterator[None]:
-    """A DataError from within begins with the key of the config that causes it."""
+    """Put the config key in front of each DataError that the block raises."""
     try:
         yield
     except DataError as error:
@@ -99,14 +81,8 @@ def add_config_key_to_errors(key: str) -> Iterator[None]:
 
 @TASKS.register("image_text_pretrain")
 class ImageTextPretrain:
-    """The loss of a batch is the model's loss on it.
-
-    A task of one's own may replace `source_of`, which gives the samples of a dataset; `collate`, which makes a batch of
-    them in the loader's processes; and `build_batch`, which makes of it what the model takes.
-
-    Raises:
-        DataError: a dataset's files are not as they should be; said here, before a weight is read.
-    """
+    """The task of both stages. A subclass may replace `source_of`; `collate`, which makes a batch in the loader's
+    processes; and `build_batch`. Raises DataError for wrong data files, before weights are read."""
 
     collate = staticmethod(collate)
 
@@ -116,57 +92,57 @@ class ImageTextPretrain:
         for name, dataset in config.datasets.items():
             for part, info in dataset.infos():
                 split, sources = ("train", self.sources) if part == "build_info" else ("eval", self.valid_sources)
-                if dataset.sample_ratio or split == "eval":
+                if split == "train" and not dataset.sample_ratio:
+                    continue
+                try:
                     there = dataclasses.replace(dataset, build_info=info)
-                    try:
-                        sources[name] = self.source_of(name, there, split, f"datasets.{name}.{part}")
-                    except DataError as error:
-                        problems.append(str(error))
+                    sources[name] = self.source_of(name, there, split, f"datasets.{name}.{part}")
+                except DataError as error:
+                    problems.append(str(error))
         if problems:
             raise DataError("\n  ".join([f"{config.path}: the data cannot be used", *problems]))
+        template = config.model.prompt_template or "{}"
         self.prompts = {
-            name: read_prompts(
-                dataset.prompt_path, config.model.prompt_template or "{}", f"datasets.{name}.prompt_path"
-            )
+            name: read_prompts(dataset.prompt_path, template, f"datasets.{name}.prompt_path")
             for name, dataset in config.datasets.items()
             if dataset.prompt_path
         }
 
     def source_of(self, name: str, dataset: DatasetConfig, split: str, where: str) -> Source:
-        """The samples of a dataset. Validation without an `eval` processor sees images as training does.
+        """The samples of a dataset.
 
         Args:
             dataset: for validation, its build_info is the config's valid_info.
             split: train or eval.
-            where: the key of the config that says where it lies, for messages.
+            where: the config key of its build_info, for messages.
         """
         with add_config_key_to_errors(f"{where}.storage"):
             source = build_source(name, dataset, split, self.config.model)
         if dataset.build_info.features:
             with add_config_key_to_errors(f"{where}.features"):
-                use_features(source, dataset, name, split, self.config.model)
+                if not isinstance(source, ImageTextSource):
+                    raise DataError(f"is for lists of pictures, not for {dataset.builder or name}; leave it out")
+                file = Path(resolve_path(dataset.build_info.features))
+                facts = made_from(self.config.model, dataset.vis_processor, source.pairs)
+                random_crop = split == "train" or dataset.vis_processor.eval is None
+                source.features = FeatureTable(source.pairs, file, facts, random_crop)
         return source
 
     def build_model(self, device: torch.device | str) -> nn.Module:
-        """The config's model; where conv_template says how instructions are put, the model has read it."""
+        """The config's model. Prompts of datasets get its prompt template, which conv_template may decide."""
         config, device = self.config, torch.device(device)
-        # With FSDP, each process gets its shards of an LLM that no GPU may hold as a whole.
+        # With FSDP, each process gets its shards of an LLM that may be too large for one GPU.
         sharded = config.run.parallel == "fsdp" and world_size() > 1
         precision = resolve_precision(config.model, device, config.run)
         log.info("precision: %s", precision)
         model = build_model(config.model, device, precision=precision, llm_apart=sharded)
-        if self.prompts and self.config.model.prompt_template is None:
+        if self.prompts and config.model.prompt_template is None:
             template = model.config.prompt_template
             self.prompts = {n: [template.replace("{}", p) for p in prompts] for n, prompts in self.prompts.items()}
         return model
 
     def build_loader(self, rank: int, world_size: int, seed: int, drawn: int = 0) -> MixedLoader:
-        """Endless batches for this process, mixed over the datasets by `sample_ratio`.
-
-        Args:
-            drawn: batches that each process took before with another number of processes or workers. All datasets then
-                start anew, in another order than that of the first batch.
-        """
+        """Endless batches for this process, mixed over the datasets by `sample_ratio`. `drawn`: see `MixedLoader`."""
         run, loaders = self.config.run, {}
         for name, source in self.sources.items():
             stream = SampleStream(source, name, seed, rank, world_size)
@@ -176,10 +152,7 @@ class ImageTextPretrain:
 
     def validation_batches(self, rank: int, world_size: int) -> Iterator[dict]:
         """This process's share of the first `run.valid_samples` of each dataset's `valid_info`, the same each time.
-
-        Raises:
-            DataError: none of them can be read.
-        """
+        Raises DataError when none of them can be read."""
         run = self.config.run
         for name, source in self.valid_sources.items():
             count = min(run.valid_samples, len(source)) if hasattr(source, "__len__") else run.valid_samples
@@ -192,7 +165,7 @@ class ImageTextPretrain:
                 yield {**batch, "dataset": name}
 
     def sample_answers(self, model: nn.Module, max_new_tokens: int = 60) -> list[dict]:
-        """What the model says now of run.sample_images: [{"image", "answer"}], greedily."""
+        """The model's greedy answers about run.sample_images: [{"image", "answer"}]."""
         run = self.config.run
         files = [resolve_path(image) for image in run.sample_images]
         try:
@@ -203,8 +176,7 @@ class ImageTextPretrain:
         return [{"image": i, "answer": a} for i, a in zip(run.sample_images, answers, strict=True)]
 
     def build_batch(self, model: nn.Module, samples: dict) -> dict:
-        """Collated samples -> what the model's forward takes, on the CPU. A dataset with instructions of its own is
-        asked by these."""
+        """Collated samples -> the input of the model's forward, on the CPU, with the dataset's own prompts."""
         prompts = self.prompts.get(samples.get("dataset"))
         return model.build_batch({**samples, "prompts": prompts} if prompts else samples)
 

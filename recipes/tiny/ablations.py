@@ -172,7 +172,7 @@ class Study:
         figures = {"valid_loss": losses[-1]}
         for suite, name in BY_SUITE.items():
             photos = ("--split", HELD_OUT, "--limit", LIMIT)
-            model = (*chat_model(self.qformer, checkpoint, self.places.tower), *ARMS[arm].model)
+            model = (*chat_model(self.qformer, checkpoint), *ARMS[arm].model)
             results = self.places.evaluate(suite, photos, folder / "eval", model)
             figures[name] = results["scores"]["after"][name]["value"]
         write_json(figures, folder / "figures.json")

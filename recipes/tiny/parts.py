@@ -1,5 +1,5 @@
 """Registers what the configs of this folder name; they import it by `run.import_modules: [recipes.tiny.parts]`."""
 
-from . import captions, task, tower, words
+from . import captions, task, words
 
-__all__ = ["captions", "task", "tower", "words"]
+__all__ = ["captions", "task", "words"]

@@ -21,10 +21,10 @@ from recipes.steps import Clock, call, minutes
 from .photos import make_photos
 from .questions import make_questions
 
-CONFIGS = {stage: f"recipes/tiny/{stage}.yaml" for stage in ("tower", "words", "stage0", "stage1", "stage2")}
-CROPS = {"human_captions": 6, "class_labels": 2}  # of each training picture; two lists use the same
-STEPS = ("weights", "data", "tower", "features", "words", "stage0", "stage1", "curate", "stage2", "export", "figures")
-SHIPPED = ("qformer", "stage1", "stage2")  # .safetensors beside tower.safetensors, as checkpoints/tiny/ has them
+CONFIGS = {stage: f"recipes/tiny/{stage}.yaml" for stage in ("words", "stage0", "stage1", "stage2")}
+CROPS = {"human_captions": 4, "class_labels": 2}  # of each training picture; two lists use the same
+STEPS = ("weights", "data", "features", "words", "stage0", "stage1", "curate", "stage2", "export", "figures")
+SHIPPED = ("qformer", "stage1", "stage2")  # .safetensors, as checkpoints/tiny/ has them
 MEASURED = {  # of each file, by which suites
     "stage1": ("caption", "coverage", "failure"),
     "stage2": ("caption", "caption_val", "coverage", "failure", "labels", "vqa", "vqa_blind"),
@@ -39,7 +39,6 @@ SUITES = {  # name -> suite, split and more; stage 1 fills all the tokens it is 
     "vqa_blind": ("vqa", "human_dev", "--prompt", "{question}"),
 }
 CHAT = "eval_configs/tiny_eval.yaml"
-WEIGHTS = "weights/efficientnet_lite2/model.safetensors"  # the tower before it learns words
 
 
 class TinyError(UserError):
@@ -68,18 +67,12 @@ class Places:
         info, photos = "build_info", self.data / "photos.jsonl"
         moved = {"run.output_dir": self.out / stage} if stage else {}
         lists = {"human_captions": "human", "questions": "human", "class_labels": "labels", "class_names": "labels"}
-        if stage == "tower":
-            lists = {"human_captions": "", "class_labels": ""}  # pixels
-        else:
-            moved["model.vit_ckpt"] = moved["datasets.class_names.extra.classifier"] = self.tower
         for name, file in lists.items():
             moved[f"datasets.{name}.{info}.storage"] = photos
-            if file:
-                moved[f"datasets.{name}.{info}.features"] = self.data / "features" / f"{file}.npy"
+            moved[f"datasets.{name}.{info}.features"] = self.data / "features" / f"{file}.npy"
         moved["datasets.human_captions.valid_info.storage"] = photos
-        if stage != "tower":
-            moved["datasets.human_captions.valid_info.features"] = self.data / "features" / "human_dev.npy"
-        if stage in ("tower", "words"):
+        moved["datasets.human_captions.valid_info.features"] = self.data / "features" / "human_dev.npy"
+        if stage == "words":
             moved["model.extra.words"] = self.data / "words.txt"
         if stage in ("stage0", "stage2"):
             moved["datasets.questions.extra.questions"] = self.data / "questions.jsonl"
@@ -93,10 +86,6 @@ class Places:
             moved["model.ckpt"] = self.checkpoint("stage1")
             moved["datasets.detailed.build_info.storage"] = self.out / "curated"
         return [*(f"{key}={value}" for key, value in moved.items()), *self.more]
-
-    @property
-    def tower(self) -> Path:
-        return self.out / "weights" / "tower.safetensors"
 
     def evaluate(self, suite: str, photos: Sequence[str], folder: Path, model: Sequence[str]) -> dict:
         """What `minigpt4 eval` writes into results.json.
@@ -137,9 +126,6 @@ def run(args: argparse.Namespace) -> int:
     with clock.step("data", "Photos: captions written one way, a tenth of Caltech held out", seconds=max):
         print(", ".join(f"{split} {count}" for split, count in make_photos(args.photos, args.data).items()))
         print(", ".join(f"{kind} {count}" for kind, count in questions_of(places).items()))
-    _train("tower", "Tower: the last blocks of the vision encoder learn the captions' words", places, clock)
-    if not places.tower.exists():
-        export_tower(places.checkpoint("tower"), places.tower)
     with clock.step("features", "Features: what the frozen encoder sees, several crops a photo", seconds=operator.add):
         for name, crops in CROPS.items():
             call(
@@ -192,7 +178,7 @@ def curate(places: Places) -> None:
     call(
         "minigpt4", "curate", "--cfg-path", CHAT, "--data", str(places.data / "photos.jsonl"), "--out", str(curated),
         "--split", "human_train", "--no-continue", "--max-new-tokens", "40",
-        "--options", *chat_model(places.checkpoint("stage0"), places.checkpoint("stage1"), places.tower),
+        "--options", *chat_model(places.checkpoint("stage0"), places.checkpoint("stage1")),
     )  # fmt: skip
 
 
@@ -211,9 +197,9 @@ def questions_of(places: Places) -> dict[str, int]:
     return dict(counts)
 
 
-def chat_model(qformer: Path, projection: Path, tower: Path) -> list[str]:
+def chat_model(qformer: Path, projection: Path) -> list[str]:
     """The options that put these files into CHAT."""
-    vision = ["model.vit_model=tf_efficientnet_lite2", f"model.vit_ckpt={tower}"]
+    vision = ["model.vit_model=tf_efficientnet_lite2", "model.vit_ckpt=weights/efficientnet_lite2/model.safetensors"]
     return [*vision, f"model.q_former_model={qformer}", f"model.ckpt={projection}"]
 
 
@@ -227,21 +213,12 @@ def export(places: Places) -> None:
     print(", ".join(f"{f} {f.stat().st_size / 1e6:.1f} MB" for f in sorted(folder.glob("*.safetensors"))))
 
 
-def export_tower(checkpoint: Path, file: Path, before: str = WEIGHTS) -> None:
-    """The whole tower, what was trained and what was not, as `model.vit_ckpt` reads it; in half precision."""
-    prefix = "visual_encoder."
-    trained = {k.removeprefix(prefix): v for k, v in read_state(checkpoint).items() if k.startswith(prefix)}
-    state = read_state(before) | trained
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_weights({name: t.half() if t.is_floating_point() else t for name, t in state.items()}, file)
-
-
 def measure(places: Places) -> dict[str, tuple[float, float, float]]:
     """name -> (value, low, high), by `minigpt4 eval` from the exported weights; 95 % intervals."""
     weights = places.out / "weights"
     found = {}
     for stage, names in MEASURED.items():
-        model = chat_model(weights / "qformer.safetensors", weights / f"{stage}.safetensors", places.tower)
+        model = chat_model(weights / "qformer.safetensors", weights / f"{stage}.safetensors")
         for name in names:
             suite, split, *more = SUITES[name]
             if name == "vqa_blind":

@@ -35,7 +35,7 @@ def ours() -> dict[str, torch.Tensor]:
         queries = torch.empty(1, config.num_query_token, config.qformer_kwargs.hidden_size)
     return {
         **{f"visual_encoder.{k}": v for k, v in named_tensors(vit).items()},
-        **qf.to_published_state(named_tensors(qformer)),
+        **{qf.to_published(name): tensor for name, tensor in named_tensors(qformer).items()},
         **named_tensors(others),
         "query_tokens": queries,
     }

@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from minigpt4.checkup.plan.costs import next_token_work
-from minigpt4.checkup.plan.setup import Setup
+from minigpt4.checkup.plan.costs import Setup, next_token_work
 from minigpt4.checkup.plan.shapes import Shapes
 from minigpt4.common.gpus import roofline
 from minigpt4.conversation.chat import Chat

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
+from minigpt4.checkup.plan.costs import Setup
 from minigpt4.checkup.plan.predict import GIB, needed_memory, training_time
-from minigpt4.checkup.plan.setup import Setup
 from minigpt4.checkup.plan.shapes import Shapes
 from minigpt4.common.registry import TASKS
 

@@ -292,7 +292,7 @@ def test_full_size_configs_lack_only_their_paths(file, mode, keys):
 def test_every_shipped_config_is_well_formed(file):
     config = load_config(str(file), mode="show")
     of_a_recipe = dict.fromkeys(["stage0", "stage1", "stage2", "ablation"], "mini_gpt4_captions")
-    of_a_recipe |= {"tower": "caption_tower", "words": "mini_gpt4_words"}
+    of_a_recipe |= {"words": "mini_gpt4_words"}
     assert config.model.arch == of_a_recipe.get(file.stem, "mini_gpt4")
 
 

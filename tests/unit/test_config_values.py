@@ -10,8 +10,8 @@ import pytest
 import yaml
 from made import put
 
+from docs.make_config import docs_page
 from minigpt4 import cli, conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
-from minigpt4.checkup.show_config import docs_page
 from minigpt4.common.config import PROJECT, load_config, read_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schema import Config, DatasetConfig
@@ -202,7 +202,7 @@ def test_the_docs_of_a_key_say_its_range(capsys):
 
 def test_the_page_of_all_keys_is_up_to_date():
     page = (PROJECT / "docs/config.md").read_text()
-    assert page == "\n".join(docs_page()) + "\n", "run `python -m minigpt4.checkup.show_config > docs/config.md`"
+    assert page == "\n".join(docs_page()) + "\n", "run `python docs/make_config.py > docs/config.md`"
     assert "| `image_size` | `224` | Side of the square input image, in pixels (at least 1). |" in page
     assert page.index("`model.model_type`") > page.index("`max_bad_share`")
 

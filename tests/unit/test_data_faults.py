@@ -280,7 +280,6 @@ def test_a_caption_of_which_nothing_is_left_is_skipped(processor, texts, tmp_pat
         (b"[1]", "BadJson: its json is a list, not an object"),
         (b'"x"', "BadJson: its json is a str, not an object"),
         (b"null", "BadJson: its json is a NoneType, not an object"),
-        (b'{"caption": "x"}' + b" " * 2**20, "BadJson: its json has 1,048,592 bytes; at most 1,048,576 are read"),
     ],
 )
 def test_wrong_json_is_skipped(content, said):
@@ -444,14 +443,6 @@ def test_a_picture_on_a_shaky_server_is_tried_again(tmp_path, monkeypatch, naps)
         source.decode(source.pairs[0])
 
 
-@pytest.mark.timeout(20)
-def test_what_is_no_file_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.jpg")
-    source = ImageTextSource([(tmp_path / "a.jpg", "x")], noisy, str)
-    with pytest.raises(faults.MissingFile, match=r"a\.jpg: not a file"):
-        source.decode(source.pairs[0])
-
-
 # -- shards from elsewhere ----------------------------------------------------------------------------------------
 
 
@@ -465,14 +456,6 @@ def test_a_shard_from_a_pipe(lay, naps):
     *found, fault = read(f"pipe:cat {url} | head -c 3590")  # the shell tells of the last command only
     assert found == ["0"] and fault.startswith("DamagedShard: not a whole tar: unexpected end")
     assert read("pipe:no_such_command_at_all 2>/dev/null")[0].startswith("MissingFile: the shell finds no such command")
-
-
-def test_a_slow_shard_is_named_in_the_log(lay, monkeypatch, caplog):
-    monkeypatch.setattr(shard_files, "SLOW", 0.05)
-    monkeypatch.setattr(logging.getLogger("minigpt4"), "propagate", True)
-    url = f"pipe:sleep 0.3; cat {lay(tar_of(*pairs(1)))}"
-    assert read(url) == ["0"]
-    assert f"{url}: nothing came for 0.05 s; still waiting" in caplog.text
 
 
 def test_a_batch_that_does_not_come_is_told(tmp_path, monkeypatch, caplog):
@@ -655,5 +638,5 @@ def test_a_full_disk_does_not_stop_the_counting(tmp_path, monkeypatch):
     monitor = DataMonitor(tmp_path, max_bad_share=1.0, rank=0)
     for _ in range(3):
         monitor.see("laion", {"bad": [("x", "BrokenImage: y")], "hopeless": False, "text_input": ["t"]})
-    assert monitor.bad["laion"] == 3
-    assert sum("bad samples cannot be written down: No space left on device" in line for line in said) == 1
+    assert monitor.faults["laion"].total() == 3
+    assert sum("bad_samples.jsonl: OSError: [Errno 28] No space left" in line for line in said) == 1

@@ -80,16 +80,18 @@ def test_counts_names_and_the_end(bad_urls, tmp_path):
         for batch in loader:
             monitor.see("laion", batch)
     lines = [json.loads(line) for line in (tmp_path / "bad_samples.jsonl").read_text().splitlines()]
-    assert len(lines) == monitor.bad["laion"]
+    assert len(lines) == monitor.faults["laion"].total()
     assert monitor.read["laion"] >= 200  # a few bad ones at the start end nothing
     assert all(set(line) == {"dataset", "sample", "why"} and line["dataset"] == "laion" for line in lines)
-    share = monitor.bad["laion"] / monitor.read["laion"]
+    share = monitor.faults["laion"].total() / monitor.read["laion"]
     assert str(caught.value).startswith(
-        f"datasets.laion: {monitor.bad['laion']} of {monitor.read['laion']} samples are bad ({share:.0%}; "
+        f"datasets.laion: {monitor.faults['laion'].total()} of {monitor.read['laion']} samples are bad ({share:.0%}; "
         "run.max_bad_share is 50%): "
     )
     assert "bad_samples.jsonl" in str(caught.value)
-    assert f"{monitor.bad['laion']} of {monitor.read['laion']} samples of laion were bad" in monitor.summary()
+    assert (
+        f"{monitor.faults['laion'].total()} of {monitor.read['laion']} samples of laion were bad" in monitor.summary()
+    )
 
 
 def test_counts_come_back(tmp_path):
@@ -97,7 +99,7 @@ def test_counts_come_back(tmp_path):
     monitor.see("a", {"bad": [("x", "broken")], "hopeless": False, "text_input": ["t"] * 3})
     again = DataMonitor(tmp_path, max_bad_share=0.3, rank=1)
     again.load_state_dict(monitor.state_dict())
-    assert (again.read["a"], again.bad["a"]) == (4, 1)
+    assert (again.read["a"], again.faults["a"].total()) == (4, 1)
     assert (tmp_path / "bad_samples_1.jsonl").exists()
 
 
@@ -148,11 +150,11 @@ def test_stage_2_pairs(align, tmp_path):
         ([{"image_id": "1", "caption": "x"}, {"image_id": "2"}], r"annotations\[1\] needs image_id and caption"),
         ([{"image_id": "1", "caption": ["x"]}], r"annotations\[0\] needs image_id and caption \(a text\)"),
         (["1"], r"annotations\[0\] needs"),
-        ([], "no annotations"),
-        ("{", r'should be \{"annotations": \[\.\.\.\]\}'),
-        ("[1]", "should be"),
+        ("{", "its text cannot be parsed: Expecting property name"),
+        ("[1]", "its text is a list, not an object"),
+        ([], r'should be \{"annotations": \[\.\.\.\]\}, with an entry'),
         ('{"annotations": 5}', "should be"),
-        ('{"notes": []}', "should be .*KeyError 'annotations'"),
+        ('{"notes": []}', "should be"),
     ],
 )
 def test_a_wrong_filter_cap_is_told_by_entry(align, annotations, words):
@@ -217,11 +219,11 @@ def test_photos_with_several_captions(tmp_path):
     with pytest.raises(DataError, match="should be a file of JSON lines"):
         read_photos(str(tmp_path))
     for row, words in (
-        ({"image": "a.png"}, "needs image and captions; write"),
-        ({"image": "a.png", "captions": "One."}, "captions should be a list of texts"),
-        ({"image": 5, "captions": ["One."]}, "image should be a file name; it is 5"),
+        ({"image": "a.png"}, r"needs image \(a file name\) and captions \(a list of texts\); write"),
+        ({"image": "a.png", "captions": "One."}, "needs image"),
+        ({"image": 5, "captions": ["One."]}, "needs image"),
         ({"image": "../x.png", "captions": ["One."]}, r"photos\.jsonl: image '\.\./x\.png' lies outside"),
-        (["a"], "should be an object like"),
+        (["a"], "the line is a list, not an object; write"),
     ):
         file.write_text(json.dumps(rows[0]) + "\n" + json.dumps(row))
         with pytest.raises(DataError, match=words):

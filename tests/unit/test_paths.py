@@ -71,7 +71,7 @@ READERS = {
     "captions.json": (
         {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "é"}]}, of_coco, ["é"]
     ),
-    "llm.json": ({"name": "é"}, read_json, ({"name": "é"}, "")),
+    "llm.json": ({"name": "é"}, read_json, {"name": "é"}),
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from minigpt4.evaluation.page import thumbnail
 from minigpt4.processors import image_processors
 from minigpt4.processors.image_processors import Blip2ImageEval, HugeImage, decode_image, open_image, to_rgb
 from minigpt4.serve import describe
-from minigpt4.tasks.extract_features import Crops
+from minigpt4.tasks.extract_features import FeatureFile
 
 
 def file_of(image: Image.Image, kind: str, **options) -> bytes:
@@ -83,7 +83,7 @@ def test_training_counts_it(folder):
 
 def test_features_of_it_are_zeros(folder):
     source = ImageTextSource([(path, "x") for path in sorted(folder.iterdir())], Blip2ImageEval(8), str)
-    crops = Crops(source, None, 2, 8, 0)
+    crops = FeatureFile("", folder / "f.npy", {"crops": 2}, source, None, 8, 0)
     assert [why.split(":")[0] for _, why in (crops[i] for i in range(3))] == ["", "BrokenImage", ""]
 
 

@@ -18,13 +18,12 @@ from minigpt4.common.logger import MetricLog, read_log
 from minigpt4.common.optims import create_optimizer
 from minigpt4.common.registry import OPTIMIZERS
 from minigpt4.common.schema import BuildInfo, DatasetConfig, RunConfig
+from minigpt4.runners import progress
 from minigpt4.runners import runner as runner_module
-from minigpt4.runners import throughput
 from minigpt4.runners.averaging import WeightAverage
-from minigpt4.runners.going_on import changes
+from minigpt4.runners.checkpointing import changes
 from minigpt4.runners.runner import frozen_names
-from minigpt4.runners.step_guard import StepGuard
-from minigpt4.runners.validation import Validation
+from minigpt4.runners.validation import sum_of_losses
 
 CPU = torch.device("cpu")
 
@@ -239,7 +238,7 @@ def test_validation_touches_one_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    Validation(lambda: [], None).totals(Slope(), lambda model, batch: torch.zeros(()))
+    sum_of_losses(Slope(), [], lambda model, batch: torch.zeros(()))
     assert seen == [[3]]
 
 
@@ -262,9 +261,9 @@ def test_the_log_tells_of_data_and_padding(run, make_model, golden, tmp_path):
 
 def test_mfu_counts_forward_and_backward(monkeypatch):
     """On a GPU whose peak is known: the FLOPs of the first step, for each position, over time and peak."""
-    monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
-    monkeypatch.setattr(throughput.torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
-    seen = throughput.Throughput(torch.device("cuda"))
+    monkeypatch.setattr(progress.torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    monkeypatch.setattr(progress.torch.cuda, "max_memory_allocated", lambda device: 3 * 2**30)
+    seen = progress.Throughput(torch.device("cuda"))
     assert seen.peak == 312e12
     left = torch.randn(8, 16, requires_grad=True)
     for _ in range(2):
@@ -274,16 +273,6 @@ def test_mfu_counts_forward_and_backward(monkeypatch):
     row = seen.row()
     assert row["mfu"] == pytest.approx(2 * 2 * (2 * 8 * 16 * 32) / 1e-9 / 312e12, abs=1e-3)
     assert row["peak_memory_gib"] == 3
-
-
-def test_a_loss_spike_is_told(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(runner_module.log, "propagate", True)
-    guard = StepGuard(tmp_path, 1, 0)
-    for step in range(1, 101):
-        assert guard.should_step(step, 2 + 0.1 * (step % 3), 1.0, [])
-    assert not caplog.text
-    assert guard.should_step(101, 3.5, 1.0, [])
-    assert "loss spike at step 101: 3.500, where 2.1" in caplog.text
 
 
 # -- validation ---------------------------------------------------------------------------------------------------
@@ -327,11 +316,11 @@ def test_going_on_knows_the_best_so_far(run, tmp_path):
     assert (done.step, done.validation.best, done.validation.best_step) == (3, 1.0, 1)
 
 
-def test_validation_leaves_the_processs_random_state(tmp_path):
-    validation = Validation(lambda: [{"text_input": ["a"]}], None)
+def test_validation_leaves_the_processs_random_state():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    totals = [validation.totals(Slope(), lambda model, batch: torch.rand(())) for _ in range(2)]
+    batches = [{"text_input": ["a"]}]
+    totals = [sum_of_losses(Slope(), batches, lambda model, batch: torch.rand(())) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before)
     assert totals[0] == totals[1]
 

@@ -59,7 +59,12 @@ FAULTS = {  # what is broken, its error, and the warning
     "tracker does not start": (Accelerator, "init_trackers", OSError("no key"), "run.report_to: OSError: no key"),
     "tracker": (Accelerator, "log", ConnectionError("gone"), "run.report_to: ConnectionError: gone"),
     "tracker does not end": (Accelerator, "end_training", OSError("gone"), "run.report_to: OSError: gone"),
-    "old checkpoints": (checkpointing, "prune_checkpoints", OSError("not yours"), "old checkpoints: OSError: not yo"),
+    "old checkpoints": (
+        checkpointing.ckpt,
+        "prune_checkpoints",
+        OSError("not yours"),
+        "old checkpoints: OSError: not yo",
+    ),
 }
 
 

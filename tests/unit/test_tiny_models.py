@@ -1,16 +1,12 @@
-"""The small model's own model classes: several texts behind one image, the warm start by words, the tower."""
+"""The small model's own model classes: several texts behind one image, and the warm start by words."""
 
 import dataclasses
 
 import pytest
-import timm
 import torch
 
-from minigpt4.common.checkpoint import read_state, save_weights
 from minigpt4.common.errors import ConfigError
 from recipes.tiny.captions import MiniGPT4Captions
-from recipes.tiny.tower import CaptionTower
-from recipes.tiny.train import export_tower
 from recipes.tiny.words import MiniGPT4Words
 from tests.made import loss_and_gradient
 
@@ -124,51 +120,3 @@ def test_a_file_of_words_is_needed(make_model, tmp_path):
         MiniGPT4Words(config)
     with pytest.raises(ConfigError, match=r"model\.extra\.words: '.*none\.txt' should be a text file"):
         MiniGPT4Words(dataclasses.replace(config, extra={"words": str(tmp_path / "none.txt")}))
-
-
-# -- the tower ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tower(make_model, tmp_path):
-    """(model, file of the weights before)"""
-    before, words = tmp_path / "before.safetensors", tmp_path / "words.txt"
-    save_weights(timm.create_model("tf_efficientnet_lite0").state_dict(), before)
-    words.write_text("dog\ngrass\nhouse\nseldom\n")
-    changed = {"vit_model": "tf_efficientnet_lite0", "vit_ckpt": str(before), "vit_kwargs": {}}
-    config = dataclasses.replace(make_model().config, **changed, extra={"words": str(words), "count": 3})
-    return CaptionTower(config), before
-
-
-def test_the_tower_learns_the_words_of_captions_and_keeps_its_names(tower, tmp_path):
-    model, before = tower
-    texts = [["A dog on grass.", "A dog, a seldom dog."], ["nothing known"]]
-    batch = model.build_batch({"image": torch.rand(2, 3, 64, 64), "text_input": texts})
-    assert batch["words"].tolist() == [[1, 0.5, 0], [0, 0, 0]] and batch["known"].tolist() == [[1], [0]]
-    optimizer = torch.optim.AdamW(model.trained_tensors().values(), lr=1e-3)
-    losses = []
-    for _ in range(6):
-        loss = model(batch)["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-    torch.save({"model": model.trained_state()}, tmp_path / "checkpoint.pth")
-    export_tower(tmp_path / "checkpoint.pth", tmp_path / "tower.safetensors", str(before))
-    old, new = read_state(str(before)), read_state(str(tmp_path / "tower.safetensors"))
-    assert old.keys() == new.keys() and "classifier.weight" in new
-    changed = {name for name in old if not torch.equal(old[name].half(), new[name].half())}
-    assert "conv_head.weight" in changed and "blocks.5.0.conv_pw.weight" in changed
-    assert not any(name.startswith(("conv_stem", "blocks.3", "bn1")) or "running" in name for name in changed)
-
-
-def test_names_that_the_tower_forgets_cost(tower):
-    """Before training it answers as its teacher does; with another classifier the loss rises."""
-    model, _ = tower
-    batch = model.build_batch({"image": torch.rand(2, 3, 64, 64), "text_input": [["a dog"], ["a house"]]})
-    with torch.no_grad():
-        before = model(batch)["loss"].item()
-        model.visual_encoder.classifier.bias[:9] += 5
-        model.visual_encoder.classifier.weight[5] *= 50
-        assert model(batch)["loss"].item() > before

@@ -144,13 +144,13 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:9e5\nsize 499723\n
 @pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json", "special_tokens_map.json", "vocab.json"])
 def test_a_tokenizer_file_that_is_a_pointer(folder, file):
     (folder / file).write_text(LFS)
-    refused(folder, rf"{folder / file} is a git-lfs pointer, not weights; fetch the tokenizer's", load_tokenizer_of)
+    refused(folder, rf"{folder / file} is a git-lfs pointer, not weights.*; run `git lfs pull`", load_tokenizer_of)
 
 
 @pytest.mark.parametrize("content", ["", "<!DOCTYPE html><html>", "{"])
 def test_a_tokenizer_file_that_is_something_else(folder, content):
     (folder / "tokenizer_config.json").write_text(content)
-    refused(folder, r"tokenizer_config\.json is (an empty file|a web page|not JSON)", load_tokenizer_of)
+    refused(folder, r"tokenizer_config\.json is (an empty file|a web page|not a JSON object)", load_tokenizer_of)
 
 
 @pytest.mark.parametrize("file", ["special_tokens_map.json", "tokenizer_config.json"])
@@ -221,17 +221,6 @@ def test_a_safetensors_file_of_another_name_and_the_other_way_round(tmp_path):
     assert torch.equal(read_state(tmp_path / "c.safetensors")["llama_proj.weight"], state["llama_proj.weight"])
 
 
-@pytest.mark.parametrize("ours", ["pytorch_model.bin", "model.safetensors"])
-def test_an_llms_file_in_the_other_format(folder, ours):
-    state = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    if ours == "pytorch_model.bin":
-        save_file(state, folder / ours, metadata={"format": "pt"})
-    else:
-        torch.save(state, folder / ours)
-    refused(folder, rf"{folder / ours} is (a|no) safetensors file, whatever its name says; rename it")
-
-
 @pytest.mark.parametrize(
     ("names", "index"),
     [
@@ -263,6 +252,5 @@ def test_a_lora_checkpoint_without_lora_in_the_config(make_model, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         make_model(ckpt=str(tmp_path / "lora.safetensors"))
     assert str(caught.value) == (
-        f"{tmp_path}/lora.safetensors holds LoRA matrices, but model.lora is not set: write it as in training, e.g. "
-        "lora: {r: 2, target_modules: [q_proj, v_proj]} and its alpha"
+        f"{tmp_path}/lora.safetensors holds LoRA matrices, but model.lora is not set: write it as in training"
     )

@@ -3,22 +3,19 @@
 One page: the machine, every file (identified by what is in it), the form of prompts and answers, and a question
 answered. Headers are read, not weights, so that a full-size model takes seconds; only the smoke generation loads it.
 
-CHECKS below is the table: which check is made in which order. A check is a function in `machine.py`, `files.py` or
-`llm.py`; what several of them need to know is in `context.py`. `smoke.py` asks the question, `page.py` prints.
+CHECKS below is the table: which check is made in which order. A check is a function in `files.py`, `llm.py` or
+`machine.py`; what several of them need to know is in `context.py`. `smoke.py` asks the question.
 """
 
 import argparse
 import json
-import shutil
+import textwrap
 from dataclasses import asdict, replace
 
 from ... import runners, serve, tasks  # noqa: F401  (fill the registries, so that names are checked)
 from ...common.config import read_config
 from . import files, llm, machine, smoke
-from .context import FAULTS, Context
-from .page import LOOK, WRONG, Finding, counts, of_error, page
-
-SECONDS = 20
+from .context import FAULTS, LOOK, OK, WRONG, Context, Finding, Unknown, of_error
 
 
 def check_config(context: Context) -> list[Finding]:
@@ -29,11 +26,6 @@ def check_config(context: Context) -> list[Finding]:
 # (section of the page, the key or word that the finding stands beside, check), in the order of the page. A check takes
 # the Context and returns a Finding, several, or None where it does not apply.
 CHECKS = (
-    ("Machine", "versions", machine.check_versions),
-    ("Machine", "device", machine.check_device),
-    ("Machine", "precision", machine.check_precision),
-    ("Machine", "memory", machine.check_memory),
-    ("Machine", "disk", machine.check_disk),
     ("Config", "", check_config),
     ("Files", "model.vit_ckpt", files.check_vit),
     ("Files", "model.q_former_model", files.check_qformer),
@@ -43,6 +35,11 @@ CHECKS = (
     ("Language", "tokenizer", llm.check_tokenizer),
     ("Language", "model.conv_template", llm.check_template),
     ("Language", "model", llm.check_training_form),
+    ("Machine", "versions", machine.check_versions),
+    ("Machine", "device", machine.check_device),
+    ("Machine", "precision", machine.check_precision),
+    ("Machine", "memory", machine.check_memory),
+    ("Machine", "disk", machine.check_disk),
 )
 
 
@@ -55,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
     parser.add_argument("--no-generate", action="store_true", help="leave out the smoke generation")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="limit of the smoke generation (default: %(default)s)"
+        "--seconds", type=float, default=60, help="limit of the smoke generation (default: %(default)s)"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the page")
 
@@ -64,26 +61,24 @@ def run(args: argparse.Namespace) -> int:
     """Print the page; exit code 1 when something is wrong."""
     seen = examine(args.cfg_path, args.options, args.mode, args.device)
     config, findings = seen.config, seen.findings
-    names = min(max(len(finding.name) for finding in findings), 26)  # a few long ones need not make it wide
-    width = max(min(shutil.get_terminal_size((100, 24)).columns, 100), 72)
     if not args.json:
-        print(f"minigpt4 doctor: {config.path}, for {seen.mode}\n\n{page(findings, names, width)}", flush=True)
+        print(f"minigpt4 doctor: {config.path}, for {seen.mode}\n{page(findings)}", flush=True)
     if not args.no_generate and not seen.no_smoke:
-        answer = smoke.check_answer(config.path, args.options, str(seen.device), args.seconds, bool(config.model.ckpt))
+        answer = smoke.check_answer(config, args.options, seen.device, args.seconds)
         findings.append(replace(answer, section="Smoke generation", name="answer"))
         if not args.json:
-            print("\n" + page(findings[-1:], names, width))
-    found = counts(findings)
+            print(page(findings[-1:]))
+    counts = {mark: sum(finding.mark == mark for finding in findings) for mark in (OK, LOOK, WRONG)}
     if args.json:
         rows = [asdict(finding) for finding in findings]
-        told = {"config": config.path, "mode": seen.mode, "counts": found, "rows": rows}
+        told = {"config": config.path, "mode": seen.mode, "counts": counts, "rows": rows}
         print(json.dumps(told, indent=2, ensure_ascii=False))
     else:
-        verdict = f"{found[WRONG]} wrong" if found[WRONG] else "Nothing wrong"
-        verdict += f", {found[LOOK]} to look at." if found[LOOK] else "."
+        verdict = f"{counts[WRONG]} wrong" if counts[WRONG] else "Nothing wrong"
+        verdict += f", {counts[LOOK]} to look at." if counts[LOOK] else "."
         skipped = f" No smoke generation: {seen.no_smoke}." if seen.no_smoke and not args.no_generate else ""
         print(f"\n{verdict}{skipped}")
-    return 1 if found[WRONG] else 0
+    return 1 if counts[WRONG] else 0
 
 
 def examine(cfg_path: str, options: list[str], mode: str | None = None, device: str | None = None) -> Context:
@@ -99,16 +94,34 @@ def examine(cfg_path: str, options: list[str], mode: str | None = None, device: 
         mode = "train" if "run.max_epoch" in read_config(cfg_path, options, mode="show")[0].origin else "chat"
     config, problems = read_config(cfg_path, options, mode=mode)
     context = Context(config, mode, dict(line.split(": ", 1) for line in problems), device)
-    told = set()
+    told = set()  # names and texts of what is wrong
     for section, name, check in CHECKS:
         try:
             found = () if name in context.problems else check(context) or ()
+        except Unknown:
+            continue
         except FAULTS as error:
-            found = of_error(error)
+            found = of_error(error, name if name == "tokenizer" else "")
+            found = () if {found.name, found.text} & told else found
         for finding in [found] if isinstance(found, Finding) else found:
             finding = replace(finding, section=section, name=finding.name or name)
-            known = finding.mark == WRONG and finding.text in told
-            if not known and (check is check_config or finding.name not in context.problems):
+            if check is check_config or finding.name not in context.problems:
                 context.findings.append(finding)
-                told.add(finding.text)
+                told |= {finding.name, finding.text} if finding.mark == WRONG else set()
     return context
+
+
+def page(findings: list[Finding]) -> str:
+    """The findings under their sections: mark and name, then the text and what to do, wrapped."""
+    lines, section = [], None
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            lines += ["", section]
+        lines.append(f"  {finding.mark if finding.mark == OK else finding.mark.upper():6} {finding.name}")
+        for text in [*finding.text.split("\n"), *([f"-> {finding.do}"] if finding.do else [])]:
+            lines += textwrap.wrap(
+                text, 100, initial_indent=" " * 9, subsequent_indent=" " * 9, break_long_words=False,
+                break_on_hyphens=False,
+            )  # fmt: skip
+    return "\n".join(lines)

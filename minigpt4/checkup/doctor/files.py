@@ -13,8 +13,7 @@ from ...common.registry import CONVERSATIONS, DATASETS
 from ...models.mini_gpt4 import MiniGPT4
 from ...models.prompting import read_prompts
 from ...models.shapes import META
-from .context import FAULTS, LLM, WEIGHTS, Context
-from .page import LOOK, OK, WRONG, Finding, of_error
+from .context import FAULTS, LLM, LOOK, OK, WEIGHTS, WRONG, Context, Finding, of_error
 
 VIT, QFORMER, CKPT = WEIGHTS
 WANTED = {
@@ -40,8 +39,21 @@ def check_ckpt(context: Context) -> Finding:
     found = _check(context, CKPT, lambda model, file: model.load_trained(str(file.path), file.tensors))
     if found.mark != OK or CKPT not in context.files:
         return found
-    mark, text, do = _trained_for(context.files[CKPT], context)
-    return Finding(mark, f"{found.text}\n{text}", do)
+    facts = context.files[CKPT].facts
+    stage, why = stage_of(facts)
+    at = f" (epoch {facts['epoch']})" if "epoch" in facts else ""
+    text = f"{found.text}\n" + (f"stage {stage}{at}: {why}" if stage else f"stage 1 or 2 cannot be told{at}: {why}")
+    if context.mode == "chat" and stage == 1:
+        text = f"{found.text}\na stage-1 checkpoint{at}: {why}. It continues captions; it does not hold a conversation"
+        return Finding(WRONG, text, "write a checkpoint of stage 2")
+    asked = ((facts.get("config") or {}).get("model") or {}).get("prompt_template")
+    name = context.config.model.conv_template
+    if context.mode == "chat" and asked and asked != "{}" and name in CONVERSATIONS.names():
+        opens = CONVERSATIONS.get(name).assistant.strip()
+        if opens not in asked:
+            text += f"\ntrained with prompts like {asked!r}; the chat ({name}) opens an answer with {opens!r}"
+            return Finding(WRONG, text, "write the conv_template it was trained for")
+    return Finding(OK, text)
 
 
 def _check(context: Context, key: str, load: Callable[[MiniGPT4, FileFacts], None]) -> Finding:
@@ -57,8 +69,11 @@ def _check(context: Context, key: str, load: Callable[[MiniGPT4, FileFacts], Non
     if file.kind in NO_WEIGHTS:
         return Finding(WRONG, text, DOWNLOAD_AGAIN[file.kind])
     try:
-        if context.shapes is not None:
-            load(context.shapes, file)
+        shapes = context.shapes
+    except FAULTS:  # check_training_form says why
+        return Finding(OK, text)
+    try:
+        load(shapes, file)
     except (*FAULTS, IndexError) as error:  # odd shapes stop the interpolation
         home = BELONGS.get(file.kind)
         if home == key:
@@ -68,26 +83,6 @@ def _check(context: Context, key: str, load: Callable[[MiniGPT4, FileFacts], Non
         do = f"write the path of {WANTED[key]}" + (f"; this one belongs in {home}" if home else "")
         return Finding(WRONG, f"{text}\nnot {WANTED[key]}", do)
     return Finding(OK, text)
-
-
-def _trained_for(file: FileFacts, context: Context) -> tuple[str, str, str]:
-    """(mark, text, do): whether the training of a checkpoint suits what it is used for."""
-    stage, why = stage_of(file.facts)
-    at = ", ".join(f"{key} {file.facts[key]}" for key in ("epoch", "step") if key in file.facts)
-    at = f" ({at})" if at else ""
-    if stage is None:
-        return OK, f"stage 1 or 2 cannot be told{at}: {why}", ""
-    if context.mode == "chat" and stage == 1:
-        text = f"a stage-1 checkpoint{at}: {why}. It continues captions; it does not hold a conversation"
-        return WRONG, text, "write a checkpoint of stage 2"
-    asked = (file.facts["config"].get("model") or {}).get("prompt_template")
-    name = context.config.model.conv_template
-    if context.mode == "chat" and asked and asked != "{}" and name in CONVERSATIONS.names():
-        opens = CONVERSATIONS.get(name).assistant.strip()
-        if opens not in asked:
-            text = f"stage 2{at}, trained with prompts like {asked!r}; the chat ({name}) opens an answer with {opens!r}"
-            return WRONG, text, "write the conv_template it was trained for"
-    return OK, f"stage {stage}{at}: {why}", ""
 
 
 def stage_of(facts: dict[str, Any]) -> tuple[int | None, str]:

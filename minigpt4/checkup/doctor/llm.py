@@ -13,10 +13,8 @@ from ...conversation.prompts import VICUNA_V0
 from ...convert.vicuna.llama_meta import MODEL_SIZES
 from ...convert.vicuna.prepare import DELTA_NORM
 from ...convert.vicuna.tokenizer import PAD
-from ...convert.vicuna.verify import read_record
 from ...models.llm_checks import VICUNA, read_json
-from .context import LLM, Context, LlmFacts
-from .page import LOOK, OK, WRONG, Finding, of_error
+from .context import LLM, LOOK, OK, WRONG, Context, Finding
 
 FETCH = "fetch the tokenizer's files from where the weights came"
 OWN = "write auto, for the chat template in the LLM's folder"
@@ -24,49 +22,33 @@ OWN = "write auto, for the chat template in the LLM's folder"
 
 def check_llm(context: Context) -> Finding | None:
     """The folder of the LLM is whole, its weights are those of its config.json, and it is no delta."""
-    llm = context.need("llm")
-    if llm is None:  # a problem of the config, or not fetched
-        path = context.config.model.llama_model
-        return Finding(LOOK, f"{path}\nnot fetched yet") if context.to_fetch(LLM) else None
-    text = f"{llm.path}\n{describe(llm)}"
-    if llm.misfit:
+    if context.to_fetch(LLM):
+        return Finding(LOOK, f"{context.config.model.llama_model}\nnot fetched yet")
+    if context.misfit:
         do = "fetch config.json and all weights again, from one place: files of two models may be mixed (7B and 13B?)"
-        return Finding(WRONG if llm.surely_differs else LOOK, f"config.json and weights differ: {llm.misfit}", do)
-    if not is_delta(llm):
+        mark = WRONG if context.surely_differs else LOOK
+        return Finding(mark, f"config.json and weights differ: {context.misfit}", do)
+    text, norm = f"{context.llm_path}\n{describe(context)}", None
+    holder = next((file for file in context.llm_files if "model.norm.weight" in file.tensors), None)
+    if holder and context.llm.config.model_type == "llama":
+        norm = float(holder.value("model.norm.weight").float().abs().mean())  # 1 and more in a LLaMA, near 0 in a delta
+    if norm is None or norm >= DELTA_NORM:
         return Finding(OK, text)
-    norm = final_norm(llm)
-    if norm != norm or norm == float("inf"):
-        return Finding(WRONG, f"{text}\nmodel.norm.weight holds NaN or infinity: damaged", "fetch it again")
-    text += (
-        f"\nlooks like a delta that was not added to LLaMA: the final norm's weights average {norm:.4f}, in a whole "
-    )
-    text += "LLaMA 1 and more" + "; or a download that was not finished" * (norm == 0)
+    text += (f"\nlooks like a delta that was not added to LLaMA: the final norm's weights average {norm:.4f}, in a "
+             "whole LLaMA 1 and more; 0 or nan: the download was not finished, or is damaged")  # fmt: skip
     return Finding(WRONG, text, VICUNA)
 
 
-def describe(llm: LlmFacts) -> str:
+def describe(context: Context) -> str:
     """E.g. `llama 13B: 40 layers, width 5,120, vocabulary 32,001; 3 files, 13.0B numbers, float16, 26.0 GB`."""
-    config, rows = llm.model.config.get_text_config(), llm.model.get_input_embeddings().num_embeddings
-    dtypes = {str(t.dtype).removeprefix("torch.") for file in llm.files for t in file.tensors.values()}
-    numbers = f"{amount(llm.parameters)} numbers, {'+'.join(sorted(dtypes))}" if dtypes else "GGUF"
-    files = f"{len(llm.files)} file{'s' if len(llm.files) > 1 else ''}"
+    files, config = context.llm_files, context.llm.config.get_text_config()
+    dtypes = {str(t.dtype).removeprefix("torch.") for file in files for t in file.tensors.values()}
+    numbers = f"{amount(sum(file.parameters for file in files))} numbers, {'+'.join(sorted(dtypes))}"
     name = f"{config.model_type} {MODEL_SIZES.get(config.hidden_size, '')}".strip()
+    rows = context.llm.get_input_embeddings().num_embeddings
     sizes = f"{config.num_hidden_layers} layers, width {config.hidden_size:,}, vocabulary {rows:,}"
-    return f"{name}: {sizes}; {files}, {numbers}, {gigabytes(sum(file.bytes for file in llm.files))}"
-
-
-def final_norm(llm: LlmFacts) -> float | None:
-    """The mean size of the final norm's weights: 1 and more in a LLaMA, near 0 in a delta. None: no LLaMA."""
-    holder = next((file for file in llm.files if "model.norm.weight" in file.tensors), None)
-    if holder is None or llm.model.config.model_type != "llama":
-        return None
-    return float(holder.value("model.norm.weight").float().abs().mean())
-
-
-def is_delta(llm: LlmFacts) -> bool:
-    """Whether the weights are what has to be added to a LLaMA; or zeros, or NaN."""
-    norm = final_norm(llm)
-    return norm is not None and not norm >= DELTA_NORM
+    size = gigabytes(sum(file.bytes for file in files))
+    return f"{name}: {sizes}; {len(files)} file{'s' * (len(files) > 1)}, {numbers if dtypes else 'GGUF'}, {size}"
 
 
 # -- tokenizer --------------------------------------------------------------------------------------------------------
@@ -75,22 +57,15 @@ def is_delta(llm: LlmFacts) -> bool:
 def check_tokenizer(context: Context) -> list[Finding]:
     """The tokenizer can be read, has BOS and EOS, fits the weights, and pads with a token that no text holds."""
     tokenizer, rows, pad = context.tokenizer, context.llm_size[0], context.config.model.pad_token
-    if tokenizer is None:
-        return [of_error(context.errors["tokenizer"], "tokenizer")] if "tokenizer" in context.errors else []
     bos, eos, ids = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.get_vocab()
-    folder, found = context.local(LLM), []
-    stated = read_json(folder / "config.json")[0].get("bos_token_id")
-    settings = read_json(folder / "special_tokens_map.json")[0] | read_json(folder / "tokenizer_config.json")[0]
+    found = []
+    stated = read_json(context.llm_path / "config.json", optional=True).get("bos_token_id")
     if isinstance(stated, int) and bos is None and has_llama_pieces(tokenizer):
         text = f"has no BOS, but config.json has bos_token_id {stated}: a prompt would begin without it"
         found.append((text, 'write "bos_token": "<s>" into tokenizer_config.json'))
     elif isinstance(stated, int) and bos not in (None, stated):
         text = f"its BOS {tokenizer.bos_token} is {bos}, by config.json {stated}: another model's tokenizer?"
         found.append((text, FETCH))
-    elif settings.get("add_bos_token") is False and has_llama_pieces(tokenizer):
-        text = ("add_bos_token is false in tokenizer_config.json, and LLaMA was trained with BOS (this project adds it "
-                "all the same; other programs that open the folder do not)")  # fmt: skip
-        found.append((text, 'write "add_bos_token": true'))
     if eos is None:
         do = 'write "eos_token": "</s>" into tokenizer_config.json'
         found.append(("has no EOS, which is also the padding", do))
@@ -121,59 +96,45 @@ def has_llama_pieces(tokenizer) -> bool:
 
 
 def check_template(context: Context) -> Finding | None:
-    """model.conv_template is the form of conversation that this LLM was tuned on."""
-    template, name = context.need("template"), context.config.model.conv_template
-    if template is None or not context.llm_size[0]:
-        return None
-    mark, like, why, do = family(context)
-    marks = dict.fromkeys(re.findall(r"<\|[^|<>\s]+\|>", template.user + template.assistant + template.answer))
-    encode = context.tokenizer.encode
-    if split := [token for token in marks if len(encode(token, add_special_tokens=False)) != 1]:
-        text = f"{name}: the LLM has no token {some(split)}, so it was not tuned on this template"
-        return Finding(WRONG, text, f"write {VICUNA_V0.name}" if mark == OK else OWN)
-    if name != VICUNA_V0.name:
-        return Finding(OK, f"{name}: answers end with {some(map(repr, template.stop))}")
-    if mark == OK:
-        return Finding(OK, f"{name}: the LLM has Vicuna v0's form ({why})")
-    return Finding(mark, f"{name} is Vicuna v0's form of a conversation, but this looks like {like} ({why})", do)
-
-
-def family(context: Context) -> tuple[str, str, str, str]:
-    """Which LLM this is: (mark for Vicuna v0's template, words after "this looks like", why, what to do).
+    """model.conv_template is the form of conversation that this LLM was tuned on.
 
     Vicuna v0 has one row more than LLaMA, for [PAD]. Raw LLaMA and Vicuna v1.1 have the same names, shapes and
     vocabulary, so what their files say of themselves is shown.
     """
-    tokenizer, config, rows = context.tokenizer, context.llm.model.config, context.llm_size[0]
-    ids = tokenizer.get_vocab()
-    if "<|im_start|>" in ids:
-        return WRONG, "an LLM that talks ChatML", "its vocabulary has <|im_start|>", OWN
-    if config.model_type != "llama" or not has_llama_pieces(tokenizer):
-        return WRONG, "another LLM", f"model_type {config.model_type}, and a vocabulary that is not LLaMA's", OWN
-    pieces = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
-    if rows > pieces and ids.get(PAD) == pieces:
-        return OK, "Vicuna v0", f"{rows:,} rows: LLaMA's {pieces:,} and {PAD}", ""
-    if rows > pieces:
-        why = f"{rows:,} rows, but {pieces:,} pieces and no {PAD} in the tokenizer"
-        do = f"fetch added_tokens.json too; if the LLM was not tuned on {VICUNA_V0.assistant!r}, {OWN}"
-        return LOOK, "Vicuna v0 without its added_tokens.json, or a LLaMA with tokens of its own", why, do
-    said = read_json(context.llm.path / "config.json")[0]
-    evidence = {key: said[key] for key in ("_name_or_path", "max_position_embeddings", "rms_norm_eps") if key in said}
-    made = read_record(context.llm.path)
-    evidence |= {"prepare_vicuna.json": made["kind"]} if made else {}
-    why = f"{rows:,} rows, no {PAD}; {', '.join(f'{key} {value}' for key, value in evidence.items())}"
-    return WRONG, "raw LLaMA, Llama 2, a delta, or Vicuna v1.1 or later", why, VICUNA
-
-
-def check_training_form(context: Context) -> list[Finding] | None:
-    """A model can be built from the config, and training asks and ends an answer as the chat does."""
-    model = context.need("model")
-    context.need("shapes")
-    if model is None or context.template is None:
+    template, tokenizer, rows = context.template, context.tokenizer, context.llm_size[0]
+    if not rows:
         return None
-    config = replace(context.config, model=model.config)
-    found = training_form_problems(config, context.template)
+    name, ids, kind = template.name, tokenizer.get_vocab(), context.llm.config.model_type
+    marks = dict.fromkeys(re.findall(r"<\|[^|<>\s]+\|>", template.user + template.assistant + template.answer))
+    if split := [mark for mark in marks if len(tokenizer.encode(mark, add_special_tokens=False)) != 1]:
+        return Finding(WRONG, f"{name}: the LLM has no token {some(split)}, so it was not tuned on this template", OWN)
+    if name != VICUNA_V0.name:
+        return Finding(OK, f"{name}: answers end with {some(map(repr, template.stop))}")
+    pieces = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)
+    mark, do = WRONG, OWN
+    if "<|im_start|>" in ids:
+        like = "an LLM that talks ChatML (its vocabulary has <|im_start|>)"
+    elif kind != "llama" or not has_llama_pieces(tokenizer):
+        like = f"another LLM (model_type {kind}, and a vocabulary that is not LLaMA's)"
+    elif rows > pieces and ids.get(PAD) == pieces:
+        return Finding(OK, f"{name}: the LLM has Vicuna v0's form ({rows:,} rows: LLaMA's {pieces:,} and {PAD})")
+    elif rows > pieces:
+        like = "Vicuna v0 without its added_tokens.json, or a LLaMA with tokens of its own "
+        like += f"({rows:,} rows, but {pieces:,} pieces and no {PAD} in the tokenizer)"
+        mark, do = LOOK, f"fetch added_tokens.json too; if the LLM was not tuned on {VICUNA_V0.assistant!r}, {OWN}"
+    else:
+        said = read_json(context.llm_path / "config.json", optional=True)
+        told = [f"{k} {said[k]}" for k in ("_name_or_path", "max_position_embeddings", "rms_norm_eps") if k in said]
+        like = f"raw LLaMA, Llama 2, a delta, or Vicuna v1.1 or later ({rows:,} rows, no {PAD}; {', '.join(told)})"
+        do = VICUNA
+    return Finding(mark, f"{name} is Vicuna v0's form of a conversation, but this looks like {like}", do)
+
+
+def check_training_form(context: Context) -> list[Finding]:
+    """A model can be built from the config, and training asks and ends an answer as the chat does."""
+    model, _ = context.model, context.shapes
+    found = training_form_problems(replace(context.config, model=model.config), context.template)
     count = len(model.prompt_list)
     asked = f"{count} instructions, asked as the chat asks" if count else "captions without an instruction"
-    text = f"a text ends with {config.model.end_sym!r}; {asked}"
+    text = f"a text ends with {model.config.end_sym!r}; {asked}"
     return [Finding(WRONG, *said, name=key) for key, said in found.items()] or [Finding(OK, text)]

@@ -10,8 +10,7 @@ import torch
 
 from ...common.identify import gigabytes
 from ...common.packages import installed_version, wanted_versions
-from .context import Context
-from .page import LOOK, OK, WRONG, Finding
+from .context import LOOK, OK, WRONG, Context, Finding
 
 SHOWN = ("torch", "transformers", "timm", "tokenizers", "safetensors", "accelerate")  # what most problems are about
 ACTIVATIONS = 1.5e9  # bytes beside the weights in a chat: the cache of 2,000 tokens, one image, the CUDA context
@@ -37,23 +36,20 @@ def check_versions(context: Context) -> Finding:
 
 def check_device(context: Context) -> Finding:
     """The device that the config or --device names is on this machine."""
-    device, count = context.need("device"), torch.cuda.device_count()
+    device, count = context.device, torch.cuda.device_count()
     if device.type == "cuda":
         gpus = ", ".join(torch.cuda.get_device_properties(i).name for i in range(count))
         return Finding(OK, f"{device}; GPUs: {gpus}; CUDA {torch.version.cuda}")
     return Finding(OK, f"cpu, {os.cpu_count()} threads; {f'{count} GPUs not used' if count else 'no GPU'}")
 
 
-def check_precision(context: Context) -> Finding | None:
+def check_precision(context: Context) -> Finding:
     """The keys of the config that set dtypes agree; shows the dtype that each part computes in."""
-    precision = context.need("precision")
-    return precision and Finding(OK, str(precision))
+    return Finding(OK, str(context.precision))
 
 
-def check_memory(context: Context) -> Finding | None:
+def check_memory(context: Context) -> Finding:
     """The weights fit into the free memory of the device."""
-    if not context.memory:
-        return None
     (need, free, total), model = context.memory, context.config.model
     where = "GPU memory" if context.device.type == "cuda" else "memory"
     text = f"{gigabytes(free)} of {gigabytes(total)} {where} free; the weights take {gigabytes(need)}"

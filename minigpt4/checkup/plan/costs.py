@@ -1,18 +1,103 @@
-"""What a training step and a chat cost on one device, by formula: bytes of memory, and operations for the roofline.
+"""A config on its devices, and by formula what a training step and a chat cost there: bytes of memory, and operations
+for the roofline.
 
 Notation: a row is one picture with its texts; b is bytes of a number: 2 in 16 bit, 4 in fp32.
 """
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from ...common.gpus import Operation
+from ...common.gpus import Gpu, Operation
+from ...common.precision import DTYPES
+from ...common.schema import Config
+from ...conversation.chat_template import with_training_form
 from ...conversation.generation import Decoding
-from .setup import Setup
+from ...conversation.prompts import IMAGE_MARK
+from ...models.llm_loading import bits_of
+from ...models.prompting import read_prompts
+from .shapes import Shapes
 
 MAX_CONTEXT = 2000  # tokens of a chat's context and answer together, as Chat's default
 # Between matrix products (casts, norms, rotary embeddings, residual sums) each number that a layer makes is read or
 # written this often in forward, and twice as often in backward. Counted once, on Vicuna's layers.
 TRAFFIC = 4
+
+
+@dataclass
+class Setup:
+    """What is planned.
+
+    Args:
+        tokens: text tokens of a row in training, padding included; None: model.max_txt_len.
+        original: count the original's code as it ran in April 2023: logits of all tokens, attention not fused.
+    """
+
+    config: Config
+    shapes: Shapes
+    gpu: Gpu
+    nproc: int = 1
+    nodes: int = 1
+    tokens: int | None = None
+    original: bool = False
+
+    def __post_init__(self):
+        model, run = self.config.model, self.config.run
+        self.batch, self.devices, self.on_cpu = run.batch_size_train, self.nproc * self.nodes, self.gpu.kind == "cpu"
+        self.fused_attention = not (self.on_cpu or self.original)
+        self.sharded = run.parallel == "fsdp" and self.devices > 1  # the LLM's layers, over all devices
+        # Bytes of a number in the ViT, in the LLM, and in the arithmetic of trained parts: 2 or 4.
+        self.vit_bytes = 4 if self.on_cpu or not model.freeze_vit else DTYPES[model.vit_precision].itemsize
+        auto = 4 if self.on_cpu else 2
+        self.llm_bytes = auto if model.llama_precision == "auto" else DTYPES[model.llama_precision].itemsize
+        self.amp_bytes = 2 if run.amp and not (self.on_cpu and run.amp_dtype == "auto") else 4
+        self.bits = bits_of(model.low_resource) or 8 * self.llm_bytes  # of a weight of the LLM's linear layers
+        datasets = self.config.datasets.values()
+        self.features = bool(datasets) and all(d.build_info.features for d in datasets)  # then the ViT does not run
+        self.text_tokens = min(self.tokens or model.max_txt_len, model.max_txt_len)
+        # Of a row: BOS, the longest instruction, the image, the text.
+        image = (self.shapes.qformer or self.shapes.vit).tokens
+        self.row_tokens = 1 + _instruction_tokens(self.config) + image + self.text_tokens
+
+    def weights(self, name: str) -> int:
+        """Bytes of a part's weights; what is trained is in fp32. low_resource leaves embeddings and output head as they
+        are; it adds a scale in fp32 for each row of a matrix in 8 bit, for every 64 numbers in 4 bit."""
+        part, llm = self.shapes.parts[name], self.shapes.llm
+        size = {"visual_encoder": self.vit_bytes, "llama_model": self.llm_bytes}.get(name, 4)
+        total = size * (part.parameters - part.trained) + 4 * part.trained
+        if name == "llama_model" and self.bits < 16:
+            scales = llm.rows if self.bits == 8 else llm.linear // 64
+            total += llm.linear * self.bits // 8 + 4 * scales - size * llm.linear
+        return total
+
+    @property
+    def layer_weights(self) -> int:
+        """Bytes of the weights of all the LLM's layers, without LoRA."""
+        part = self.shapes.parts["llama_model"]
+        outside = part.parameters - part.trained - self.shapes.llm.weights
+        return self.weights("llama_model") - 4 * part.trained - self.llm_bytes * outside
+
+    def changed(self, options: dict[str, object]) -> "Setup":
+        """With other values of some keys, written as for --options: {"model.low_resource": True}."""
+        config = self.config
+        for key, value in options.items():
+            section, name = key.split(".")
+            config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+        return replace(self, config=config)
+
+    def with_batch(self, batch: int) -> dict[str, int]:
+        """The options for another batch size, and for as many batches as make the same optimizer step."""
+        whole = self.batch * self.config.run.accum_grad_iters
+        return {"run.batch_size_train": batch, "run.accum_grad_iters": -(-whole // batch)}
+
+
+def _instruction_tokens(config: Config) -> int:
+    """Tokens of the longest instruction, one for each word and sign: about LLaMA's count for plain English."""
+    template = with_training_form(config.model, None).prompt_template
+    files = {"model.prompt_path": config.model.prompt_path}
+    files |= {f"datasets.{name}.prompt_path": dataset.prompt_path for name, dataset in config.datasets.items()}
+    prompts = [p for key, path in files.items() if path for p in read_prompts(path, template, key)]
+    return max((len(re.findall(r"\n|\w+|[^\w\s]+", prompt.replace(IMAGE_MARK, " "))) for prompt in prompts), default=0)
 
 
 def kept_by_layer(setup: Setup, length: int) -> int:
@@ -43,7 +128,7 @@ def activations(setup: Setup) -> tuple[int, int]:
     row = llm.layers * (b * llm.hidden * length if again else layer)
     row += (4 + b) * llm.hidden * length  # embeddings, and the input of the last norm in fp32
     row += 4 * _logits(setup)  # log-probabilities in fp32
-    if not model.freeze_vit and setup.features != "all":
+    if not model.freeze_vit and not setup.features:
         row += setup.amp_bytes * shapes.vit.outputs
     if shapes.qformer and not (model.freeze_qformer and model.freeze_vit):
         row += setup.amp_bytes * shapes.qformer.outputs
@@ -61,7 +146,7 @@ def training_work(setup: Setup) -> Iterator[Operation]:
     """Forward and backward of one batch."""
     model, shapes, batch = setup.config.model, setup.shapes, setup.batch
     llm, b, length = shapes.llm, setup.llm_bytes, setup.row_tokens
-    if setup.features != "all":
+    if not setup.features:
         yield from _vision(setup, "visual_encoder", batch, 1 if model.freeze_vit else 3)
     if shapes.qformer:
         yield from _vision(setup, "Qformer", batch, 1 if model.freeze_vit and model.freeze_qformer else 3)

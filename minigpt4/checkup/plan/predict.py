@@ -7,8 +7,7 @@ from dataclasses import asdict
 from ...common.config import load_config
 from ...common.gpus import CUDA_CONTEXT, IMAGES_PER_SECOND, PROCESS, Gpu, all_gather, all_reduce, find_gpu, roofline
 from ...common.schema import Config
-from .costs import activations, chat_activations, longest_context, next_token_work, training_work
-from .setup import Setup
+from .costs import Setup, activations, chat_activations, longest_context, next_token_work, training_work
 from .shapes import Shapes, find_llm
 
 GIB = 2**30
@@ -102,7 +101,7 @@ def training_time(setup: Setup) -> dict[str, float]:
     """Seconds: compute, loading and gathering (FSDP) of a batch, which run beside each other; all_reduce, optimizer and
     `step` of an optimizer step, which has `batches`; `total` of all `steps`."""
     run, gpu, trained = setup.config.run, setup.gpu, setup.shapes.trained
-    images = 0 if setup.features == "all" else setup.batch  # features are read as they are in their file
+    images = 0 if setup.features else setup.batch  # features are read as they are in their file
     time = {
         "compute": roofline(training_work(setup), gpu),
         "loading": images / (IMAGES_PER_SECOND * max(run.num_workers, 1)),

@@ -23,11 +23,10 @@ from ...conversation.prompts import DEFAULT_QUESTION
 from ...models.eva_vit import encode_tokens
 from ...models.llm_loading import stored_dtype
 from ...tasks import build_model, chat_processor
-from ..sharded import write_json
+from ..folders import whole_folder, write_json
 from . import wide as hf_wide
 from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, OWN_SETTINGS, to_hf
 from .text import write_generation_config, write_model_card, write_processor
-from .whole_folder import whole_folder
 
 PLAIN_ENOUGH = 1e-5  # allowed relative error of ln_vision in the plain layout; above it, see wide.py
 SHARD = "2GB"  # a shard is in memory twice while it is written

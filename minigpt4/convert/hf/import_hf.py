@@ -17,11 +17,11 @@ from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationC
 from ...common.checkpoint import atomic_save, load_exact, named_tensors, read_state, save_weights
 from ...common.errors import CheckpointError
 from ...models.eva_vit import EVA_CLIP_G
-from ..sharded import read_json, weight_files, write_json
+from ...models.llm_checks import read_json, weight_files
+from ..folders import whole_folder, write_json
 from . import wide as hf_wide
 from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, OWN_SETTINGS, to_published
 from .text import plain_tokenizer
-from .whole_folder import whole_folder
 
 LLM = "language_model."
 QFORMER_SIZES = (

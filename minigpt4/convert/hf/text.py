@@ -8,7 +8,6 @@ from tokenizers import AddedToken, Tokenizer
 from torch import nn
 from transformers import Blip2Config, GenerationConfig, PreTrainedTokenizerFast
 
-from ...common.errors import ConfigError
 from ...common.paths import resolve_path
 from ...common.schema import Config
 from ...conversation.chat import end_ids
@@ -46,8 +45,6 @@ def write_processor(model: nn.Module, vis_processor, folder: Path) -> MiniGPT4Pr
 
 def image_tokenizer(tokenizer) -> PreTrainedTokenizerFast:
     """A copy of the tokenizer with the image token; it pads on the left, for generation."""
-    if not hasattr(tokenizer, "backend_tokenizer"):
-        raise ConfigError(f"export-hf: {type(tokenizer).__name__} cannot be written as tokenizer.json")
     options = {name: getattr(tokenizer, name) for name in TOKENIZER_OPTIONS}
     found = plain_tokenizer(tokenizer.backend_tokenizer.to_str(), options, padding_side="left")
     found.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
@@ -70,36 +67,10 @@ def plain_tokenizer(tokenizer_json: str, options: dict, **more) -> PreTrainedTok
 
 def chat_template(conversation: Conversation) -> str:
     """A conversation as a Jinja chat template; the content of a message is text, or a list of images and texts."""
-
-    def literal(text: str) -> str:
-        return "{{- " + json.dumps(text) + " }}" if text else ""
-
-    def around(text: str) -> str:
-        before, after = text.split("{text}")
-        return literal(before) + "{{- say(message['content']) }}" + literal(after)
-
-    image = IMAGE_BEFORE + IMAGE_TOKEN + IMAGE_AFTER
-    system, others = literal(conversation.system), "{%- else %}"
-    if system:
-        own = "{%- if messages and messages[0]['role'] == 'system' %}{{- say(messages[0]['content']) }}{%- else %}"
-        system = own + system + "{%- endif %}"
-        others = "{%- elif not (message['role'] == 'system' and loop.first) %}"
-    return "\n".join(
-        [
-            "{%- macro say(content) %}{%- if content is string %}{{- content }}{%- else %}"
-            "{%- for part in content %}{%- if part['type'] == 'image' %}" + literal(image) + "{%- else %}"
-            "{{- part['text'] }}{%- endif %}{%- endfor %}{%- endif %}{%- endmacro %}",
-            system,
-            "{%- for message in messages %}",
-            "{%- if message['role'] == 'user' %}" + around(conversation.user),
-            "{%- elif message['role'] == 'assistant' %}"
-            + literal(conversation.past or conversation.assistant)
-            + around(conversation.answer),
-            others + "{{- raise_exception('this model knows no message of the role ' + message['role']) }}",
-            "{%- endif %}{%- endfor %}",
-            "{%- if add_generation_prompt %}" + literal(conversation.assistant) + "{%- endif %}",
-        ]
-    )
+    form = {key: getattr(conversation, key) for key in ("system", "user", "answer", "assistant")}
+    form |= {"past": conversation.past or conversation.assistant, "image": IMAGE_BEFORE + IMAGE_TOKEN + IMAGE_AFTER}
+    code = (FILES / "chat_template.jinja").read_text().rstrip()
+    return "{%- set form = " + json.dumps(form) + " %}\n" + code
 
 
 def write_generation_config(model: nn.Module, processor: MiniGPT4Processor, config: Blip2Config, folder: Path) -> None:

@@ -17,7 +17,8 @@ from transformers import LlamaConfig
 from ...common.checkpoint import load_exact
 from ...common.errors import CheckpointError, some
 from ...models.llm import create_llm
-from ..sharded import read_json, weight_file, weight_files
+from ...models.llm_checks import read_json, weight_files
+from ..folders import weight_file
 
 # Meta's name -> (transformers' name, the axis along which it is split over the files; None: each file has all of it).
 IN_LAYER = {

@@ -1,29 +1,29 @@
 """`minigpt4 prepare-vicuna`: add Vicuna's delta to LLaMA and write the folder for `model.llama_model`.
 
 LLaMA may be in Meta's or transformers' format. Every weight of the result is fp16(LLaMA) + fp16(delta), added in fp16,
-bit for bit what FastChat's apply_delta writes. One tensor is in memory at a time. All inputs are checked before the
-first byte is written. config.json is written last, so no program loads an incomplete folder. After a stop, the same
-command continues and keeps the complete files.
+bit for bit what FastChat's apply_delta writes. One file of the result is in memory at a time. All inputs are checked
+before the first byte is written. config.json is written last, so no program loads an incomplete folder. After a stop,
+the same command continues and keeps the complete files.
 """
 
 import argparse
-import re
 import shutil
-import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ...common.checkpoint import atomic_save, finite
 from ...common.errors import CheckpointError, UserError
 from ...common.file_system import alone_in
 from ...common.identify import gigabytes
 from ...common.precision import DTYPES, NAMES
-from ..sharded import damaged_tensors, write_json, write_shard
+from ..folders import write_json
 from .llama_meta import (
     STRUCTURE,
     Llama,
@@ -34,8 +34,9 @@ from .llama_meta import (
     weights_of,
 )
 from .tokenizer import find_tokenizer, read_pieces, special_tokens, write_tokenizer
-from .verify import INDEX, RECORD, read_record, verify
+from .verify import INDEX, RECORD, digest, read_record, verify
 
+SHARD = "2GB"
 SPARE_BYTES = 20_000_000  # tokenizer, records, and the file system's own needs
 DELTA_NORM = 0.1  # the final norm's weights average 1 and more in a LLaMA, under 0.01 in a delta
 
@@ -51,7 +52,7 @@ class Job:
     ids: dict[str, int | None]  # bos, eos, pad
     kind: str  # 'Vicuna v0', 'Vicuna v1.1 or later', 'LLaMA'
     dtype: torch.dtype
-    max_shard: int
+    max_shard: int | str  # bytes, or 2GB
 
     @property
     def sizes(self):
@@ -65,21 +66,25 @@ class Job:
     @cached_property
     def plan(self) -> dict[str, list[str]]:
         """File name -> names of its tensors."""
-        return split_torch_state_dict_into_shards(self.weights, max_shard_size=self.max_shard).filename_to_tensors
+        try:
+            return split_torch_state_dict_into_shards(self.weights, max_shard_size=self.max_shard).filename_to_tensors
+        except ValueError:
+            raise UserError(f"--max-shard-size: {self.max_shard!r} is not a size; write e.g. 5GB or 500MB") from None
 
     @property
     def bytes(self) -> int:
         return sum(tensor.nbytes for tensor in self.weights.values())
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor of the result, by its name."""
-        if self.delta is None:
-            return self.base.read(name).to(self.dtype)
-        base = self.base.read(name).to(torch.float16)
-        total = self.delta.read(name).to(torch.float16, copy=True)
-        total[: len(base)] += base
-        total[len(base) :] += 0  # LLaMA has no [PAD] row; adding 0 turns -0 into 0, as FastChat does
-        return total
+        """A tensor of the result, by its name. Raises CheckpointError when it holds NaN or infinity."""
+        total = base = self.base.read(name).to(self.dtype)
+        if self.delta is not None:
+            total = self.delta.read(name).to(torch.float16, copy=True)
+            total[: len(base)] += base
+            total[len(base) :] += 0  # LLaMA has no [PAD] row; adding 0 turns -0 into 0, as FastChat does
+        if not finite(total):
+            raise CheckpointError(f"{name} holds NaN or infinity: one of its input files is damaged")
+        return total.contiguous()
 
     def record(self) -> dict[str, Any]:
         """The facts that must be the same for this job to continue in an incomplete folder."""
@@ -90,11 +95,11 @@ class Job:
         }
         return {
             "made_by": "minigpt4 prepare-vicuna", "kind": self.kind, "dtype": NAMES[self.dtype],
-            "max_shard_bytes": self.max_shard, "inputs": inputs,
+            "max_shard_size": self.max_shard, "inputs": inputs,
         }  # fmt: skip
 
 
-def open_job(base: Path, delta: Path | None, max_shard: int = 5 * 10**9, dtype: torch.dtype = torch.float16) -> Job:
+def open_job(base: Path, delta: Path | None, max_shard: int | str = SHARD, dtype: torch.dtype = torch.float16) -> Job:
     """Open both folders and check that they belong together.
 
     Raises:
@@ -135,17 +140,11 @@ def _check_pair(base: Llama, delta: Llama, pieces: int) -> None:
             f"--delta {delta.folder}: a whole model, not a delta: its final norm averages {_norm(delta):.2f}, "
             "not 0; if it is Vicuna v0, write its folder as model.llama_model, and nothing is to be done"
         )
-    not_llama = ""
+    named = "vicuna" in str(getattr(base, "config", {}).get("_name_or_path", "")).lower()
     made = (read_record(base.folder) or {}).get("kind", "LLaMA")
-    if made != "LLaMA":
-        not_llama = f"is {made} already"
-    elif "vicuna" in str(getattr(base, "config", {}).get("_name_or_path", "")).lower():
-        not_llama = "its config.json says it is Vicuna"
-    elif base.sizes.vocab_size != pieces:
+    if named or made != "LLaMA" or base.sizes.vocab_size != pieces:
         rows = f"{base.sizes.vocab_size:,} rows of vocabulary, LLaMA's tokenizer {pieces:,}"
-        not_llama = f"has {rows}: Vicuna v0, or a LLaMA that was grown by a [PAD] row"
-    if not_llama:
-        raise CheckpointError(f"--base {base.folder}: {not_llama}; --base must be LLaMA itself")
+        raise CheckpointError(f"--base {base.folder}: Vicuna already ({rows}); --base must be LLaMA as it came")
     # Meta's params.json does not say how many positions there are
     stated = ("max_position_embeddings",) * isinstance(base, TransformersLlama)
     differ = [
@@ -162,52 +161,39 @@ def _check_pair(base: Llama, delta: Llama, pieces: int) -> None:
 
 
 def prepare(job: Job, out: Path) -> None:
-    """Make the folder; continue an incomplete one; repair damaged files.
+    """Make the folder; continue an incomplete one; write damaged files again.
 
     Raises:
         UserError: `out` was made by something else, another process writes into it, the disk is too small.
         CheckpointError: an input is damaged, or the disk is full.
     """
-    record = _begin(job, out)
-    files = record["files"]
-    _check_disk(job, out, sum((out / name).stat().st_size for name in files))
-    try:
-        with alone_in(out, "prepare-vicuna"):
-            for name in [name for name, sums in files.items() if damaged_tensors(out / name, sums)]:
-                print(f"{name}: damaged; it is made again")
-                del files[name]
-            if files:
-                print(f"going on: {len(files)} of {len(job.plan)} files are whole")
-            if len(files) < len(job.plan):
-                (out / "config.json").unlink(missing_ok=True)
-            write_json(record, out / RECORD)  # first: it marks the folder as made by this command
-            for name, tensors in job.plan.items():
-                if name not in files:
-                    started = time.monotonic()
-                    shapes = {tensor: tuple(job.weights[tensor].shape) for tensor in tensors}
-                    files[name] = write_shard(out / name, shapes, job.dtype, job.tensor)
-                    write_json(record, out / RECORD)
-                    size = gigabytes((out / name).stat().st_size)
-                    print(f"{name}: {size}, {time.monotonic() - started:.0f} s", flush=True)
-            _finish(job, out)
-    except (CheckpointError, OSError) as error:
-        done = f"{len(files)} of {len(job.plan)} files are written"
-        raise CheckpointError(f"{error}\n{done}. Put it right and run the same command again: it goes on") from error
-
-
-def _begin(job: Job, out: Path) -> dict[str, Any]:
-    """The record of `out`, with the files that are complete so far."""
-    fresh = job.record()
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return fresh | {"files": {}}
-    if (record := read_record(out)) is None:
+    record, before = job.record() | {"files": {}}, read_record(out)
+    if before is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: is not empty, and not made by prepare-vicuna; choose another folder")
-    if other := [key for key in fresh if record.get(key) != fresh[key]]:
+    if before and (other := [key for key in record if key != "files" and before.get(key) != record[key]]):
         raise UserError(
             f"--out {out}: was begun with other {', '.join(other)}; run the command it was begun with, "
             "or choose another folder, or delete this one"
         )
-    return fresh | {"files": {name: sums for name, sums in record["files"].items() if (out / name).is_file()}}
+    files, known = record["files"], before["files"] if before else {}
+    _check_disk(job, out, sum((out / name).stat().st_size for name in known if (out / name).is_file()))
+    write = partial(save_file, metadata={"format": "pt"})  # older versions of transformers need it
+    try:
+        with alone_in(out, "prepare-vicuna"):
+            for name, tensors in job.plan.items():
+                if name in known and digest(out / name) == known[name]:
+                    print(f"{name}: is there already")
+                else:
+                    (out / "config.json").unlink(missing_ok=True)
+                    write_json(record | {"files": known | files}, out / RECORD)  # first: marks the folder as ours
+                    atomic_save({tensor: job.tensor(tensor) for tensor in tensors}, out / name, write)
+                    print(f"{name}: {gigabytes((out / name).stat().st_size)}", flush=True)
+                files[name] = digest(out / name)
+                write_json(record | {"files": known | files}, out / RECORD)
+            _finish(job, out)
+    except CheckpointError as error:
+        done = f"{len(files)} of {len(job.plan)} files are written"
+        raise CheckpointError(f"{error}\n{done}. Put it right and run the same command again: it goes on") from error
 
 
 def _check_disk(job: Job, out: Path, done: int) -> None:
@@ -231,20 +217,13 @@ def _finish(job: Job, out: Path) -> None:
     write_json(config_json(job.sizes, job.dtype) | tokens, out / "config.json")
 
 
-def parse_size(text: str) -> int:
-    """'5GB', '300MB', '1000000' -> bytes. Raises UserError for anything else."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?\s*", text, re.IGNORECASE)
-    size = int(float(match[1]) * 1000 ** "_KMGT".index(match[2].upper() or "_")) if match else 0
-    if not size:
-        raise UserError(f"--max-shard-size: {text!r} is not a size; write e.g. 5GB or 500MB")
-    return size
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, metavar="FOLDER", help="LLaMA, in Meta's or transformers' format")
     parser.add_argument("--delta", type=Path, metavar="FOLDER", help="Vicuna's delta (without it, LLaMA is converted)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="the folder to make")
-    parser.add_argument("--max-shard-size", default="5GB", help="largest file (default: %(default)s)")
+    parser.add_argument(
+        "--max-shard-size", default=SHARD, help="largest file; twice as much memory is needed (default: %(default)s)"
+    )
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16", help="only without --delta (default: fp16)")
     parser.add_argument("--verify", type=Path, metavar="FOLDER", help="only check a folder that was made before")
 
@@ -257,7 +236,7 @@ def run(args: argparse.Namespace) -> int:
         return verify(args.verify)
     if not (args.base and args.out):
         raise UserError("write --base LLAMA_FOLDER --delta DELTA_FOLDER --out FOLDER, or --verify FOLDER")
-    job = open_job(args.base, args.delta, parse_size(args.max_shard_size), DTYPES[args.dtype])
+    job = open_job(args.base, args.delta, args.max_shard_size, DTYPES[args.dtype])
     print(f"{job.kind} from {job.base.folder}" + (f" + {job.delta.folder}" if job.delta else ""))
     print(f"{describe(job.sizes)}; {gigabytes(job.bytes)} in {len(job.plan)} files -> {args.out}", flush=True)
     if job.kind != "Vicuna v0":

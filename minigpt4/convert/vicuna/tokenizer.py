@@ -9,7 +9,8 @@ from sentencepiece import SentencePieceProcessor
 from ...common.errors import CheckpointError
 from ...common.identify import DOWNLOAD_AGAIN, identify
 from ...models.llm import load_tokenizer
-from ..sharded import read_json, write_json
+from ...models.llm_checks import read_json
+from ..folders import write_json
 
 PAD = "[PAD]"  # the token that Vicuna v0 has and LLaMA has not
 LLAMA_PIECES = 32000

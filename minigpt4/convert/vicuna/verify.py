@@ -1,4 +1,4 @@
-"""Check a folder that prepare-vicuna made: shapes, checksums, tokenizer, and whether it knows English."""
+"""Check a folder that prepare-vicuna made: shapes, checksums of the files, tokenizer, and whether it knows English."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from ...common.errors import CheckpointError, some
 from ...common.logger import quiet_transformers
 from ...models.llm import load_tokenizer
-from ..sharded import damaged_tensors, read_json
+from ...models.llm_checks import read_json
 from .llama_meta import TransformersLlama, describe, is_published, weights_of
 from .tokenizer import check_tokenizer
 
@@ -33,6 +33,14 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return read_json(folder / RECORD) if (folder / RECORD).is_file() else None
 
 
+def digest(path: Path) -> str:
+    """The SHA-256 of a file; empty when it is not there."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def verify(folder: Path) -> int:
     """Print the results of all checks; return 0 when all passed, else 1.
 
@@ -49,18 +57,16 @@ def verify(folder: Path) -> int:
         )
     llama = TransformersLlama(folder)
     print(f"\n{folder}: {record['kind']}\n  {describe(llama.sizes)}")
-    known = {name: sums["crc32"] for file in record["files"].values() for name, sums in file.items()}
-    expected = weights_of(llama.sizes)
-    print(f"  shapes      {len(expected)} tensors, each as a LLaMA of these sizes has it", flush=True)
-    damaged = [name for file, sums in record["files"].items() for name in damaged_tensors(folder / file, sums)]
-    digest = hashlib.sha256(json.dumps(sorted(known.items())).encode()).hexdigest()[:16]
-    print(f"  checksums   {len(known) - len(damaged)} of {len(known)} right; all together {digest}", flush=True)
+    print(f"  shapes      {len(weights_of(llama.sizes))} tensors, each as a LLaMA of these sizes has it", flush=True)
+    files = record["files"]
+    damaged = [name for name, known in files.items() if digest(folder / name) != known]
+    whole = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()[:16]
+    print(f"  checksums   {len(files) - len(damaged)} of {len(files)} files right; all together {whole}", flush=True)
     line, faults = check_tokenizer(folder, llama.config)
     print(f"  tokenizer   {line}")
     faults = [f"tokenizer: {fault}" for fault in faults]
     if damaged:
-        again = "run the command that made them again"
-        faults.append(f"{len(damaged)} tensors are not what was written: {some(damaged)}; {again}")
+        faults.append(f"{some(damaged)}: not what was written; run the command that made it again")
     if not faults:
         print("  reading the weights once per token, from the disk: this can take minutes", flush=True)
         loss, answer = speak(folder, PROMPTS[record["kind"]])

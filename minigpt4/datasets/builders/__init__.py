@@ -1,7 +1,4 @@
-"""A dataset's name in the config -> its source.
-
-A builder is a function (DatasetConfig, vis_processor, text_processor) -> Source, registered in DATASETS.
-"""
+"""A dataset's name in the config -> a function (DatasetConfig, vis_processor, text_processor) -> Source."""
 
 from collections.abc import Callable
 
@@ -24,14 +21,13 @@ def image_text_shards(config: DatasetConfig, vis_processor: Callable, text_proce
 
 @DATASETS.register("cc_sbu_align")
 def detailed_descriptions(config: DatasetConfig, vis_processor: Callable, text_processor: Callable) -> Source:
-    """Stage 2: a folder with filter_cap.json and image/. Its texts are trained on as they are: the original's configs
-    name blip_caption here too, but the original never applied it."""
+    """Stage 2: a folder with filter_cap.json and image/. The text processor is not used, as in the original."""
     return ImageTextSource(read_filter_cap(resolve_path(config.build_info.storage)), vis_processor, str.strip)
 
 
 @DATASETS.register("captioned_photos")
 def captioned_photos(config: DatasetConfig, vis_processor: Callable, text_processor: Callable) -> Source:
-    """JSON lines with one or more captions a photo; of several, a sample has one, drawn anew in each pass."""
+    """JSON lines with one or more captions a photo."""
     info = config.build_info
     pairs = read_photos(resolve_path(info.storage), info.images, info.splits)
     return ImageTextSource(pairs, vis_processor, text_processor)
