@@ -66,7 +66,8 @@ def main_guard(main: Callable[[], int | None]) -> int:
         return 141
     except (UserError, KeyboardInterrupt) as error:
         if isinstance(error, KeyboardInterrupt):  # its argument may be the signal's number
-            error = Stopped("stopped by a signal", error.args[0] if error.args else signal.SIGINT)
+            number = error.args[0] if error.args else signal.SIGINT
+            error = Stopped(f"stopped by {'the user' if number == signal.SIGINT else 'a signal'}", number)
         # Under torchrun every process finds the same fault in a config, and stops at the same step: rank 0 says so.
         another_tells = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK", "0") != "0"
         if not (another_tells and isinstance(error, (ConfigError, Stopped))):
