@@ -61,38 +61,31 @@ def load_exact(
     targets: dict[str, Tensor], state: dict[str, Tensor], path: str | Path, *, required: set[str] | None = None,
     ignore: Callable[[str], Any] = HARMLESS.search, device: torch.device | str = "cpu",
 ) -> None:  # fmt: skip
-    """Copy `state` into `targets` (name -> parameter or buffer), or say exactly what does not fit.
-
-    Every tensor is cast to its target's dtype, one after the other. A target on the meta device (see `empty_weights`)
-    becomes a tensor of its own on `device`.
+    """Copy `state` into `targets` (name -> parameter or buffer), in the dtype of each, or say what does not fit. A
+    target on the meta device (see `empty_weights`) becomes a tensor of its own on `device`.
 
     Args:
         required: names that the file must hold (default: all of `targets`).
         ignore: names of the file for which this is truthy may be left over.
     Raises:
-        CheckpointError: names what is missing, unexpected, of another shape, NaN or infinite. Nothing has been copied
-            then.
+        CheckpointError: names what is missing, unexpected, of another shape, NaN or infinite; nothing is copied.
     """
     used = {name: tensor for name, tensor in state.items() if name in targets}
+    shapes = {n: (tuple(t.shape), tuple(targets[n].shape)) for n, t in sorted(used.items())}
     wrong = {
         "missing": sorted((set(targets) if required is None else required) - set(state)),
         "unexpected": sorted(name for name in state if name not in targets and not ignore(name)),
-        "other shape": [
-            f"{name} is {tuple(tensor.shape)} in the file and {tuple(targets[name].shape)} in the model"
-            for name, tensor in sorted(used.items())
-            if tensor.shape != targets[name].shape
-        ],
+        "other shape": [f"{n} is {a} in the file and {b} in the model" for n, (a, b) in shapes.items() if a != b],
     }
-    lines = [f"  {what}: {some(names, 6)}" for what, names in wrong.items() if names]
-    if lines:
+    if any(wrong.values()):
         found = identify(local_path(str(path)))
         what = f"; it is {found.describe()}" if found.tensors else ""
-        raise CheckpointError(f"{path} does not fit this model{what}\n" + "\n".join(lines))
-    if torch.device(device).type != "meta":
-        bad = [f"{name} holds " + (f"numbers beyond {targets[name].dtype}" if finite(tensor) else "NaN or infinity")
-               for name, tensor in used.items() if not finite(tensor, targets[name].dtype)]  # fmt: skip
-        if bad:
-            raise CheckpointError(f"{path} cannot be used: {some(bad, 6)}; it is damaged, or its training had failed")
+        lines = "".join(f"\n  {what}: {some(names, 6)}" for what, names in wrong.items() if names)
+        raise CheckpointError(f"{path} does not fit this model{what}{lines}")
+    for name, tensor in used.items() if torch.device(device).type != "meta" else ():
+        if not finite(tensor, targets[name].dtype):
+            why = f"numbers beyond {targets[name].dtype}" if finite(tensor) else "NaN or infinity"
+            raise CheckpointError(f"{path} cannot be used: {name} holds {why}; it is damaged, or its training failed")
     for name, tensor in used.items():
         target = targets[name]
         if not target.is_meta:
@@ -141,18 +134,15 @@ def save_checkpoint(checkpoint: Path, model: dict[str, Tensor], facts: dict, res
         facts: plain values stored beside them (`epoch`, `step`, `config`), as the original did.
         resume: plain values and tensors for `read_resume`.
     """
-    # The sidecar first: a checkpoint_N.pth that stands there always has its other half.
-    save_resume(checkpoint, facts["step"], resume)
+    save_resume(checkpoint, facts["step"], resume)  # first: a checkpoint_N.pth that is there has its other half
     save_model(checkpoint, model, facts)
 
 
 def save_resume(checkpoint: Path, step: int, resume: dict) -> None:
-    """Write what resuming from a checkpoint needs."""
     atomic_save({**resume, "step": step}, resume_path(checkpoint))
 
 
 def save_model(checkpoint: Path, model: dict[str, Tensor], facts: dict) -> None:
-    """Write the weights alone, in the original's format; arguments as for `save_checkpoint`."""
     atomic_save({"model": {name: tensor.detach().cpu() for name, tensor in model.items()}, **facts}, checkpoint)
 
 
@@ -200,10 +190,9 @@ def find_latest(output_dir: Path) -> tuple[Path | None, list[str]]:
     for checkpoint in sorted(resumable, key=step_of, reverse=True):
         try:
             read_resume(checkpoint)
+            return checkpoint, complaints
         except CheckpointError as error:
             complaints.append(str(error))
-        else:
-            return checkpoint, complaints
     return None, complaints
 
 

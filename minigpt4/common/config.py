@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from .config_checks import check_meaning
 from .config_values import fill, is_section, kind_of, option_value
-from .errors import ConfigError, DataError, file_like
+from .errors import ConfigError, DataError, did_you_mean
 from .paths import PACKAGE, PROJECT, read_text, resolve_path
 from .schema import Config, meaning
 from .user_modules import import_user_modules
@@ -61,17 +61,11 @@ def read_config(path: str, options: Sequence[str] = (), *, mode: Mode = "train")
         _merge(merged, data, name, origin)
     _merge(merged, user, "", origin)
     config = replace(fill(Config, merged, "", problems), path=path, origin=origin | written)
-    wrong = tuple(p.split(":")[0] for p in problems)  # these keys have their default now: enough is said of them
+    wrong = [p.split(":")[0] for p in problems]  # these keys have their default now: enough is said of them
+    wrong = tuple(f"{key}{sign}" for key in wrong for sign in ":.")
     import_user_modules(config.run.import_modules, Path(path).parent, problems)
-    problems += [p for p in check_meaning(config, mode) if not any(_is_about(p, key) for key in wrong)]
+    problems += [p for p in check_meaning(config, mode) if not p.startswith(wrong)]
     return config, problems
-
-
-def _is_about(problem: str, key: str) -> bool:
-    """Whether a problem is of `key`, or of a key of its section and says how the two go together."""
-    section, _, name = key.rpartition(".")
-    together = problem.startswith(f"{section}.") and re.search(rf"\b{re.escape(name)}\b", problem)
-    return problem.startswith((f"{key}:", f"{key}.")) or bool(section and together)
 
 
 def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, dict]]:
@@ -91,8 +85,8 @@ def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, 
 
 def _read_yaml(path: str) -> dict:
     if not Path(path).is_file():
-        near = sorted(map(str, Path(path).parent.glob("*.yaml"))) or sorted(map(str, Path().glob("*_configs/*.yaml")))
-        raise ConfigError(f"{path}: no such config file{file_like(path, near)}")
+        near = [file.stem for file in sorted(Path(path).parent.glob("*.yaml"))]
+        raise ConfigError(f"{path}: no such config file{did_you_mean(Path(path).stem, near)}")
     try:
         text = read_text(path)
         data = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
@@ -118,13 +112,9 @@ def _read_options(options: Sequence[str], problems: list[str]) -> dict:
         except (YAMLError, OmegaConfBaseException) as error:
             problems.append(f"--options {option!r}: {' '.join(str(error).split())}")
             continue
-        *sections, last = dotted.split(".")
-        here = data
-        for name in sections:
-            if not isinstance(here.get(name), dict):
-                here[name] = {}
-            here = here[name]
-        here[last] = value
+        for name in reversed(dotted.split(".")):
+            value = {name: value}
+        _merge(data, value, "", {})
     return data
 
 

@@ -6,7 +6,7 @@ Each check yields lines `key: what is wrong; what to write instead`.
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import Field, fields
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ def check_meaning(config: Config, mode: str) -> Iterator[str]:
     yield from _check_model(config, mode)
     if mode == "train":
         yield from _check_run(config)
-    for where, info in _infos(config):
+    infos = [(f"datasets.{name}.{part}", info) for name, d in config.datasets.items() for part, info in d.infos()]
+    for where, info in infos:
         yield from _check_features(where, info.features, config, mode)
     if mode == "show":
         return
@@ -51,12 +52,8 @@ def check_meaning(config: Config, mode: str) -> Iterator[str]:
             if dataset.build_info.storage is None:
                 yield f"{where}.build_info.storage: not set; write where the dataset lies"
             yield from _check_paths(dataset, where)
-        for where, info in _infos(config):
+        for where, info in infos:
             yield from _check_paths(info, where)
-
-
-def _infos(config: Config) -> list[tuple[str, BuildInfo]]:
-    return [(f"datasets.{name}.{part}", info) for name, d in config.datasets.items() for part, info in d.infos()]
 
 
 def _check_name(registry, name: str, where: str, also: tuple[str, ...] = ()) -> Iterator[str]:
@@ -79,9 +76,6 @@ def _check_processors(dataset_name: str, dataset: DatasetConfig, image_size: int
             for k in processor.kwargs():
                 if k not in takes:
                     yield f"{where}.{k}: {processor.name} takes no such key; it takes {', '.join(takes)}"
-            low, high = processor.min_scale or 0, processor.max_scale or 1
-            if low > high:
-                yield f"{where}.min_scale: {low} is above max_scale {high}; write at most that"
             size = processor.image_size or (takes["image_size"].default if "image_size" in takes else image_size)
             if size != image_size:
                 yield f"{where}.image_size: {size}, but model.image_size is {image_size}; write the same"
@@ -139,9 +133,8 @@ def _check_run(config: Config) -> Iterator[str]:
         "run.evaluate: True, but train.py only trains; leave it False": run.evaluate,
     }  # fmt: skip
     yield from (text for text, wrong in checks.items() if wrong)
-    for image in run.sample_images:
-        if not Path(resolve_path(image)).is_file():
-            yield f"run.sample_images: {image!r}: no such picture"
+    pictures = [image for image in run.sample_images if not Path(resolve_path(image)).is_file()]
+    yield from (f"run.sample_images: {image!r}: no such picture" for image in pictures)
     for tracker in run.report_to:
         if tracker not in ("wandb", "trackio"):
             yield f"run.report_to: {tracker!r} should be wandb or trackio (TensorBoard needs no key)"
@@ -158,7 +151,7 @@ def _check_run(config: Config) -> Iterator[str]:
 def _check_features(where: str, features: str | None, config: Config, mode: str) -> Iterator[str]:
     if features and not features.endswith(".npy"):
         yield f"{where}.features: {features!r} should end in .npy"
-    if features and mode == "train" and not config.model.freeze_vit:
+    elif features and mode == "train" and not config.model.freeze_vit:
         yield f"{where}.features: set, but model.freeze_vit is False, which makes them old at once; leave them out"
     elif features and mode == "train" and not Path(resolve_path(features)).is_file():
         how = f"`minigpt4 features --cfg-path {config.path}` makes it (with the same --options, if there are any)"
@@ -171,33 +164,26 @@ def _check_paths(section: Any, prefix: str) -> Iterator[str]:
         if not f.metadata.get("path") or value is None:
             continue
         values = value if isinstance(value, list) else [value]
+        text = ""
         if not values or not all(values):
             text = f"{value!r} should be a path, or null"
         elif any("/path/to" in v for v in values):
             text = f"{value!r} is a placeholder; write a path: {f.metadata['doc']}"
         elif isinstance(section, BuildInfo) and f.name == "storage":
             text = _of_shards(values)
+        elif value.startswith(WEB) and f.metadata["url"]:
+            if f.name == "llama_model" and not urlsplit(value).path.endswith(".gguf"):
+                text = f"{value!r}: an LLM is a folder of files; of URLs only a .gguf file can be fetched"
+            try:
+                cached_path(value)
+            except DownloadError as error:
+                text = str(error)
         elif value.startswith(REMOTE):
-            text = _of_url(value, f)
-        else:
-            text = "" if Path(resolve_path(value)).exists() else _of_missing(value, f.name == "llama_model")
+            text = f"{value!r} is a URL that is not fetched here; download it and write its path"
+        elif not Path(resolve_path(value)).exists():
+            text = _of_missing(value, f.name == "llama_model")
         if text:
             yield f"{prefix}.{f.name}: {text}"
-
-
-def _of_url(value: str, f: Field) -> str:
-    if not f.metadata["url"]:
-        return f"{value!r} is a URL; download it and write its path"
-    if not value.startswith(WEB):
-        return f"{value!r}: only http:// and https:// are fetched; download it and write its path"
-    if f.name == "llama_model" and not urlsplit(value).path.endswith(".gguf"):
-        return (f"{value!r}: an LLM is a folder of files; of URLs only a .gguf file can be fetched. "
-                "Download the folder (`hf download ORG/NAME --local-dir DIR`) and write its path")  # fmt: skip
-    try:
-        cached_path(value)
-    except DownloadError as error:
-        return str(error)
-    return ""
 
 
 def _of_missing(value: str, is_llm: bool = False) -> str:
@@ -216,7 +202,5 @@ def _of_shards(patterns: list[str]) -> str:
     missing = [s for s in shards if not s.startswith(REMOTE) and not Path(s).exists()]
     if not shards or len(missing) == len(shards) == 1:
         return _of_missing(", ".join(patterns))
-    if not missing:
-        return ""
-    count = f"{len(missing)} of {len(shards)} files are missing, the first {missing[0]}"
-    return f"{count}; to use those that are there, write a pattern with *"
+    count = f"{len(missing)} of {len(shards)} files are missing, the first {', '.join(missing[:1])}"
+    return f"{count}; to use those that are there, write a pattern with *" if missing else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from .errors import UserError
@@ -59,16 +60,15 @@ def choose_device(name: str | None = None, said: str = "", instead: str = "--dev
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name in (None, "auto"):
         name = "cuda" if count else "cpu"
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or not (number or "0").isdecimal():
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise DeviceError(f"{said}: not a device to run on; write cpu, cuda or cuda:N")
-    if kind == "cpu":
+    if name == "cpu":
         return torch.device("cpu")
-    if count == 0:
-        raise DeviceError(f"{said}: PyTorch finds no CUDA GPU on this machine; write {instead}")
-    if int(number or 0) >= count:
-        raise DeviceError(f"{said}: the GPUs here are 0 to {count - 1}; write one of these, or {instead}")
-    return torch.device("cuda", int(number or 0))  # torch.cuda.set_device takes no device without a number
+    number = int(name.partition(":")[2] or 0)
+    if number >= count:
+        here = f"the GPUs here are 0 to {count - 1}" if count else "PyTorch finds no CUDA GPU on this machine"
+        raise DeviceError(f"{said}: {here}; write {instead}")
+    return torch.device("cuda", number)  # torch.cuda.set_device takes no device without a number
 
 
 def training_device(name: str) -> torch.device:

@@ -13,12 +13,11 @@ from pathlib import Path
 from .errors import UserError
 
 log = logging.getLogger("minigpt4")
-# What network file systems say that cannot lock or flush: NFS, Lustre, object stores.
-NOT_SUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK, errno.EBADF}
 
 
 def lock(file, path: Path, wait: bool = False, posix: bool = False) -> bool:
-    """Lock an open file. Returns False only when another process holds the lock.
+    """Lock an open file. Returns False only when another process holds the lock. Some network file systems have no
+    locks: a warning says so.
 
     Args:
         wait: wait until the other process releases the lock.
@@ -29,10 +28,7 @@ def lock(file, path: Path, wait: bool = False, posix: bool = False) -> bool:
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
-        if error.errno not in NOT_SUPPORTED:
-            raise
-        log.warning("%s: this file system cannot lock files (%s): two commands that write there at once would not see "
-                    "each other", path, error.strerror)  # fmt: skip
+        log.warning("%s: cannot be locked (%s): do not write there with two commands at once", path, error.strerror)
     return True
 
 
@@ -51,34 +47,13 @@ def alone_in(folder: Path, command: str, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--out {folder}: must be a folder you can write to: {error}") from error
     try:
-        if not lock(handle, folder):
-            if not wait:
-                raise UserError(f"--out {folder}: another {command} is filling it")
-            print(f"waiting for another {command} that is filling {folder}", flush=True)
-            lock(handle, folder, wait=True)
+        if not lock(handle, folder, wait):
+            raise UserError(f"--out {folder}: another {command} is filling it")
         for stale in folder.glob(".*.tmp"):
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         yield
     finally:
         os.close(handle)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk. A full network disk says so here."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in NOT_SUPPORTED:
-            raise
-    finally:
-        os.close(handle)
-
-
-def set_mode(path: Path, mode: int) -> None:
-    """`chmod`, where there are modes (FAT and network shares have none)."""
-    with suppress(PermissionError):
-        path.chmod(mode)
 
 
 @contextmanager
@@ -91,9 +66,10 @@ def whole_file(target: Path) -> Iterator[Path]:
         part.touch()
         mode = part.stat().st_mode
         yield part
-        set_mode(part, mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
-        flush(part)
-        os.replace(part, target)
-        flush(target.parent)
+        with suppress(PermissionError):  # some network shares have no modes
+            part.chmod(mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # a full network disk says so here
+        part.replace(target)
     finally:
         part.unlink(missing_ok=True)

@@ -24,23 +24,24 @@ WRAPPED = re.compile(
     r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 UNWRAPPED = {"minigpt4", "qformer", "eva_vit", "vit"}  # kinds whose own names never begin so
-SIZED = {*UNWRAPPED, "llm", "llm_meta"}
 
-# What a file can be, in words that follow "is".
+# Kinds of weights -> words that follow "is", and the names of tensors by which one is known: the first match decides.
 MODELS = {
-    "eva_vit": "an EVA ViT",
-    "vit": "a ViT",
-    "vision": "an image network",
-    "qformer": "BLIP-2's Q-Former",
-    "minigpt4": "a MiniGPT-4 checkpoint",
-    "llm": "a language model in transformers' format",
-    "llm_meta": "LLaMA in Meta's own format, not converted yet",
-    "blip2_transformers": "BLIP-2 in transformers' format; here LAVIS's file is read",
-    "adapter": "a LoRA adapter",
-    "resume": "the optimizer and random state of a training run, without weights",
-    "gguf": "a GGUF file",
-    "unknown": "a weight file of another model",
-}
+    "minigpt4": ("a MiniGPT-4 checkpoint", r"^llama_proj\."),
+    "adapter": ("a LoRA adapter", r"\.lora_[AB]\."),
+    "qformer": ("BLIP-2's Q-Former", r"^Qformer\.bert\."),
+    "blip2_transformers": ("BLIP-2 in transformers' format; here LAVIS's file is read", r"^qformer\."),
+    "llm_meta": ("LLaMA in Meta's own format, not converted yet",
+                 r"(?:^|\.)attention\.w[qkv]\.weight$|^tok_embeddings\.weight$"),
+    "llm": ("a language model in transformers' format",
+            r"^(?:model|transformer)\.(?:layers|h)\.\d+\.|^(?:model\.embed_tokens|lm_head)\.weight$"),
+    "eva_vit": ("an EVA ViT", r"blocks\.\d+\.attn\.q_bias$"),
+    "vit": ("a ViT", r"blocks\.\d+\.attn\.(?:qkv|q_proj)\.weight$"),
+    "vision": ("an image network", None),  # by a convolution of 3 channels
+    "resume": ("the optimizer and random state of a training run, without weights", None),
+    "gguf": ("a GGUF file", None),
+    "unknown": ("a weight file of another model", None),
+}  # fmt: skip
 # The kinds that hold no weights, and what to do about each.
 OTHERS = {
     "lfs": ("a git-lfs pointer, not weights", "run `git lfs pull` in the folder it was cloned to"),
@@ -54,40 +55,15 @@ OTHERS = {
     "folder": ("a folder, not a file", "write the path of the weight file in it"),
     "missing": ("not there", "write the path of the file"),
 }
-KINDS = MODELS | {kind: words for kind, (words, _) in OTHERS.items()}
+KINDS = {kind: words for kind, (words, _) in (MODELS | OTHERS).items()}
 DOWNLOAD_AGAIN = {kind: what for kind, (_, what) in OTHERS.items()}
 NO_WEIGHTS = set(OTHERS)
 
 # How files begin that are neither safetensors nor torch; compared in lower case.
 HEADS = {
-    "lfs": (b"version https://git-lfs",),
-    "html": (b"<!doctype", b"<html", b"<head", b"<?xml", b"<error"),
-    "gguf": (b"gguf",),
-    "archive": (b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!"),
-}
-# The first pattern that a tensor name matches decides the kind.
-NAMES = {
-    "minigpt4": r"^llama_proj\.",
-    "adapter": r"\.lora_[AB]\.",
-    "qformer": r"^Qformer\.bert\.",
-    "blip2_transformers": r"^qformer\.",
-    "llm_meta": r"(?:^|\.)attention\.w[qkv]\.weight$|^tok_embeddings\.weight$",
-    "llm": r"^(?:model|transformer)\.(?:layers|h)\.\d+\.|^(?:model\.embed_tokens|lm_head)\.weight$",
-    "eva_vit": r"blocks\.\d+\.attn\.q_bias$",
-    "vit": r"blocks\.\d+\.attn\.(?:qkv|q_proj)\.weight$",
-}
-# What shapes say of a model: (size, name of a tensor, axis of its shape). Without an axis, layers are counted.
-SIZES = (
-    ("width", r"patch_embed\.proj\.weight$", 0),
-    ("patch", r"patch_embed\.proj\.weight$", 2),
-    ("vocabulary", r"embed_tokens\.weight$", 0),
-    ("width", r"embed_tokens\.weight$", 1),
-    ("queries", r"query_tokens$", 1),
-    ("Q-Former width", r"query_tokens$", 2),
-    ("depth", r"^(?!llama_model\.).*?(?:blocks|layer|layers|h)\.(\d+)\.", None),
-    ("from width", r"llama_proj\.(?:0\.)?weight$", 1),
-    ("to LLM width", r"llama_proj\.(?:.*\.)?weight$", 0),
-)
+    b"version https://git-lfs": "lfs", b"<!doctype": "html", b"<html": "html", b"<head": "html", b"<?xml": "html",
+    b"<error": "html", b"gguf": "gguf", b"\x1f\x8b": "archive", b"bzh": "archive", b"\xfd7zxz": "archive",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,17 +79,10 @@ class FileFacts:
     wrapper: str = ""  # what a wrapper had put into the names; `tensors` has them without it
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """What the shapes say of the model: width, depth, queries, ..."""
-        found: dict[str, int] = {}
-        for size, pattern, axis in SIZES if self.kind in SIZED else ():
-            matches = [match for name in sorted(self.tensors) if (match := re.search(pattern, name))]
-            shape = self.tensors[matches[-1].string].shape if matches else ()  # the last layer of several
-            if axis is None and matches:
-                found[size] = len({match[1] for match in matches})
-            elif axis is not None and len(shape) > axis:
-                found[size] = shape[axis]
-        return found
+    def llm_width(self) -> int | None:
+        """D_llm of the projection of a MiniGPT-4 checkpoint."""
+        weights = [self.tensors[name] for name in sorted(self.tensors) if re.match(r"llama_proj\..*weight$", name)]
+        return weights[-1].shape[0] if weights else None
 
     @property
     def parameters(self) -> int:
@@ -135,14 +104,12 @@ class FileFacts:
             return torch.frombuffer(bytearray(file.read(end - start)), dtype=like.dtype).reshape(like.shape)
 
     def describe(self) -> str:
-        """E.g. `an EVA ViT: width 1408, patch 14, depth 39; 511 tensors, 986M numbers, 2.0 GB`."""
+        """E.g. `an EVA ViT; 511 tensors, 986M numbers, 2.0 GB`."""
         text = KINDS[self.kind] + (f" ({self.note})" if self.note else "")
         if self.kind in NO_WEIGHTS:
             return text
-        sizes = ": " * bool(self.sizes) + ", ".join(f"{name} {value:,}" for name, value in self.sizes.items())
-        sizes = re.sub(r"from width ([\d,]+), to LLM width", r"projection \1 ->", sizes)
         numbers = f"{len(self.tensors)} tensors, {amount(self.parameters)} numbers, " if self.tensors else ""
-        return f"{text}{sizes}; {numbers}{gigabytes(self.bytes)}"
+        return f"{text}; {numbers}{gigabytes(self.bytes)}"
 
 
 def amount(n: float) -> str:
@@ -166,38 +133,29 @@ def identify(path: str | Path) -> FileFacts:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            head = file.read(4096)
+            head = file.read(64)
     except OSError as error:
         return FileFacts(path, "missing", note=error.strerror or "")
+    if not head:
+        return FileFacts(path, "empty")
     start = head.lstrip().lower()
-    for kind, beginnings in HEADS.items():
-        if start.startswith(beginnings):
-            wanted, title = (re.search(p, head, re.I) for p in (rb"size (\d+)", rb"<title[^>]*>\s*([^<]{1,60})"))
-            note = f"of a file of {gigabytes(int(wanted[1]))}" if kind == "lfs" and wanted else ""
-            return FileFacts(path, kind, size, title[1].decode(errors="replace").strip() if title else note)
-    if head[257:262] == b"ustar":
-        return FileFacts(path, "archive", size)
-    if _begins_safetensors(head):
-        return _identify_safetensors(path, size)
-    return _identify_torch(path, head, size) if head else FileFacts(path, "empty")
+    for beginning, kind in HEADS.items():
+        if start.startswith(beginning):
+            return FileFacts(path, kind, size)
+    return _identify_safetensors(path, size) if is_safetensors(path) else _identify_torch(path, head, size)
 
 
 def is_safetensors(path: Path) -> bool:
     """Whether the content is safetensors; the file name does not matter."""
     with path.open("rb") as file:
-        return _begins_safetensors(file.read(16))
-
-
-def _begins_safetensors(head: bytes) -> bool:
-    return len(head) > 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
 def _identify_safetensors(path: Path, size: int) -> FileFacts:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         raw = file.read(length)
-    if len(raw) < length:
-        return FileFacts(path, "truncated", size, "even the header is not whole")
     try:
         header = json.loads(raw)
         header.pop("__metadata__", None)
@@ -207,7 +165,8 @@ def _identify_safetensors(path: Path, size: int) -> FileFacts:
         }
         end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        return FileFacts(path, "damaged", size, f"safetensors header: {error}")
+        kind = "truncated" if len(raw) < length else "damaged"
+        return FileFacts(path, kind, size, f"safetensors header: {error}")
     if size < end:
         return FileFacts(path, "truncated", size, f"{gigabytes(size)} of {gigabytes(end)} are there")
     return _by_names(path, size, tensors, {})
@@ -219,8 +178,16 @@ def _identify_torch(path: Path, head: bytes, size: int) -> FileFacts:
             warnings.simplefilter("ignore")
             data = load_torch(path)
     except Exception as error:  # torch.load raises many kinds
-        kind, note = _why_not_torch(head, str(error))
-        return FileFacts(path, kind, size, note or f"{gigabytes(size)} are there")
+        text = head[:40].decode(errors="replace").strip()
+        if wanted := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            return FileFacts(path, "code", size, f"it wants {wanted[1]}")
+        if head.startswith(b"\x80") and "Unsupported operand" in str(error):
+            return FileFacts(path, "code", size, "a pickle that torch did not write")
+        if "unexpected EOF" in str(error) or (head.startswith(b"PK") and "central directory" in str(error)):
+            return FileFacts(path, "truncated", size, f"{gigabytes(size)} are there")
+        if text.isprintable() and "\ufffd" not in text:
+            return FileFacts(path, "text", size, f"it begins {text!r}")
+        return FileFacts(path, "archive" if head.startswith(b"PK") else "damaged", size)
     if not isinstance(data, dict):
         return FileFacts(path, "unknown", size, f"it holds a {type(data).__name__}")
     wrapper = next((w for w in WRAPPERS if isinstance(data.get(w), dict)), None)
@@ -239,21 +206,6 @@ def load_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 
 
-def _why_not_torch(head: bytes, error: str) -> tuple[str, str]:
-    """(kind, note) of a file that torch.load does not read, by its first bytes and the error."""
-    zipped = head.startswith(b"PK")
-    if wanted := re.search(r"GLOBAL ([\w.]+)", error):
-        return "code", f"it wants {wanted[1]}"
-    if head.startswith(b"\x80") and "Unsupported operand" in error:
-        return "code", "a pickle that torch did not write"
-    if "unexpected EOF" in error or (zipped and "central directory" in error):
-        return "truncated", ""
-    if zipped:
-        return "archive", "a zip that is not torch's"
-    text = head[:40].decode(errors="replace").strip()
-    return ("text", f"it begins {text!r}") if text.isprintable() and "\ufffd" not in text else ("damaged", "")
-
-
 def _by_names(path: Path, size: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> FileFacts:
     """The facts of a file whose header could be read. What a wrapper put into the names is left out where the result is
     one of UNWRAPPED. An LLM's own names begin with `model.`: they stay."""
@@ -270,7 +222,7 @@ def _by_names(path: Path, size: int, tensors: dict[str, Tensor], facts: dict[str
 
 
 def _kind(tensors: dict[str, Tensor]) -> str:
-    for kind, pattern in NAMES.items():
-        if any(re.search(pattern, name) for name in tensors):
+    for kind, (_, pattern) in MODELS.items():
+        if pattern and any(re.search(pattern, name) for name in tensors):
             return kind
     return "vision" if any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values()) else "unknown"

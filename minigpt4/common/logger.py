@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
+from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
 from textwrap import indent
@@ -134,25 +135,20 @@ def plot_log(path: Path, out: Path) -> None:
     smooth = list(accumulate(loss, lambda mean, value: 0.95 * mean + 0.05 * value))
     figure, (axis, speed) = plt.subplots(2, figsize=(7, 5), sharex=True, layout="constrained", height_ratios=[4, 1])
     axis.plot(steps, loss, color="#bbbbbb", linewidth=0.8, label="loss")
-    axis.plot(steps, smooth, color="#c44e52", linewidth=1.8, label="loss, smoothed")
+    axis.plot(steps, smooth, color="#c44e52", label="loss, smoothed")
     if valid:
-        points = [r["step"] for r in valid], [r["valid_loss"] for r in valid]
-        axis.plot(*points, "o-", color="#55a868", markersize=4, label="validation loss")
+        axis.plot([r["step"] for r in valid], [r["valid_loss"] for r in valid], "o-", label="validation loss")
     axis.set_ylabel("loss (nats per target token)")
-    axis.grid(alpha=0.3)
     right = axis.twinx()
-    right.plot(steps, [r["lr"] for r in rows], color="#4c72b0", linewidth=1, alpha=0.7, label="learning rate")
+    right.plot(steps, [r["lr"] for r in rows], color="#4c72b0", linewidth=1, label="learning rate")
     right.set_ylabel("learning rate")
     axis.legend(handles=[*axis.get_lines(), *right.get_lines()], loc="upper right", frameon=False)
-    speed.plot(steps, [r.get("samples_per_second", 0) for r in rows], color="#8172b3", linewidth=1)
-    speed.set_ylim(bottom=0)
-    speed.set(xlabel="optimizer step", ylabel="samples/s")
-    speed.grid(alpha=0.3)
+    speed.plot(steps, [r.get("samples_per_second", 0) for r in rows])
+    speed.set(xlabel="optimizer step", ylabel="samples/s", ylim=(0, None))
     figure.savefig(out, dpi=110)
     plt.close(figure)
 
 
 def hms(seconds: float) -> str:
     """3725 -> 1:02:05"""
-    seconds = round(seconds)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return str(timedelta(seconds=round(seconds)))

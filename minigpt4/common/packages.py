@@ -20,12 +20,8 @@ class MissingPackage(UserError):
 
 
 def require_packages(feature: str, extra: str, *modules: str) -> None:
-    """Raise MissingPackage, with the extra to install, unless every module of `modules` can be imported.
-
-    Args:
-        feature: what needs them, e.g. `run.report_to: wandb`; the message begins with it.
-        extra: the extra of pyproject.toml that installs them.
-    """
+    """Raise MissingPackage, with the extra of pyproject.toml to install, unless all `modules` can be imported.
+    `feature` is what needs them, e.g. `run.report_to: wandb`."""
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         raise MissingPackage(
@@ -45,7 +41,7 @@ def installed_version(name: str) -> str:
 def wanted_versions() -> dict[str, Requirement]:
     """Each package that this project needs, and each optional one that is installed -> the tested version, or the range
     in pyproject.toml where requirements.lock has none. Raises PackageNotFoundError: this project is not installed."""
-    lines = LOCK.read_text(encoding="utf-8").splitlines() if LOCK.is_file() else []
+    lines = LOCK.read_text().splitlines() if LOCK.is_file() else []
     tested = {canonicalize_name(r.name): r for r in map(Requirement, lines)}
     wanted = {}
     for need in map(Requirement, requires("minigpt4") or []):

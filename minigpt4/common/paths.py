@@ -27,10 +27,8 @@ def resolve_path(path: str) -> str:
 
 
 def expand_shards(storage: str | Sequence[str]) -> list[str]:
-    """`/data/{00000..01255}.tar`, `/data/*.tar`, a URL pattern or a list of these -> shard names, in order.
-
-    The part of a path that exists is taken as it is written, and only the rest is a pattern. So `/data/align [v2]` and
-    `/data/align [v2]/*.tar` need no escapes.
+    """`/data/{00000..01255}.tar`, `/data/*.tar`, a URL pattern or a list of these -> shard names, in order. A name that
+    exists as it is written is no pattern. Relative ones are tried as in `resolve_path`.
 
     Raises:
         ValueError: braces that do not match.
@@ -40,30 +38,20 @@ def expand_shards(storage: str | Sequence[str]) -> list[str]:
         if pattern.startswith(REMOTE):
             found += braceexpand(pattern)
             continue
-        here = Path(pattern).expanduser()
+        here = os.path.expanduser(pattern)
         names = _expand(here)
-        if not any(map(os.path.exists, names)) and any(map(os.path.exists, in_project := _expand(PROJECT / here))):
+        if not any(map(os.path.exists, names)) and any(map(os.path.exists, in_project := _expand(f"{PROJECT}/{here}"))):
             names = in_project
         found += names
     return found
 
 
-def _expand(place: Path) -> list[str]:
+def _expand(pattern: str) -> list[str]:
     found = []
-    there, rest = _existing(place)
-    for name in braceexpand(rest) if rest else [""]:
-        folder, pattern = _existing(there / name)
-        if any(c in pattern for c in "*?["):
-            found += sorted(str(folder / match) for match in glob(pattern, root_dir=folder))
-        else:
-            found.append(str(there / name))
+    for name in [pattern] if os.path.exists(pattern) else braceexpand(pattern):
+        is_glob = any(c in name for c in "*?[") and not os.path.exists(name)
+        found += sorted(glob(name)) if is_glob else [name]
     return found
-
-
-def _existing(place: Path) -> tuple[Path, str]:
-    """(the longest leading part of `place` that exists, the rest)."""
-    there = next((p for p in (place, *place.parents) if p.exists()), Path())
-    return there, "" if there == place else str(place.relative_to(there))
 
 
 def read_text(file: str | os.PathLike) -> str:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from .errors import some
 from .paths import resolve_path
-from .registry import CONVERSATIONS
 from .schema import Config
 
 
@@ -22,13 +21,9 @@ def training_form_problems(config: Config, template) -> dict[str, tuple[str, str
         text = f"{end!r} would end answers in training, but the chat ({template.name}) stops at "
         found["model.end_sym"] = text + some(map(repr, template.stop)), f"write {template.end_sym!r}, or null"
     asked = [form.replace("{}", line) for line in lines] if form else []
-    for unlike in [ask for ask in asked if opens not in ask][:1]:
-        like = [n for n in CONVERSATIONS.names() if CONVERSATIONS.get(n).assistant.strip() in unlike]
-        shown = unlike if len(unlike) <= 80 else f"{unlike[:40]} ... {unlike[-40:]}"
-        found["model.prompt_template"] = (
-            f"training asks {shown!r}, but the chat ({template.name}) opens an answer with {opens!r}",
-            f"write {template.prompt_template!r}, or null" + (f"; or model.conv_template: {like[0]}" if like else ""),
-        )
+    if unlike := [ask for ask in asked if opens not in ask]:
+        text = f"training asks {unlike[0]!r}, but the chat ({template.name}) opens an answer with {opens!r}"
+        found["model.prompt_template"] = text, f"write {template.prompt_template!r}, or null"
     return found
 
 

@@ -1,14 +1,12 @@
 """`run.import_modules`: code of the user's own, which registers models, datasets, processors, tasks and schedules."""
 
 import importlib
-import importlib.util
 import sys
-import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import file_like
+from .errors import did_you_mean
 from .paths import PACKAGE, PROJECT, resolve_path
 
 
@@ -21,44 +19,29 @@ def import_user_modules(names: Sequence[str], config_folder: Path, problems: lis
             working directory.
     """
     # At the end of the path: a file of the user's that is called like an installed module hides nothing.
-    folders = map(str, (Path.cwd(), config_folder.resolve(), PROJECT))
-    sys.path += [folder for folder in folders if folder not in sys.path]
+    _make_importable(Path.cwd(), config_folder.resolve(), PROJECT)
     for name in names:
         try:
-            if name.endswith(".py"):
-                _import_file(name, config_folder)
-            else:
+            if not name.endswith(".py"):
                 importlib.import_module(name)
+                continue
+            beside = config_folder / name
+            file = (beside if beside.is_file() else Path(resolve_path(name))).resolve()
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"no such file{did_you_mean(file.name, [f.name for f in config_folder.glob('*.py')])}"
+                )
+            _make_importable(file.parent)
+            if Path(importlib.import_module(file.stem).__file__ or "").resolve() != file:
+                raise ImportError(f"another module called {file.stem!r} is loaded already; rename the file")
+        except SyntaxError as error:
+            problems.append(f"run.import_modules: {name!r}: {error.msg} ({error.filename}:{error.lineno})")
         except Exception as error:  # a user's module may raise anything
-            problems.append(f"run.import_modules: {name!r} cannot be imported: {_reason(error)}")
+            not_theirs = ("<frozen", str(PACKAGE), sys.prefix, sys.base_prefix)
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(not_theirs)]
+            where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+            problems.append(f"run.import_modules: {name!r} cannot be imported: {type(error).__name__}: {error}{where}")
 
 
-def _import_file(name: str, config_folder: Path) -> None:
-    """The module is called by the file's stem and its folder is importable, so that loader processes find it too."""
-    beside = config_folder / name
-    file = (beside if beside.is_file() else Path(resolve_path(name))).resolve()
-    if not file.is_file():
-        raise FileNotFoundError(f"no such file{file_like(file.name, [f.name for f in config_folder.glob('*.py')])}")
-    if loaded := sys.modules.get(file.stem):
-        if Path(getattr(loaded, "__file__", None) or "").resolve() == file:
-            return
-        raise ImportError(f"another module called {file.stem!r} is loaded already; rename the file")
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[file.stem]
-        raise
-
-
-def _reason(error: Exception) -> str:
-    """What was raised, and the last line of the user's code that led to it."""
-    if isinstance(error, SyntaxError):
-        return f"{error.msg} ({error.filename}:{error.lineno})"
-    not_theirs = ("<frozen", str(PACKAGE), *(sysconfig.get_path(p) for p in ("stdlib", "purelib", "platlib")))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(not_theirs)]
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+def _make_importable(*folders: Path) -> None:
+    sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]

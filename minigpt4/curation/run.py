@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from ..common.config import load_config
-from ..common.errors import DataError, valid_text
+from ..common.errors import DataError
 from ..common.paths import write_whole
 from ..evaluation.answering import chat_for
 from ..evaluation.data import limited, read_records
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", metavar="DIR", help="folder of the images, where the file does not say")
     add("--out", required=True, metavar="FOLDER", help="stage 2's folder: filter_cap.json, image/, curation.jsonl, ...")
     add("--limit", type=int, metavar="N", help="use N photos, drawn at random but always the same ones")
-    add("--prompt", type=valid_text, default=QUESTION, help="what the model is asked (default: the paper's words)")
+    add("--prompt", default=QUESTION, help="what the model is asked (default: the paper's words)")
     add("--no-continue", action="store_true", help='leave out the second turn, "Continue", after short answers')
     add("--unchecked", action="store_true", help="do not compare with captions, as in the paper; people check by hand")
     add("--batch", type=int, default=16, help="photos described at once (default: %(default)s)")

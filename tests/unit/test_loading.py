@@ -134,8 +134,8 @@ def damage_index(folder, files, weights):
         (damage_unexpected, r"does not fit its config\.json: unexpected: model\.extra\.weight"),
         (damage_shape, r"of another shape: lm_head\.weight: \(3, 64\) in the file, \(384, 64\) in the model"),
         (damage_gone, r"1 of the 2 files .* are missing: model-00002-of-00002\.safetensors; fetch them too"),
-        (damage_lfs, r"model-00002-of-00002\.safetensors is a git-lfs pointer, not weights .*; run `git lfs pull`"),
-        (damage_html, r"model-00002-of-00002\.safetensors is a web page, not weights .*; .*fetch the file itself"),
+        (damage_lfs, r"model-00002-of-00002\.safetensors is a git-lfs pointer, not weights; run `git lfs pull`"),
+        (damage_html, r"model-00002-of-00002\.safetensors is a web page, not weights; .*fetch the file itself"),
         (damage_index, r"model\.safetensors\.index\.json is not a JSON object; download it again"),
     ],
 )

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from made import good, picture, write_shard
+from made import picture
 
-from minigpt4.cli import main
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError, DataError
 from minigpt4.common.paths import expand_shards, read_text
@@ -15,7 +14,6 @@ from minigpt4.evaluation.data import read_records
 from minigpt4.evaluation.objects import read_vocabulary
 from minigpt4.models.llm_checks import read_json
 from minigpt4.models.prompting import read_prompts
-from tests.training import lay_config, lay_data, lay_model
 
 # -- patterns -------------------------------------------------------------------------------------------------------
 
@@ -24,11 +22,8 @@ from tests.training import lay_config, lay_data, lay_model
     "laid, pattern, found",
     [
         (["a [v2]/0.tar"], "a [v2]", ["a [v2]"]),
-        (["a [v2]/0.tar", "a [v2]/1.tar"], "a [v2]/*.tar", ["a [v2]/0.tar", "a [v2]/1.tar"]),
         (["a [v2]/0.tar", "a [v2]/1.tar"], "a [v2]/{0..1}.tar", ["a [v2]/0.tar", "a [v2]/1.tar"]),
-        (["{a,b}/0.tar", "a/0.tar"], "{a,b}/*.tar", ["{a,b}/0.tar"]),
         (["a/0.tar", "b/1.tar"], "{a,b}/*.tar", ["a/0.tar", "b/1.tar"]),
-        (["a/x [1]/0.tar", "b/x [1]/0.tar"], "{a,b}/x [1]/?.tar", ["a/x [1]/0.tar", "b/x [1]/0.tar"]),
         (["what?.tar", "whats.tar"], "what?.tar", ["what?.tar"]),
         (["0[1].tar"], ["0[1].tar", "gone[1].tar"], ["0[1].tar"]),
         ([], "{0..1}.tar", ["0.tar", "1.tar"]),  # missing ones are named
@@ -43,20 +38,6 @@ def test_what_exists_is_meant_as_it_is_written(laid, pattern, found, tmp_path, m
     assert expand_shards(pattern) == found
     absolute = [str(tmp_path / p) for p in ([pattern] if isinstance(pattern, str) else pattern)]
     assert expand_shards(absolute) == [str(tmp_path / name) for name in found]
-
-
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_a_config_may_name_a_folder_with_brackets(stage, golden_dir, tmp_path):
-    data = lay_data(tmp_path / "data [v2] {a}")
-    config = load_config(lay_config(tmp_path, lay_model(golden_dir, tmp_path / "files"), data, stage), mode="train")
-    assert all("[v2]" in d.build_info.storage for d in config.datasets.values())
-
-
-def test_data_check_reads_a_folder_with_brackets(tmp_path, capsys):
-    (tmp_path / "x [v2]").mkdir()
-    write_shard(tmp_path / "x [v2]" / "0.tar", [good("a"), good("b")])
-    assert main(["data", "check", str(tmp_path / "x [v2]/*.tar"), "--jobs", "1"]) == 0
-    assert "shards: 2 samples in 1 part, 0 bad" in capsys.readouterr().out
 
 
 # -- texts ----------------------------------------------------------------------------------------------------------

@@ -147,11 +147,12 @@ def test_pixels_that_are_no_numbers_are_refused():
 
 
 def test_a_float_picture_is_seen_in_chat_and_in_training(tmp_path):
-    (tmp_path / "half.tif").write_bytes(file_of(Image.new("F", (8, 8), 0.5), "TIFF"))
-    see = Blip2ImageEval(image_size=4, mean=[0] * 3, std=[1] * 3)
-    half = torch.full((3, 4, 4), 128 / 255)
+    image = grey([0.5, 1.0], np.float32)
+    (tmp_path / "half.tif").write_bytes(file_of(image, "TIFF"))
+    see = Blip2ImageEval(image_size=2, mean=[0] * 3, std=[1] * 3)
+    half = see(Image.fromarray(np.array([[128, 255]], dtype=np.uint8)))
     assert torch.allclose(see(read_image(tmp_path / "half.tif")), half)
-    assert torch.allclose(see(Image.new("F", (8, 8), 0.5)), half)
+    assert torch.allclose(see(image), half)
     source = ImageTextSource([], see, str)
     assert torch.allclose(source.decode((tmp_path / "half.tif", "x"))["image"], half)
 
@@ -204,7 +205,7 @@ def test_a_large_jpeg_is_decoded_at_half_scale(kind, monkeypatch):
     monkeypatch.setattr(image_processors, "MAX_PIXELS", 300_000)
     seen = decode_image(content, "photo.jpg")
     assert seen.size == (320, 240) and abs(seen.getpixel((100, 100))[0] - 200) < 4
-    with pytest.raises(HugeImage, match="640 x 480 pixels; at most 300,000 pixels are decoded, of a JPEG 225"):
+    with pytest.raises(HugeImage, match="640 x 480 pixels; at most"):
         decode_image(file_of(Image.new("RGB", (640, 480)), "PNG"), "photo.png")
 
 

@@ -10,8 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4.checkup.golden import write_published_files
 from minigpt4.common.checkpoint import load_exact, read_resume, read_state, resume_path, save_checkpoint
-from minigpt4.common.config import read_config
-from minigpt4.common.download import DownloadError, cached_path
 from minigpt4.common.errors import CheckpointError
 from minigpt4.common.identify import identify
 from minigpt4.models.llm import create_llm, load_tokenizer
@@ -256,29 +254,3 @@ def test_a_lora_checkpoint_without_lora_in_the_config(make_model, tmp_path):
     assert str(caught.value) == (
         f"{tmp_path}/lora.safetensors holds LoRA matrices, but model.lora is not set: write it as in training"
     )
-
-
-# -- a user without a home directory --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def homeless(monkeypatch):
-    """A user id that no password file knows."""
-    import pwd
-
-    for name in ("HOME", "XDG_CACHE_HOME", "MINIGPT4_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
-
-
-def test_no_home_directory_for_what_is_fetched(homeless, tmp_path, monkeypatch):
-    url = "https://host.invalid/c.pth"
-    for fetch in (cached_path, read_state):
-        with pytest.raises(DownloadError, match=r"this user has no home directory .*; set MINIGPT4_CACHE to a folder"):
-            fetch(url)
-    (tmp_path / "c.yaml").write_text(f"model: {{ckpt: '{url}', llama_model: '{url}', vit_ckpt: '~/vit.pth'}}\n")
-    _, problems = read_config(str(tmp_path / "c.yaml"), mode="chat")
-    assert any(p.startswith("model.ckpt: ~/.cache/minigpt4: this user has no home directory") for p in problems)
-    assert "model.vit_ckpt: '~/vit.pth': no such file or folder" in problems
-    monkeypatch.setenv("MINIGPT4_CACHE", str(tmp_path))
-    assert cached_path(url).is_relative_to(tmp_path)

