@@ -18,6 +18,10 @@ VERBS = {
         ".tasks.extract_features",
         "compute what the frozen ViT makes of a config's pictures, once for all its epochs",
     ),
+    "warm-start": (
+        ".tasks.warm_start",
+        "fit the projection to the captions' words before stage 1, without the LLM's layers (not in the paper)",
+    ),
     "describe": (".serve.describe", "say what is in pictures, without a browser"),
     "eval": (".evaluation.run", "score a model on pictures: captions, things named, broken answers, questions"),
     "curate": (".curation.run", "make stage-2 data: a model describes photos, bad sentences are dropped"),
