@@ -153,10 +153,12 @@ def curve(losses: list[float]) -> str:
 
 
 def measures(results: dict) -> str:
-    """The table of all measures after each step."""
+    """The table of the measures after each step."""
     heads = "".join(f"<th>{name}</th>" for name in ("", *NAMES.values(), "Blind guessing"))
     rows = ""
     for name, measure in results["measures"].items():
+        if measure["label"].startswith("…") and not any(results["scores"][stage][name]["value"] for stage in STAGES):
+            continue  # a kind of failure that never happened
         cells = (cell(results["scores"][stage][name], measure["form"]) for stage in STAGES)
         guess = f"{blind(results):.1%}" if name == "objects_right" else ""
         said = "".join(f"<td>{shown}<small>{interval}</small></td>" for shown, interval in cells)
@@ -236,5 +238,6 @@ polyline, .axis { fill: none; } .axis { stroke: var(--line); }
 .said p.warm_start, .said p.stage1 { font-size: 13px; color: var(--soft); margin-bottom: 8px; }
 article, section, tr { break-inside: avoid; } h2 { break-after: avoid; }
 @media (max-width: 860px) { .steps, .two { grid-template-columns: 1fr; } }
+@media (max-width: 520px) { .wide td small { display: none; } .wide td, .wide th { padding-left: 6px; font-size: 13px; } }
 @media print { body { background: #fff; padding: 0; } .panel { box-shadow: none; } * { print-color-adjust: exact; } }
 """

@@ -10,8 +10,9 @@ import yaml
 from minigpt4 import cli
 from minigpt4.common.checkpoint import read_state
 from minigpt4.common.config import load_config
+from minigpt4.models.adapters import create_projection
 from minigpt4.tasks.image_text_pretrain import build_model
-from minigpt4.tasks.warm_start import token_targets, words_loss
+from minigpt4.tasks.warm_start import fit, settle, token_targets, words_loss
 from tests.training import COLOURS, lay_model, picture
 
 
@@ -34,6 +35,25 @@ def test_the_loss_asks_that_each_word_has_a_query_near_it():
     assert words_loss(same, words, both) == pytest.approx((sure + unsure) / 2, abs=1e-4)
     assert words_loss(wrong, words, both) == pytest.approx(unsure, abs=0.7)
     assert words_loss(5 * apart, 5 * words, both) == pytest.approx(sure + math.log(2), abs=1e-4)  # whatever its length
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_queries_come_to_lie_on_the_words_that_they_tell(layers, tmp_path):
+    """Each picture has one of four words in its first query and one of two others in its second."""
+    torch.manual_seed(0)
+    first, second = torch.arange(64) % 4, 4 + torch.arange(64) // 4 % 2
+    kinds, vocabulary = 3 * torch.randn(6, 24), 3 * torch.linalg.qr(torch.randn(16, 6))[0].T
+    queries = (kinds[torch.stack([first, second], 1)] + 0.1 * torch.randn(64, 2, 24)).half()
+    rows = [{a, b} for a, b in zip(first.tolist(), second.tolist(), strict=True)]
+    projection = create_projection(24, 16, layers)
+    assert fit(projection, queries, token_targets(rows)[1], vocabulary, 200, tmp_path) == 200
+    settle(projection, queries, token_targets(rows)[1], vocabulary)
+    with torch.no_grad():
+        lies = projection(queries.float())
+    for query, word in ((0, first), (1, second)):
+        assert torch.cosine_similarity(lies[:, query], vocabulary[word]).min() > 0.9
+    length = 1.4 * vocabulary.norm(dim=1).mean()
+    assert lies.square().sum(-1).mean().sqrt() == pytest.approx(length.item(), rel=0.01)
 
 
 @pytest.fixture
@@ -79,7 +99,7 @@ def test_it_writes_what_stage_1_begins_with(stage1, tmp_path, capsys):
     assert torch.equal(read_state(str(file))["llama_proj.weight"], state["llama_proj.weight"])
 
 
-@pytest.mark.parametrize("flag", ["--samples", "--epochs", "--lr"])
+@pytest.mark.parametrize("flag", ["--samples", "--epochs"])
 def test_what_makes_no_sense_is_refused(stage1, flag, capsys):
     assert cli.main(["warm-start", "--cfg-path", str(stage1), flag, "0"]) == 1
     assert f"{flag}: 0" in capsys.readouterr().err
