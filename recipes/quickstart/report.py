@@ -238,6 +238,6 @@ polyline, .axis { fill: none; } .axis { stroke: var(--line); }
 .said p.warm_start, .said p.stage1 { font-size: 13px; color: var(--soft); margin-bottom: 8px; }
 article, section, tr { break-inside: avoid; } h2 { break-after: avoid; }
 @media (max-width: 860px) { .steps, .two { grid-template-columns: 1fr; } }
-@media (max-width: 520px) { .wide td small { display: none; } .wide :is(td, th) { padding-left: 6px; font-size: 13px; } }
+@media (max-width: 520px) { .wide small { display: none; } .wide :is(td, th) { padding-left: 6px; font-size: 13px; } }
 @media print { body { background: #fff; padding: 0; } .panel { box-shadow: none; } * { print-color-adjust: exact; } }
 """
