@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -c requirements.lock
+# uv installs the same wheels sooner; where it cannot reach them (a mirror that only pip is told of), pip does.
+INSTALL = install() { $(BIN)/uv pip install --python $(BIN)/python -c requirements.lock "$$@" || $(PIP) "$$@"; }; install
 
 .PHONY: help quickstart demo tiny test test-fast gpu-check lint format lock clean
 help:  ## list the targets
@@ -14,19 +16,24 @@ $(VENV)/installed: pyproject.toml requirements.lock
 	@# A failed call leaves a python without pip, e.g. on a Debian without python3-venv.
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the versions of requirements.lock into $(VENV) (about 6 GB with PyTorch; once)"
-	$(PIP) -e '.[demo,quickstart,lora,int8]'
+	$(PIP) -q uv
+	@$(INSTALL) -e '.[quickstart]'
 	touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[dev]'
+$(VENV)/installed-demo: $(VENV)/installed
+	@$(INSTALL) -e '.[demo,quickstart,lora,int8]'
 	touch $@
 
-quickstart: $(VENV)/installed  ## train both stages on a sample set and write output/quickstart/report.html
+$(VENV)/installed-dev: $(VENV)/installed-demo
+	@$(INSTALL) -e '.[dev]'
+	touch $@
+
+quickstart: $(VENV)/installed  ## train the projection in ten minutes and write output/quickstart/report.html
 	$(BIN)/minigpt4 quickstart
 
-demo: $(VENV)/installed  ## open the chat with the small model on http://127.0.0.1:7860
+demo: $(VENV)/installed-demo  ## open the chat with the small model, or with a projection of yours: make demo CKPT=FILE
 	$(BIN)/minigpt4 weights
-	$(BIN)/python demo.py --cfg-path eval_configs/tiny_eval.yaml
+	$(BIN)/python demo.py --cfg-path eval_configs/tiny_eval.yaml $(if $(CKPT),--options model.ckpt=$(CKPT))
 
 tiny: $(VENV)/installed-dev  ## train the small model that ships: make tiny PHOTOS=/path/to/photos.jsonl
 	@test -n "$(PHOTOS)" || { echo "error: write make tiny PHOTOS=/path/to/photos.jsonl; checkpoints/tiny/README.md says what it holds" >&2; exit 1; }
@@ -55,7 +62,7 @@ format: $(VENV)/installed-dev  ## mend the style
 
 lock: $(VENV)/installed-dev  ## write requirements.lock from what is installed in .venv
 	$(BIN)/python -m pip freeze --exclude minigpt4 > requirements.lock
-	touch $(VENV)/installed $(VENV)/installed-dev
+	touch $(VENV)/installed $(VENV)/installed-demo $(VENV)/installed-dev
 
 clean:  ## remove the environment, weights, made data and outputs
 	rm -rf $(VENV) weights data output

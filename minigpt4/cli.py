@@ -16,6 +16,10 @@ VERBS = {
     "data": (".checkup.data", "check training data before a run does"),
     "features": (".tasks.extract_features", "compute the frozen ViT's features of a config's pictures, once for all "
                  "epochs"),
+    "warm-start": (
+        ".tasks.warm_start",
+        "fit the projection to the captions' words before stage 1, without the LLM's layers (not in the paper)",
+    ),
     "describe": (".serve.describe", "say what is in pictures, without a browser"),
     "eval": (".evaluation.run", "score a model on pictures: captions, things named, broken answers, questions"),
     "curate": (".curation.run", "make stage-2 data: a model describes photos, bad sentences are dropped"),

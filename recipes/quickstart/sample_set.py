@@ -5,9 +5,9 @@ The split is by combination: an object's pairing with a scene, or with another o
 never occurs in training, while every object and every scene does. So a model that names held-out objects has learnt
 the objects, not the pictures.
 
-    stage1/laion/*.tar, stage1/cc_sbu/*.tar    img2dataset shards with short captions, three to one
-    stage2/filter_cap.json, stage2/image/      longer descriptions
-    heldout/annotations.json, heldout/image/   what is in each held-out picture
+    stage1/photos.jsonl, stage1/photos/        pictures with short captions
+    stage2/photos.jsonl, stage2/photos/        pictures with longer descriptions
+    heldout/annotations.json, heldout/photos/  what is in each held-out picture
     contact_sheet.png, README.txt, sample_set.json
 
 The same seed and packages give the same bytes. All is written into a hidden folder beside `--out` and renamed when it
@@ -18,11 +18,13 @@ import argparse
 import hashlib
 import io
 import json
+import multiprocessing
+import os
 import random
 import sys
-import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,8 +40,8 @@ from .pictures import Picture, compose
 from .scenes import SCENES, SIDE
 from .things import THINGS, WORDS, Thing
 
-STAGE1, STAGE2, HELDOUT = 4000, 600, 64
-SHARD = 500  # samples a tar file
+STAGE1, STAGE2, HELDOUT = 2400, 600, 64
+ALONE = 100  # pictures that one process draws sooner than several would start
 PARAMETERS = "sample_set.json"
 README = """Sample set of MiniGPT-4's quickstart, made by `minigpt4 sample-set`.
 
@@ -67,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", default="data/sample_set", metavar="DIR", help="folder that receives it (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="N", help="another seed, other pictures (default: %(default)s)")
-    add("--stage1", type=int, default=STAGE1, metavar="N", help="pictures in the shards (default: %(default)s)")
+    add("--stage1", type=int, default=STAGE1, metavar="N", help="pictures with short captions (default: %(default)s)")
     add("--stage2", type=int, default=STAGE2, metavar="N", help="pictures with descriptions (default: %(default)s)")
     add("--heldout", type=int, default=HELDOUT, metavar="N", help="pictures kept from training (default: %(default)s)")
 
@@ -129,7 +131,7 @@ def _code_digest() -> str:
 
 
 def _count_files(folder: Path) -> int:
-    return sum(path.is_file() and path.name != PARAMETERS for path in folder.rglob("*"))
+    return sum(path.is_file() for path in folder.rglob("*.jpg"))  # features may lie beside them
 
 
 # --- what is in which picture -----------------------------------------------------------------------------
@@ -177,74 +179,54 @@ def heldout_plan(split: Split, count: int, rng: random.Random) -> Iterator[tuple
 
 
 def _make(folder: Path, seed: int, counts: dict[str, int]) -> None:
-    split = split_combinations(seed)
+    split, total = split_combinations(seed), sum(counts.values())
     sheet: list[tuple[Image.Image, str]] = []
     seldom = 0.1 if sys.stderr.isatty() else 15  # seconds: a log file wants few lines
-    with tqdm(total=sum(counts.values()), desc="sample set", unit="picture", mininterval=seldom) as bar:
-
-        def pictures(name: str, show: int, caption: Callable) -> Iterator[tuple[int, Picture, str]]:
-            """The pictures of a part with their captions; the first `show` go onto the contact sheet too."""
-            plan = heldout_plan if name == "heldout" else training_plan
-            order = plan(split, counts[name], random.Random(f"{seed}/{name}"))
-            for i, (things, scene) in enumerate(order):
-                rng = random.Random(f"{seed}/{name}/{i}")  # of its own: a picture does not depend on the others
-                picture = compose(things, scene, rng)
-                text = caption(picture, rng)
+    processes = os.cpu_count() or 1 if total > ALONE else 1
+    with (
+        tqdm(total=total, desc="sample set", unit="picture", mininterval=seldom) as bar,
+        multiprocessing.get_context("spawn").Pool(processes) if processes > 1 else nullcontext() as pool,
+    ):
+        for part, show in (("stage1", 6), ("stage2", 6), ("heldout", 4)):
+            plan = heldout_plan if part == "heldout" else training_plan
+            orders = plan(split, counts[part], random.Random(f"{seed}/{part}"))
+            work = [(seed, part, i, things, scene) for i, (things, scene) in enumerate(orders)]
+            (folder / part / "photos").mkdir(parents=True)
+            rows = []
+            for i, (jpeg, row) in enumerate(pool.imap(_draw, work, 16) if pool else map(_draw, work)):
+                (folder / part / row["image"]).write_bytes(jpeg)
+                rows.append(row)
                 if i < show:
-                    sheet.append((picture.image, text))
+                    sheet.append((Image.open(io.BytesIO(jpeg)), row["caption"]))
                 bar.update()
-                yield i, picture, text
-
-        _write_shards(folder / "stage1", pictures("stage1", 6, short_caption), counts["stage1"])
-        _write_folder(folder / "stage2", "filter_cap.json", pictures("stage2", 6, long_caption), lambda i, _: {})
-        plain = pictures("heldout", 4, lambda picture, rng: plain_caption(picture))
-        _write_folder(folder / "heldout", "annotations.json", plain, _what_is_in_it)
+            if part == "heldout":
+                text = json.dumps({"annotations": rows}, indent=1) + "\n"
+                (folder / part / "annotations.json").write_text(text, encoding="utf-8")
+            else:
+                lines = "".join(json.dumps({**row, "image": Path(row["image"]).name}) + "\n" for row in rows)
+                (folder / part / "photos.jsonl").write_text(lines, encoding="utf-8")
     _contact_sheet(sheet).save(folder / "contact_sheet.png")
     (folder / "README.txt").write_text(README, encoding="utf-8")
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def _draw(work: tuple[int, str, int, list[Thing], str]) -> tuple[bytes, dict]:
+    """A picture as JPEG, and what its list says of it. Its random numbers are its own: no picture depends on others."""
+    seed, part, i, things, scene = work
+    rng = random.Random(f"{seed}/{part}/{i}")
+    picture = compose(things, scene, rng)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    picture.image.save(buffer, "JPEG", quality=90)
+    row = {"image": f"photos/{i}.jpg"}
+    if part == "heldout":
+        row |= {"image_id": str(i), **_what_is_in_it(picture), "caption": plain_caption(picture)}
+    else:
+        row["caption"] = (short_caption if part == "stage1" else long_caption)(picture, rng)
+    return buffer.getvalue(), row
 
 
-def _write_shards(folder: Path, pictures: Iterator[tuple[int, Picture, str]], count: int) -> None:
-    """Tar files as img2dataset writes them: KEY.jpg, KEY.json, KEY.txt; the first three quarters are "laion"."""
-    laion = max(1, count * 3 // 4)
-    for name, total in (("laion", laion), ("cc_sbu", count - laion)):
-        (folder / name).mkdir(parents=True)
-        for shard in range(-(-total // SHARD)):
-            with tarfile.open(folder / name / f"{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-                for i in range(min(SHARD, total - SHARD * shard)):
-                    key, (number, picture, caption) = f"{shard:05d}{i:04d}", next(pictures)
-                    about = {
-                        "caption": caption, "url": f"sample-set:{picture.scene}/{number}", "key": key,
-                        "status": "success", "error_message": None, "width": SIDE, "height": SIDE,
-                        "original_width": SIDE, "original_height": SIDE,
-                    }  # fmt: skip
-                    members = {"jpg": _jpeg(picture.image), "json": json.dumps(about).encode(), "txt": caption.encode()}
-                    for suffix, data in members.items():
-                        info = tarfile.TarInfo(f"{key}.{suffix}")  # its time and owner are fixed: the same bytes
-                        info.size = len(data)
-                        tar.addfile(info, io.BytesIO(data))
-
-
-def _write_folder(folder: Path, name: str, pictures: Iterator[tuple[int, Picture, str]], describe: Callable) -> None:
-    """image/{image_id}.jpg and a JSON file, as cc_sbu_align has them; `describe` adds to a picture's annotation."""
-    (folder / "image").mkdir(parents=True)
-    annotations = []
-    for i, picture, caption in pictures:
-        (folder / "image" / f"{i}.jpg").write_bytes(_jpeg(picture.image))
-        annotations.append({"image_id": str(i), **describe(i, picture), "caption": caption})
-    text = json.dumps({"annotations": annotations}, indent=1) + "\n"
-    (folder / name).write_text(text, encoding="utf-8")
-
-
-def _what_is_in_it(i: int, picture: Picture) -> dict:
+def _what_is_in_it(picture: Picture) -> dict:
     """What a description of a held-out picture should name."""
     return {
-        "image": f"image/{i}.jpg",
         "scene": picture.scene,
         "scene_synonyms": WORDS["scenes"][picture.scene]["synonyms"],
         "objects": [{"name": p.thing.name, "place": p.place, "synonyms": p.thing.synonyms} for p in picture.placed],

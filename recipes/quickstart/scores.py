@@ -1,9 +1,10 @@
-"""The question about the held-out pictures after each stage, and its scores.
+"""The question about the held-out pictures after the warm start and each stage, and its scores.
 
 Answers, failures and intervals are those of `minigpt4 eval`; the objects and scenes are the sample set's own.
 """
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from minigpt4.evaluation.page import results_of
 from minigpt4.evaluation.scoring import Scored, Tools, score_failure, verdict_of
 from minigpt4.evaluation.statistics import mean, share
 
-STAGES = {"stage1": "after stage 1", "stage2": "after stage 2"}
+STAGES = {"warm_start": "after the warm start", "stage1": "after stage 1", "stage2": "after stage 2"}
 
 
 def read_heldout(data: Path) -> list[Record]:
@@ -40,7 +41,7 @@ def read_heldout(data: Path) -> list[Record]:
 
 def evaluate(
     cfg_path: str, options: list[str], checkpoints: dict[str, Path], heldout: list[Record], limit: int | None,
-    folder: Path, max_new_tokens: int = 96, batch: int = 16,
+    folder: Path, max_new_tokens: int = 96, batch: int = 32,
 ) -> dict:  # fmt: skip
     """Ask about the pictures with the projection of each stage, and score the answers.
 
@@ -61,13 +62,31 @@ def evaluate(
         source, say = made_from(config, decoding), f"{STAGES[stage]}: "
         answers = answer_all(lambda c=config: chat_for(c, "auto"), items, source, folder, batch, say)
         scored[stage] = score(items, answers, vocabulary)
-    before, after = map(str, checkpoints.values())
+    found = results_of(items, scored)
+    for item, row in zip(items, found["items"], strict=True):  # of the last stage
+        row["objects"] = [thing["name"] for thing in item.record.truth["objects"]]
+        row["named"] = sorted(objects.named(row[stage]["answer"], vocabulary) & set(row["objects"]))
     return {
-        "config": cfg_path, "options": options, "before": before, "checkpoint": after, "stages": STAGES,
+        "config": cfg_path, "options": options, "stages": STAGES,
+        "checkpoints": {stage: str(file) for stage, file in checkpoints.items()},
         "data": [str(heldout[0].image.parents[1])], "split": None, "limit": limit, "decoding": decoding, "batch": batch,
         "questions": {"": DEFAULT_QUESTION}, "objects": sum(len(item.record.truth["objects"]) for item in items),
-        **results_of(items, scored),
+        **found,
     }  # fmt: skip
+
+
+def confusions(results: dict, count: int) -> list[tuple[str, int, int, list[str]]]:
+    """(object, times shown, times named right, other objects named in its pictures) after stage 2, the worst first."""
+    shown, right, others = Counter(), Counter(), defaultdict(Counter)
+    for item in results["items"]:
+        marks = item["stage2"]["marks"]
+        wrong = {item["stage2"]["answer"][start:end].lower() for start, end, kind in marks if kind == "wrong"}
+        for name in item["objects"]:
+            shown[name] += 1
+            right[name] += name in item["named"]
+            others[name].update(wrong if name not in item["named"] else ())
+    worst = sorted((name for name in shown if right[name] < shown[name]), key=lambda n: (right[n] - shown[n], n))
+    return [(n, shown[n], right[n], [word for word, _ in others[n].most_common(3)]) for n in worst[:count]]
 
 
 def vocabulary_of(pictures: Sequence[Record]) -> Vocabulary:

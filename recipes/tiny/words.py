@@ -4,8 +4,6 @@ Each query, projected, is a point among the LLM's input embeddings; the words it
 costs a twentieth of what it costs through the LLM, and the weights are those that stage 0 goes on with: none are added.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,7 @@ from minigpt4.common.paths import read_text, resolve_path
 from minigpt4.common.registry import MODELS
 from minigpt4.models import MiniGPT4
 from minigpt4.models.batch import to_device
+from minigpt4.tasks.warm_start import words_loss
 
 from .captions import texts_of
 from .photos import WORD
@@ -34,8 +33,6 @@ class MiniGPT4Words(MiniGPT4):
         embeddings = self.llama_model.get_input_embeddings().weight.detach()
         vocabulary = embeddings[torch.tensor(ids, dtype=torch.long)].float().to(self.device)
         self.register_buffer("vocabulary", vocabulary, persistent=False)  # (V, D_llm)
-        # A query that lies on an embedding of average length is sure of that word: a logit of 12.
-        self.register_buffer("scale", 12 / vocabulary.norm(dim=1).mean() ** 2, persistent=False)
 
     def _read_words(self, path: str | None) -> dict[str, list[int]]:
         """word -> the LLM's tokens of it, within a sentence"""
@@ -67,6 +64,4 @@ class MiniGPT4Words(MiniGPT4):
         batch = to_device(samples if "words" in samples else self.build_batch(samples), self.device)
         queries = self.encode_img(batch["image"])  # (B, Q, D_llm)
         with torch.autocast(queries.device.type, enabled=False):
-            chosen = (queries.float() @ self.vocabulary.T * self.scale).log_softmax(-1)  # (B, Q, V)
-        log_p = chosen.logsumexp(1) - math.log(chosen.shape[1])
-        return {"loss": -(batch["words"] * log_p).sum(1).mean()}
+            return {"loss": words_loss(queries.float(), self.vocabulary, batch["words"])}

@@ -4,7 +4,7 @@ import io
 import json
 import signal
 import sys
-import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,27 +30,21 @@ def jpeg(name: str, place: int) -> bytes:
 def make_data(folder) -> None:
     """What the sample set would make, with one coloured disc a picture."""
     names = list(COLOURS)
-    for dataset in ("laion", "cc_sbu"):
-        (folder / "stage1" / dataset).mkdir(parents=True)
-        with tarfile.open(folder / "stage1" / dataset / "00000.tar", "w") as tar:
-            for i in range(6):
-                caption = json.dumps({"caption": f"a {names[i % 3]} on paper"}).encode()
-                for suffix, data in (("jpg", jpeg(names[i % 3], i % 3)), ("json", caption)):
-                    entry = tarfile.TarInfo(f"{i:05}.{suffix}")
-                    entry.size = len(data)
-                    tar.addfile(entry, io.BytesIO(data))
-    for part in ("stage2", "heldout"):
-        (folder / part / "image").mkdir(parents=True)
-        annotations = []
+    for part in ("stage1", "stage2", "heldout"):
+        (folder / part / "photos").mkdir(parents=True)
+        rows = []
         for i in range(9):
-            name = names[i % 3]
-            (folder / part / "image" / f"{i}.jpg").write_bytes(jpeg(name, i % 4))
-            annotations.append({
-                "image_id": str(i), "image": f"image/{i}.jpg", "scene": "paper", "caption": f"Here lies a {name}.",
-                "objects": [{"name": name, "place": "left", "synonyms": []}],
-            })  # fmt: skip
-        name = "filter_cap.json" if part == "stage2" else "annotations.json"
-        (folder / part / name).write_text(json.dumps({"annotations": annotations}))
+            name, file = names[i % 3], f"photos/{i}.jpg"
+            (folder / part / file).write_bytes(jpeg(name, i % 4))
+            row = {"image": Path(file).name, "caption": f"Here lies a {name}."}
+            if part == "heldout":
+                things = [{"name": name, "place": "left", "synonyms": []}]
+                row |= {"image": file, "image_id": str(i), "scene": "paper", "objects": things}
+            rows.append(row)
+        if part == "heldout":
+            (folder / part / "annotations.json").write_text(json.dumps({"annotations": rows}))
+        else:
+            (folder / part / "photos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -60,7 +54,7 @@ def plan(golden_dir, tmp_path) -> quickstart.Plan:
     files["qformer_kwargs"] = vars(files["qformer_kwargs"])
     ckpt = files.pop("ckpt")
     size = {"image_size": files["image_size"]}
-    processor = {"train": {"name": "blip2_image_train", **size}}
+    processor = {"train": {"name": "blip2_image_eval", **size}}
     plain = {"train": {"name": "blip_caption"}}
     data = tmp_path / "data"
     run = {
@@ -68,18 +62,16 @@ def plan(golden_dir, tmp_path) -> quickstart.Plan:
         "log_freq": 1, "device": "cpu",
     }  # fmt: skip
 
-    def dataset(storage: str) -> dict:
-        return {"build_info": {"storage": storage}, "vis_processor": processor, "text_processor": plain}
-
-    elsewhere = str(golden_dir)  # --data replaces it
+    elsewhere = {"storage": str(golden_dir), "features": "none.npy"}  # --data replaces it
+    photos = {"captioned_photos": {"build_info": elsewhere, "vis_processor": processor, "text_processor": plain}}
     configs = {
-        "stage1": {"model": files, "datasets": {"laion": dataset(elsewhere), "cc_sbu": dataset(elsewhere)}, "run": run},
+        "stage1": {"model": files, "datasets": photos, "run": run},
         "stage2": {
             "model": files | {"prompt_path": "prompts/alignment.txt", "prompt_template": "###Human: {} ###Assistant: "},
-            "datasets": {"cc_sbu_align": dataset(elsewhere)},
+            "datasets": photos,
             "run": run,
         },
-        "chat": {"model": files | {"ckpt": ckpt}, "datasets": {"laion": dataset(elsewhere)}},
+        "chat": {"model": files | {"ckpt": ckpt}, "datasets": photos},
     }
     paths = {}
     for name, config in configs.items():
@@ -94,17 +86,18 @@ def plan(golden_dir, tmp_path) -> quickstart.Plan:
 def test_from_weights_to_report_and_again(plan, capfd, monkeypatch):
     results = quickstart.quickstart(plan)
     said = capfd.readouterr().out
-    for number in range(1, 7):
-        assert f"[{number}/6] " in said
+    for number in range(1, 9):
+        assert f"[{number}/8] " in said
     assert "$ python train.py --cfg-path" in said and f"run.output_dir={plan.out / 'stage1'}" in said
-    assert str(plan.out / "report.html") in said and "make demo" in said
+    assert str(plan.out / "report.html") in said
+    assert f"make demo CKPT={plan.out / 'stage2' / 'checkpoint_1.pth'}" in said
 
     assert results == json.loads((plan.out / "results.json").read_text())
     assert (plan.out / "report.html").read_text().count("<article") == 8
-    assert Image.open(plan.out / "report.png").width == 1600
-    assert (plan.out / "report.html").read_text().count("data:image/png") == 2  # the loss of each stage
+    assert (plan.out / "report.html").read_text().count("<svg") == 3  # the loss of each
+    assert [len(results["losses"][stage]) for stage in ("warm_start", "stage1", "stage2")] == [12, 4, 4]
     assert results["answers"] == results["objects"] == 9
-    for stage in ("stage1", "stage2"):
+    for stage in ("warm_start", "stage1", "stage2"):
         scores = results["scores"][stage]
         for name, low_high in scores.items():
             assert low_high["low"] <= low_high["value"] <= low_high["high"], name
@@ -112,16 +105,17 @@ def test_from_weights_to_report_and_again(plan, capfd, monkeypatch):
         assert scores["failed"]["value"] == sum(bool(v["flags"]) for v in verdicts) / 9
         right = sum(any(kind == "right" for *_, kind in v["marks"]) for v in verdicts)
         assert scores["objects_right"]["value"] == right / 9
-    change = [results["scores"][stage]["objects_right"]["value"] for stage in ("stage1", "stage2")]
-    assert results["difference"]["objects_right"]["value"] == pytest.approx(change[1] - change[0])
     assert results["items"][1]["truth"] == "leaf · paper"
     assert "objects named right" in said
 
-    # Stage 2 went on from stage 1, and is another projection.
+    # Stage 1 went on from the warm start, stage 2 from stage 1; each is another projection.
+    warm = torch.load(plan.out / "warm_start" / "checkpoint_0.pth", weights_only=True)
     first, second = (
         torch.load(plan.out / stage / "checkpoint_1.pth", weights_only=True) for stage in ("stage1", "stage2")
     )
     assert second["config"]["model"]["ckpt"] == str(plan.out / "stage1" / "checkpoint_1.pth")
+    assert first["config"]["model"]["ckpt"] == str(plan.out / "warm_start" / "checkpoint_0.pth")
+    assert not torch.equal(warm["model"]["llama_proj.weight"], first["model"]["llama_proj.weight"])
     assert not torch.equal(first["model"]["llama_proj.weight"], second["model"]["llama_proj.weight"])
     assert results["trained"] == sum(tensor.numel() for tensor in second["model"].values())
 
@@ -130,7 +124,7 @@ def test_from_weights_to_report_and_again(plan, capfd, monkeypatch):
     monkeypatch.setattr(quickstart.scores, "chat_for", lambda *_: pytest.fail("asked again"))
     again = quickstart.quickstart(plan)
     said = capfd.readouterr().out
-    assert said.count("already trained") == 2 and "train.py" not in said
+    assert said.count("already trained") == 3 and "train.py" not in said
     assert (plan.out / "report.html").exists()
     same = ("scores", "items", "measures")
     assert {k: again[k] for k in same} == {k: results[k] for k in same}

@@ -1,11 +1,9 @@
 """The sample set: same seed, same bytes; held-out combinations never in training; captions that are true."""
 
 import hashlib
-import io
 import json
 import random
 import re
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from PIL import Image
 
 from minigpt4 import cli
 from minigpt4.common.errors import DataError
+from minigpt4.datasets.image_text import read_photos
 from recipes.quickstart.captions import long_caption, plain_caption, short_caption
 from recipes.quickstart.pictures import Picture, Placed, compose, render
 from recipes.quickstart.sample_set import heldout_plan, make_sample_set, split_combinations, training_plan
@@ -40,21 +39,12 @@ def small(tmp_path_factory) -> Path:
 
 
 def test_files_have_the_formats_that_the_datasets_read(small):
-    # 8 pictures: three quarters are laion, the rest cc_sbu
-    for name, keys in (("laion", 6), ("cc_sbu", 2)):
-        with tarfile.open(small / "stage1" / name / "00000.tar") as tar:
-            members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
-        expected = [f"00000{i:04d}{ext}" for i in range(keys) for ext in (".jpg", ".json", ".txt")]
-        assert list(members) == expected
-        for key in {name.split(".")[0] for name in members}:
-            about = json.loads(members[f"{key}.json"])
-            assert about["caption"] == members[f"{key}.txt"].decode() and about["key"] == key
-            assert (about["status"], about["width"], about["height"]) == ("success", SIDE, SIDE)
-            image = Image.open(io.BytesIO(members[f"{key}.jpg"]))
-            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (SIDE, SIDE))
-    stage2 = json.loads((small / "stage2" / "filter_cap.json").read_text())["annotations"]
-    assert [set(a) for a in stage2] == [{"image_id", "caption"}] * 3
-    assert all(Image.open(small / "stage2" / "image" / f"{a['image_id']}.jpg").size == (SIDE, SIDE) for a in stage2)
+    for part, count in (("stage1", 8), ("stage2", 3)):
+        pairs = read_photos(str(small / part / "photos.jsonl"))
+        assert [path.name for path, _ in pairs] == [f"{i}.jpg" for i in range(count)]
+        for path, captions in pairs:
+            image = Image.open(path)
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (SIDE, SIDE)) and len(captions) == 1
     heldout = json.loads((small / "heldout" / "annotations.json").read_text())["annotations"]
     assert [len(a["objects"]) for a in heldout] == [1, 2, 1, 2]
     for a in heldout:
@@ -68,7 +58,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(small, tmp_path)
     again = make_sample_set(tmp_path / "again", seed=3, stage1=8, stage2=3, heldout=4)
     assert digests(again) == digests(small)
     other = digests(make_sample_set(tmp_path / "other", seed=4, stage1=8, stage2=3, heldout=4))
-    jpegs = [name for name in other if name.endswith((".jpg", ".tar"))]
+    jpegs = [name for name in other if name.endswith(".jpg")]
     assert jpegs and all(other[name] != digests(small)[name] for name in jpegs)
 
 
@@ -81,15 +71,12 @@ GREY = [  # of the held-out pictures of seed 3, in 4 x 4 tiles: the same picture
 
 
 def test_a_seed_always_gives_the_same_set(small):
-    texts = []
-    for name in ("laion", "cc_sbu"):
-        with tarfile.open(small / "stage1" / name / "00000.tar") as tar:
-            texts += [tar.extractfile(m).read().decode() for m in tar if m.name.endswith(".txt")]
-    files = [(small / name).read_text() for name in ("stage2/filter_cap.json", "heldout/annotations.json")]
-    digest = hashlib.sha256(json.dumps([texts, *files]).encode()).hexdigest()
-    assert digest == "0d0993224b33b2d58d05f0f4c7fb33d6565359103fcf6326f2b3dbc93157e6e1"
+    files = ("stage1/photos.jsonl", "stage2/photos.jsonl", "heldout/annotations.json")
+    texts = [(small / name).read_text() for name in files]
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    assert digest == "30ab0f5d089fd18cc532350a3a2a0699bb1559775fac28662c6103508ecef99d"
     for i, tiles in enumerate(GREY):
-        image = Image.open(small / "heldout" / "image" / f"{i}.jpg").reduce(SIDE // 4).convert("L")
+        image = Image.open(small / "heldout" / "photos" / f"{i}.jpg").reduce(SIDE // 4).convert("L")
         assert list(image.tobytes()) == pytest.approx(tiles, abs=2)
 
 
@@ -101,10 +88,17 @@ def test_a_second_call_reuses_and_other_parameters_replace(small, tmp_path, caps
     assert cli.main(command) == 0
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*")} == before
     assert f"already in {out}" in capsys.readouterr().out
-    (out / "stage2" / "image" / "0.jpg").unlink()  # no longer whole: made anew
-    assert cli.main(command) == 0 and (out / "stage2" / "image" / "0.jpg").is_file()
-    assert cli.main([*command, "--stage2", "2"]) == 0 and (out / "stage2" / "image" / "1.jpg").is_file()
+    (out / "stage2" / "photos" / "0.jpg").unlink()  # no longer whole: made anew
+    assert cli.main(command) == 0 and (out / "stage2" / "photos" / "0.jpg").is_file()
+    assert cli.main([*command, "--stage2", "2"]) == 0 and (out / "stage2" / "photos" / "1.jpg").is_file()
     assert [p.name for p in out.parent.iterdir()] == ["set"]  # nothing half-written stays
+
+
+def test_several_processes_draw_the_same_set(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("recipes.quickstart.sample_set.ALONE", 1)
+    monkeypatch.setattr("recipes.quickstart.sample_set.os.cpu_count", lambda: 2)
+    again = make_sample_set(tmp_path / "again", seed=3, stage1=8, stage2=3, heldout=4)
+    assert digests(again) == digests(small)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path, capsys):

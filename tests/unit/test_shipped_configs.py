@@ -25,9 +25,10 @@ CONFIGS = sorted([*PROJECT.glob("train_configs/tiny_*.yaml"), *PROJECT.glob("rec
 
 
 def outputs() -> set[str]:
-    """What the runs of all small configs end with."""
+    """What the runs of all small configs end with, and the quickstart's warm start."""
     runs = [read_config(str(path), (), mode="show")[0].run for path in CONFIGS]
-    return {f"{run.output_dir}/checkpoint_{run.max_epoch - 1}.pth" for run in runs}
+    trained = {f"{run.output_dir}/checkpoint_{run.max_epoch - 1}.pth" for run in runs}
+    return {*trained, "output/quickstart/warm_start/checkpoint_0.pth"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -40,6 +41,7 @@ def test_a_config_goes_on_from_what_another_one_writes(path):
 def test_stage_2_goes_on_from_the_quickstarts_own_output():
     plan = Plan(out=Path("output/quickstart"))
     first, second = (read_config(c, (), mode="show")[0] for c in (plan.stage1, plan.stage2))
+    assert first.model.ckpt == str(plan.out / "warm_start" / "checkpoint_0.pth")
     assert second.model.ckpt == str(plan.out / "stage1" / f"checkpoint_{first.run.max_epoch - 1}.pth")
     assert second.run.output_dir == str(plan.out / "stage2")
 
