@@ -1,6 +1,6 @@
 """Train MiniGPT-4 from a YAML config.
 
-python train.py --cfg-path train_configs/tiny_stage1_pretrain.yaml
+python train.py --cfg-path train_configs/quickstart_stage1.yaml
 torchrun --nproc-per-node 4 train.py --cfg-path train_configs/minigpt4_stage1_pretrain.yaml
 python train.py --cfg-path ... --options run.init_lr=1e-3 run.output_dir=output/try
 """
@@ -13,9 +13,7 @@ from minigpt4.common.errors import main_guard
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train MiniGPT-4 from a YAML config.")
-    parser.add_argument(
-        "--cfg-path", required=True, help="the YAML config, e.g. train_configs/tiny_stage1_pretrain.yaml"
-    )
+    parser.add_argument("--cfg-path", required=True, help="the YAML config, e.g. train_configs/quickstart_stage1.yaml")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
     return parser.parse_args(argv)
 

@@ -46,8 +46,8 @@ class Plan:
     data: Path = DATA
     heldout: int | None = None  # ask about so many held-out pictures (None: all)
     options: list[str] = field(default_factory=list)  # a.b=c, for every step
-    stage1: str = "train_configs/tiny_stage1_pretrain.yaml"
-    stage2: str = "train_configs/tiny_stage2_finetune.yaml"
+    stage1: str = "train_configs/quickstart_stage1.yaml"
+    stage2: str = "train_configs/quickstart_stage2.yaml"
     chat: str = "eval_configs/tiny_eval.yaml"
     get_weights: Callable[[], object] = lambda: fetch_all(Path("weights"))
     make_data: Callable[[Path], object] = lambda folder: make_sample_set(folder, **counts_in(folder))

@@ -189,7 +189,7 @@ def test_a_warm_up_rises(problems, load, good):
 
 
 def test_the_docs_of_a_key_say_its_range(capsys):
-    file = str(PROJECT / "train_configs/tiny_stage1_pretrain.yaml")
+    file = str(PROJECT / "train_configs/quickstart_stage1.yaml")
     assert cli.main(["config", "--docs", "--cfg-path", file]) == 0
     said = capsys.readouterr().out
     assert re.search(r"run\.ema_decay .*\n    Decay of a moving average [^()]*\(above 0 and\s+below 1\)\.\n", said)
