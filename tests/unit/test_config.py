@@ -290,6 +290,7 @@ def test_full_size_configs_lack_only_their_paths(file, mode, keys):
     "file", sorted([*PROJECT.glob("*_configs/*.yaml"), *PROJECT.glob("recipes/*/*.yaml")]), ids=lambda f: f.stem
 )
 def test_every_shipped_config_is_well_formed(file):
+    assert max(map(len, file.read_text().splitlines())) < 110
     config = load_config(str(file), mode="show")
     of_a_recipe = dict.fromkeys(["stage0", "stage1", "stage2", "ablation"], "mini_gpt4_captions")
     of_a_recipe |= {"words": "mini_gpt4_words"}
