@@ -31,7 +31,7 @@ from .image_text_pretrain import build_model
 SURE = 12  # the logit of a word whose embedding, of average length, a query lies on
 BATCH, RATE = 64, 3e-3  # of AdamW, whose rate falls to zero along a cosine
 NORM_WEIGHT = 1.0  # of the penalty that keeps the outputs about as long as the embeddings
-LENGTH = 1.4  # of the outputs at last, in embeddings: the LLM reads mixtures of words better when they are long
+SPREAD, LENGTH = 2.5, 1.4  # of the outputs at last, see `settle`; by how well SmolLM2 then reads the words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,17 +159,21 @@ def fit(projection: nn.Module, queries: Tensor, targets: Tensor, vocabulary: Ten
 @torch.no_grad()
 def settle(projection: nn.Module, queries: Tensor, targets: Tensor, vocabulary: Tensor) -> None:
     """Solve the projection's last layer by least squares (ridge): each query's output is to be the mean of the
-    embeddings that it chooses among its caption's tokens, then LENGTH times as long as an embedding."""
+    embeddings that it chooses among its caption's tokens. Least squares shrink what tells the outputs apart, so that is
+    made SPREAD times as large; then they are made LENGTH times as long as an embedding."""
     *early, last = projection if isinstance(projection, nn.Sequential) else [projection]
     gram, right = 0.0, 0.0
     for rows in torch.arange(len(queries)).split(BATCH):
         hidden = nn.Sequential(*early)(queries[rows].to(vocabulary.device).float())  # (B, Q, D)
-        own = (targets[rows].to(vocabulary.device) + 1e-4).log()[:, None]
+        own = 2 * (targets[rows].to(vocabulary.device) + 1e-4).log()[:, None]  # rare tokens first
         wanted = (word_logits(last(hidden), vocabulary) + own).softmax(-1) @ vocabulary  # (B, Q, D_llm)
         hidden = nn.functional.pad(hidden, (0, 1), value=1.0).flatten(0, 1).double()  # a last column for the bias
         gram, right = gram + hidden.T @ hidden, right + hidden.T @ wanted.flatten(0, 1).double()
     ridge = 0.01 * gram.diagonal().mean() * torch.eye(len(gram), device=gram.device)
     solved = torch.linalg.solve(gram + ridge, right)  # (D + 1, D_llm)
+    mean = gram[-1] / gram[-1, -1] @ solved  # of the outputs
+    solved *= SPREAD
+    solved[-1] += (1 - SPREAD) * mean
     squared = (solved * (gram @ solved)).sum() / queries[..., 0].numel()  # of the outputs' length, its mean
     solved *= LENGTH * vocabulary.norm(dim=1).mean() / squared.sqrt()
     last.weight.copy_(solved[:-1].T)
