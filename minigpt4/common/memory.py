@@ -32,4 +32,7 @@ def check_loaded(model: nn.Module) -> None:
         if isinstance(value, Tensor) and value.is_meta
     ]
     if empty:
-        raise CheckpointError(f"no file of the config brings {', '.join(empty[:5])} ({len(empty)} in all)")
+        raise CheckpointError(
+            f"no file of the config brings {', '.join(empty[:5])} ({len(empty)} in all); write the file that holds them "
+            "as model.vit_ckpt, q_former_model, llama_model or ckpt"
+        )

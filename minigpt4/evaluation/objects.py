@@ -129,7 +129,7 @@ def named(text: str, vocabulary: Vocabulary) -> set[str]:
 
 
 def seen(text: str, vocabulary: Vocabulary) -> set[str]:
-    """The things that the text names, each as exactly as it does: "a boy, a person" -> {boy, person}."""
+    """The things that a text names, each by the most exact word of it: "a boy, a person" -> {boy, person}."""
     return {name for mention in find(text, vocabulary) for name in finest(mention.names)} - {NOTHING}
 
 
