@@ -33,6 +33,6 @@ def check_loaded(model: nn.Module) -> None:
     ]
     if empty:
         raise CheckpointError(
-            f"no file of the config brings {', '.join(empty[:5])} ({len(empty)} in all); write the file that holds them "
+            f"no file of the config brings {', '.join(empty[:5])} ({len(empty)} in all); write the file with them "
             "as model.vit_ckpt, q_former_model, llama_model or ckpt"
         )
