@@ -136,7 +136,7 @@ def test_the_demo_hands_the_configs_questions_to_the_page(tiny_model, monkeypatc
     monkeypatch.setattr("minigpt4.serve.build_chat", lambda config, device: Chat(tiny_model, None))
     monkeypatch.setattr(serve_app, "build_app", lambda chat, **options: offered.extend(options["questions"]))
     monkeypatch.setattr(serve_app, "launch", lambda *_: None)
-    there = ["model.vit_ckpt=checkpoints/tiny/qformer.safetensors", "model.llama_model=checkpoints/tiny"]  # not read here
+    there = ["model.vit_ckpt=README.md", "model.llama_model=checkpoints/tiny"]  # not read here
     options = ["model.example_questions=[What is it?, Why?]", *there]
     demo.main(["--device", "cpu", "--cfg-path", "eval_configs/tiny_eval.yaml", "--options", *options])
     assert offered == ["What is it?", "Why?"]
