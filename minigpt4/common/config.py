@@ -62,9 +62,10 @@ def read_config(path: str, options: Sequence[str] = (), *, mode: Mode = "train")
     _merge(merged, user, "", origin)
     config = replace(fill(Config, merged, "", problems), path=path, origin=origin | written)
     wrong = [p.split(":")[0] for p in problems]  # these keys have their default now: enough is said of them
+    compared = [f" {key.rpartition('.')[2]} " for key in wrong]  # what another key is held against
     wrong = tuple(f"{key}{sign}" for key in wrong for sign in ":.")
     import_user_modules(config.run.import_modules, Path(path).parent, problems)
-    problems += [p for p in check_meaning(config, mode) if not p.startswith(wrong)]
+    problems += [p for p in check_meaning(config, mode) if not (p.startswith(wrong) or any(c in p for c in compared))]
     return config, problems
 
 
