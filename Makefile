@@ -28,7 +28,7 @@ $(VENV)/installed-dev: $(VENV)/installed-demo
 	@$(INSTALL) -e '.[dev]'
 	touch $@
 
-quickstart: $(VENV)/installed  ## train the projection in ten minutes and write output/quickstart/report.html
+quickstart: $(VENV)/installed  ## train both stages on the small model and write output/quickstart/report.html
 	$(BIN)/minigpt4 quickstart
 
 demo: $(VENV)/installed-demo  ## open the chat with the small model, or with a projection of yours: make demo CKPT=FILE

@@ -62,11 +62,16 @@ def read_config(path: str, options: Sequence[str] = (), *, mode: Mode = "train")
     _merge(merged, user, "", origin)
     config = replace(fill(Config, merged, "", problems), path=path, origin=origin | written)
     wrong = [p.split(":")[0] for p in problems]  # these keys have their default now: enough is said of them
-    compared = [f" {key.rpartition('.')[2]} " for key in wrong]  # what another key is held against
-    wrong = tuple(f"{key}{sign}" for key in wrong for sign in ":.")
     import_user_modules(config.run.import_modules, Path(path).parent, problems)
-    problems += [p for p in check_meaning(config, mode) if not (p.startswith(wrong) or any(c in p for c in compared))]
+    problems += [p for p in check_meaning(config, mode) if not any(_is_about(p, key) for key in wrong)]
     return config, problems
+
+
+def _is_about(problem: str, key: str) -> bool:
+    """Whether a problem is of `key`, or of a key of its section and says how the two go together."""
+    section, _, name = key.rpartition(".")
+    together = problem.startswith(f"{section}.") and re.search(rf"\b{re.escape(name)}\b", problem)
+    return problem.startswith((f"{key}:", f"{key}.")) or bool(section and together)
 
 
 def _read_with_bases(path: str, above: tuple[str, ...] = ()) -> list[tuple[str, dict]]:

@@ -129,6 +129,7 @@ def test_figures_that_were_cut_are_measured_anew(study, tmp_path):
 
 def test_each_arm_changes_its_own_keys_in_training_and_evaluation(study, tmp_path):
     found = ablations.Study(Places(tmp_path, tmp_path), Places(tmp_path, tmp_path).checkpoint("stage0"))
+    assert all(found.config(arm, 1).model.ckpt is None for arm in ablations.ARMS)  # each from nothing
     configs = {arm: load_config(ablations.CONFIG, found.options(arm, 5), mode="show") for arm in ablations.ARMS}
     model = {a: (c.model.has_qformer, c.model.proj_layers, c.model.freeze_qformer) for a, c in configs.items()}
     others = {"no_qformer": (False, 1, True), "three_layers": (True, 3, True), "trained_qformer": (True, 1, False)}
