@@ -5,7 +5,7 @@ import math
 import operator
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 UNUSED = "Not used; configs of the original have it."  # the text of such a key begins with this
@@ -252,3 +252,7 @@ class Config:
     run: RunConfig = section(RunConfig, "the training run")
     path: str = ""
     origin: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def plain(self) -> dict[str, dict]:
+        """model, datasets and run as plain values, as checkpoints hold them."""
+        return {name: values for name, values in asdict(self).items() if name in ("model", "datasets", "run")}

@@ -19,7 +19,6 @@ from .statistics import summarize
 
 SHOWN = 24  # pictures on the page
 SIDE = 320  # pixels of their longer side
-INK, SOFT = "#1d2733", "#5b6774"  # colours of text and of secondary text, as in page.css
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 
 
@@ -101,23 +100,14 @@ def table(results: dict, title: str) -> str:
     return "\n".join([f"{title}: {about(results)}", "", *lines, "", *end])
 
 
-def html_page(
-    results: dict, title: str, kind: str = "evaluation", lead: str = "", figures: str = "", end: str = "",
-    shown: int = SHOWN,
-) -> str:  # fmt: skip
-    """The page of some results.
-
-    Args:
-        lead: the text below the title (default: what was asked of what).
-        figures, end: HTML above the table, and below the pictures.
-        shown: how many pictures it shows.
-    """
+def html_page(results: dict, title: str) -> str:
+    """The page of some results, with SHOWN of the pictures."""
     body = render(
         "evaluation/report.html", results=results, heads=list(columns(results)), rows=rows(results),
-        pictures=shown_pictures(results, shown), stages=stages(results), figures=figures, end=end,
+        pictures=shown_pictures(results, SHOWN), stages=stages(results),
         has_marks=any(item[stage]["marks"] for item in results["items"] for stage in stages(results)),
     )  # fmt: skip
-    return document(title, kind, lead or about(results), body)
+    return document(title, "evaluation", about(results), body)
 
 
 def shown_pictures(results: dict, count: int) -> dict[str, list[dict]]:
@@ -131,7 +121,7 @@ def shown_pictures(results: dict, count: int) -> dict[str, list[dict]]:
 
 
 def document(title: str, kind: str, lead: str, body: str) -> str:
-    """A page in one file, around the HTML `body`; `kind` is what made it: "evaluation", "quickstart"."""
+    """A page in one file, around the HTML `body`; `kind` is what made it: "evaluation", "curation"."""
     return render("evaluation/page.html", title=title, kind=kind, lead=lead, body=body)
 
 

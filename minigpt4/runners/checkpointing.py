@@ -1,6 +1,5 @@
 """A run's checkpoints: when one is written, what it holds, and how a run continues from one."""
 
-import dataclasses
 import time
 from pathlib import Path
 
@@ -26,8 +25,7 @@ class Checkpointing:
         self.saved_step: int | None = 0
         self.saved_at = time.monotonic()
         self.position: dict = {}  # of this process after the last whole step, see `note_position`
-        config = dataclasses.asdict(runner.config)
-        self.config = {section: config[section] for section in ("model", "datasets", "run")}
+        self.config = runner.config.plain()
 
     def due_by_clock(self) -> bool:
         """Whether run.save_every_minutes have passed."""

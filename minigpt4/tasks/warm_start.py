@@ -9,7 +9,6 @@ Notation for shapes: N pictures, B batch, Q image tokens, V tokens that the capt
 """
 
 import argparse
-import dataclasses
 import math
 import time
 from collections import Counter
@@ -70,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     steps = fit(model.llama_proj, queries, targets, vocabulary, args.epochs, folder)
     settle(model.llama_proj, queries, targets, vocabulary)
-    plain = {key: value for key, value in dataclasses.asdict(config).items() if key in ("model", "datasets", "run")}
-    save_model(folder / "checkpoint_0.pth", model.trained_state(), {"epoch": 0, "step": steps, "config": plain})
-    print(f"{folder / 'checkpoint_0.pth'}: give it to stage 1 as model.ckpt")
+    file = folder / "checkpoint_0.pth"
+    save_model(file, model.trained_state(), {"epoch": 0, "step": steps, "config": config.plain()})
+    print(f"{file}: give it to stage 1 as model.ckpt")
     return 0
 
 

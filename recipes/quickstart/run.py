@@ -4,7 +4,6 @@ Everything goes into one folder, and each step that is finished there is reused 
 """
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import operator
@@ -174,11 +173,10 @@ def train(plan: Plan, stage: str, checkpoint: Path, *before: Path) -> None:
 
 def fingerprint(plan: Plan, config: Config, *files: Path) -> str:
     """Changes when the outcome of a stage would: with its config, the data, the frozen vision side, and `files`."""
-    settings = {name: dataclasses.asdict(config)[name] for name in ("model", "datasets", "run")}
     frozen = (config.model.q_former_model, config.model.vit_ckpt)
     files += (plan.data / PARAMETERS, *(Path(resolve_path(file)) for file in frozen if file))
     digests = [sha256(file) for file in files if file.is_file()]
-    return hashlib.sha256(json.dumps([settings, digests], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([config.plain(), digests], sort_keys=True).encode()).hexdigest()
 
 
 def set_aside_if_outdated(folder: Path, clock: Clock, now: str) -> None:

@@ -88,18 +88,26 @@ def _names(text: str, among: Iterable[str]) -> list[str]:
     return [SAME.get(word, word) for word in singles if word in among]
 
 
+def _subjects(texts: Sequence[str]) -> list[str]:
+    """The people and animals that any text names."""
+    return sorted({name for text in texts for name in _names(text, (*PEOPLE, *ANIMALS, "puppy"))})
+
+
+def _are_several(texts: Sequence[str], name: str) -> bool:
+    return any(re.search(rf"\b{MANY[name]}\b", text) for text in texts)
+
+
 def _agreed(values: Sequence[str], least: int = 2) -> str | None:
     """The one value that all give, where so many do."""
     return values[0] if len(values) >= least and len(set(values)) == 1 else None
 
 
 def _animal(texts: Sequence[str]) -> Question | None:
-    named = {name for text in texts for name in _names(text, (*ANIMALS, "puppy"))}
-    told = sum(bool(_names(text, (*ANIMALS, "puppy"))) for text in texts)
-    if len(named) != 1 or told < len(texts) / 2:
+    told = [set(names) for text in texts if (names := _names(text, (*ANIMALS, "puppy")))]
+    named = set().union(*told)
+    if len(named) != 1 or len(told) < len(texts) / 2:
         return None
-    animal = named.pop()
-    return Question("animal", "What animal is in the picture?", *_told(animal))
+    return Question("animal", "What animal is in the picture?", *_told(named.pop()))
 
 
 def _told(name: str) -> tuple[str, tuple[str, ...]]:
@@ -158,8 +166,7 @@ def _numbers(texts: Sequence[str]) -> list[Question]:
 
 def _doing(texts: Sequence[str]) -> Question | None:
     """What the one that is there does, where two people say the same."""
-    subjects = sorted({name for text in texts for name in _names(text, (*PEOPLE, *ANIMALS, "puppy"))})
-    said: list[tuple[str, str]] = []
+    subjects, said = _subjects(texts), []
     for text in texts:
         match = re.search(
             rf"\b({'|'.join((*MANY, *ONE))})(?: in an? (?:\w+ )?\w+)?(?: is| are)? (\w+ing)({OBJECT})", text
@@ -173,11 +180,11 @@ def _doing(texts: Sequence[str]) -> Question | None:
         return None
     whole = Counter(verb + _same_thing(thing) for v, thing in said if v == verb).most_common(1)[0][0]
     who = subjects[0] if len(subjects) == 1 else next((s for s in subjects if s not in ("person", "child")), None)
-    if who is None or any(re.search(rf"\b{MANY[who]}\b", text) for text in texts):
+    if who is None or _are_several(texts, who):
         who, be = "they", "are"
     else:
         who, be = f"the {who}", "is"
-    answers = {v + thing for v, thing in said} | {v + _same_thing(thing) for v, thing in said} | {v for v, _ in said}
+    answers = {v + end for v, thing in said for end in (thing, _same_thing(thing), "")}
     return Question("doing", f"What {be} {who} doing?", whole.capitalize() + ".", tuple(sorted(answers)))
 
 
@@ -200,10 +207,10 @@ def _where(texts: Sequence[str]) -> Question | None:
     answers = {f"{preposition} {the} {p}" for preposition, _, p in found for the in ("the", "a")} | {
         p for *_, p in found
     }
-    subjects = {name for text in texts for name in _names(text, (*PEOPLE, *ANIMALS, "puppy"))}
+    subjects = _subjects(texts)
     question = "Where are they?" if subjects else "Where was this picture taken?"
-    if len(subjects) == 1 and not any(re.search(rf"\b{MANY[min(subjects)]}\b", text) for text in texts):
-        question = f"Where is the {min(subjects)}?"
+    if len(subjects) == 1 and not _are_several(texts, subjects[0]):
+        question = f"Where is the {subjects[0]}?"
     return Question("where", question, words.capitalize() + ".", tuple(sorted(answers)))
 
 

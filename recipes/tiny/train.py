@@ -22,6 +22,7 @@ from .photos import make_photos
 from .questions import make_questions
 
 CONFIGS = {stage: f"recipes/tiny/{stage}.yaml" for stage in ("words", "stage0", "stage1", "stage2")}
+BEFORE = {"stage0": "words", "stage1": "stage0", "stage2": "stage1"}  # whose checkpoint a stage goes on with
 CROPS = {"human_captions": 4, "class_labels": 2}  # of each training picture; two lists use the same
 STEPS = ("weights", "data", "features", "words", "stage0", "stage1", "curate", "stage2", "export", "figures")
 SHIPPED = ("qformer", "stage1", "stage2")  # .safetensors, as checkpoints/tiny/ has them
@@ -74,16 +75,12 @@ class Places:
         moved["datasets.human_captions.valid_info.features"] = self.data / "features" / "human_dev.npy"
         if stage == "words":
             moved["model.extra.words"] = self.data / "words.txt"
-        if stage in ("stage0", "stage2"):
-            moved["datasets.questions.extra.questions"] = self.data / "questions.jsonl"
-        if stage == "stage0":
-            moved["model.ckpt"] = self.checkpoint("words")
+        moved["datasets.questions.extra.questions"] = self.data / "questions.jsonl"
+        if stage in BEFORE:
+            moved["model.ckpt"] = self.checkpoint(BEFORE[stage])
         if stage in ("stage1", "stage2"):
             moved["model.q_former_model"] = self.checkpoint("stage0")
-        if stage == "stage1":
-            moved["model.ckpt"] = self.checkpoint("stage0")
         if stage == "stage2":
-            moved["model.ckpt"] = self.checkpoint("stage1")
             moved["datasets.detailed.build_info.storage"] = self.out / "curated"
         return [*(f"{key}={value}" for key, value in moved.items()), *self.more]
 
@@ -125,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         call("minigpt4", "weights", "--only", "efficientnet_lite2", "--only", "smollm2-135m-instruct")
     with clock.step("data", "Photos: captions written one way, a tenth of Caltech held out", seconds=max):
         print(", ".join(f"{split} {count}" for split, count in make_photos(args.photos, args.data).items()))
-        print(", ".join(f"{kind} {count}" for kind, count in questions_of(places).items()))
+        print(", ".join(f"{kind} {count}" for kind, count in prepare_questions(places).items()))
     with clock.step("features", "Features: what the frozen encoder sees, several crops a photo", seconds=operator.add):
         for name, crops in CROPS.items():
             call(
@@ -182,7 +179,7 @@ def curate(places: Places) -> None:
     )  # fmt: skip
 
 
-def questions_of(places: Places) -> dict[str, int]:
+def prepare_questions(places: Places) -> dict[str, int]:
     """Write the questions, and grey pictures under the photos' names, for what can be guessed blindly."""
     splits, blank = ("human_train", "human_dev", "human_val"), places.data / "blank"
     counts = make_questions(places.data / "photos.jsonl", splits, places.data / "questions.jsonl")
