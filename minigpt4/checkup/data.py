@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..common.config import load_config
 from ..common.errors import DataError, UserError
 from ..common.paths import REMOTE, expand_shards, resolve_path
 from ..common.registry import TASKS
-from ..datasets.faults import MissingFile, short
+from ..datasets.faults import short
 from ..datasets.image_text import ImageTextSource, read_filter_cap, read_photos
 from ..datasets.shard_files import read_shard
 from ..datasets.shards import ShardSource
@@ -40,29 +39,26 @@ class Report:
     """What was found in one part, or in a dataset."""
 
     dataset: str
-    shard: str | None  # None: the whole dataset
+    shard: str | None  # or a stretch of a list; None: the whole dataset
     samples: int = 0
     faults: Counter = field(default_factory=Counter)
-    examples: dict[str, list[dict]] = field(default_factory=dict)  # fault -> [{"sample": where, "why": ...}]
-    repeated: int = 0  # samples whose key another one of the shard has
-    missing: int = 0  # shards that are not there; each counts as one bad sample, as in training
+    examples: dict[str, list[str]] = field(default_factory=dict)  # fault -> "SAMPLE: why"
 
     @property
     def bad(self) -> int:
         return self.faults.total()
 
+    def add(self, where: str, fault: Exception) -> None:
+        kind = type(fault).__name__
+        self.faults[kind] += 1
+        if self.faults[kind] <= EXAMPLES:
+            self.examples.setdefault(kind, []).append(f"{where}: {short(str(fault))}")
+
     def join(self, other: "Report") -> None:
         self.samples += other.samples
-        self.repeated += other.repeated
-        self.missing += other.missing
         self.faults.update(other.faults)
         for kind, examples in other.examples.items():
             self.examples[kind] = [*self.examples.get(kind, []), *examples][:EXAMPLES]
-
-    def as_dict(self) -> dict:
-        faults = {kind: {"count": n, "examples": self.examples[kind]} for kind, n in self.faults.most_common()}
-        return {"dataset": self.dataset, "shard": self.shard, "samples": self.samples, "bad": self.bad,
-                "faults": faults, "repeated_keys": self.repeated}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,19 +93,26 @@ def run(args: argparse.Namespace) -> int:
     totals = {name: Report(name, None) for name in sources}
     for report in reports:
         totals[report.dataset].join(report)
+        if report.bad:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in report.faults.most_common())
+            print(f"{report.shard}: {report.bad} of {report.samples} samples bad: {kinds}")
     if args.jsonl:
         try:
-            lines = [json.dumps(row.as_dict()) for row in [*reports, *totals.values()]]
+            lines = [json.dumps({**vars(row), "bad": row.bad}) for row in [*reports, *totals.values()]]
             Path(args.jsonl).write_text("\n".join(lines) + "\n")
         except OSError as error:
             raise DataError(f"--jsonl {args.jsonl}: cannot be written: {error.strerror}") from None
-    print("\n".join(tell(reports, list(totals.values()))))
-    reasons = [reason for total in totals.values() for reason in reasons_to_stop(total, share)]
-    for reason in reasons:
-        print(f"error: {reason}", file=sys.stderr)
-    if not reasons:
+    for total in totals.values():
+        print(f"{total.dataset}: {total.samples:,} samples, {total.bad:,} bad")
+        for kind, count in total.faults.most_common():
+            print(f"  {kind}: {count:,}", *total.examples[kind], sep="\n    ")
+    stopping = [total for total in totals.values() if total.bad == total.samples or total.bad > share * total.samples]
+    for total in stopping:
+        found = f"{total.bad} of {total.samples} samples are bad ({total.bad / max(total.samples, 1):.1%}"
+        print(f"error: {total.dataset}: {found}; at most {share:.1%} may be)", file=sys.stderr)
+    if not stopping:
         print(f"\nready for training (at most {share:.0%} may be bad)")
-    return 1 if reasons else 0
+    return 1 if stopping else 0
 
 
 # -- what to read -------------------------------------------------------------------------------------------------
@@ -144,6 +147,8 @@ def sources_of_paths(paths: list[str], images: str | None = None) -> dict[str, S
                 found = expand_shards(path)
             except ValueError as error:
                 raise DataError(f"{path}: not a pattern like {{00000..01255}}.tar: {error}") from None
+            if gone := [shard for shard in found if not shard.startswith(REMOTE) and not Path(shard).exists()]:
+                raise DataError(f"{path}: {len(gone)} of {len(found)} files are missing, the first {gone[0]}")
             if not found:
                 raise DataError(f"{path}: no such file or folder")
             shards += found
@@ -179,19 +184,13 @@ def check(sources: dict[str, Source], jobs: int | None = None) -> list[Report]:
     parts = parts_of(sources)
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(parts))
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork"), initializer=_begin) as pool:
-        futures = [pool.submit(read_part, *part) for part in parts]
         try:
-            for future in tqdm(as_completed(futures), total=len(parts), unit="part", disable=not sys.stderr.isatty()):
-                future.result()
+            found = pool.map(read_part, *zip(*parts, strict=True))
+            return list(tqdm(found, total=len(parts), unit="part", disable=not sys.stderr.isatty()))
         except BrokenProcessPool:
             raise UserError(
                 "data check: one of its processes was killed, perhaps for lack of memory; try --jobs 1"
             ) from None
-        except KeyboardInterrupt:
-            for child in multiprocessing.active_children():
-                child.terminate()
-            raise
-    return [future.result() for future in futures]
 
 
 def _begin() -> None:
@@ -207,57 +206,12 @@ def read_part(dataset: str, part: str | range) -> Report:
     else:
         report = Report(dataset, f"{source.pairs[part[0]][0].parent} {part[0]}-{part[-1]}")
         samples = ((str(source.pairs[i][0]), source.pairs[i]) for i in part)
-    keys = set()
     for where, raw in samples:
-        if isinstance(raw, dict):
-            report.repeated += raw["__key__"] in keys
-            keys.add(raw["__key__"])
         report.samples += 1
         try:
             if isinstance(raw, Exception):
                 raise raw
             source.decode(raw)
         except Exception as fault:  # as in training: whatever a decoder raises, the sample is at fault
-            kind = type(fault).__name__
-            report.faults[kind] += 1
-            if report.faults[kind] <= EXAMPLES:
-                report.examples.setdefault(kind, []).append({"sample": where, "why": short(str(fault))})
-            report.missing += where == part and isinstance(fault, MissingFile)
+            report.add(where, fault)
     return report
-
-
-# -- telling it ---------------------------------------------------------------------------------------------------
-
-
-def reasons_to_stop(total: Report, max_bad_share: float) -> Iterator[str]:
-    """Why a run would stop at this dataset, or not begin."""
-    if total.missing:
-        yield f"{total.dataset}: {_count(total.missing, 'shard')} missing"
-    share = total.bad / max(total.samples, 1)
-    if total.bad == total.samples:
-        yield f"{total.dataset}: not one sample can be used"
-    elif share > max_bad_share:
-        most = f"at most {max_bad_share:.1%} may be"
-        yield f"{total.dataset}: {total.bad} of {total.samples} samples are bad ({share:.1%}; {most})"
-
-
-def tell(reports: list[Report], totals: list[Report]) -> Iterator[str]:
-    """The lines of the report: parts that have faults, then each dataset."""
-    for report in reports if len(reports) > 1 else ():
-        kinds = [f"{times} {kind}" for kind, times in report.faults.most_common()]
-        kinds += [f"{report.repeated} repeated keys"] * bool(report.repeated)
-        if kinds:
-            yield f"{report.shard}: {report.bad} of {_count(report.samples, 'sample')} bad: {', '.join(kinds)}"
-    for total in totals:
-        parts = sum(report.dataset == total.dataset for report in reports) - total.missing
-        samples, bad = total.samples - total.missing, total.bad - total.missing
-        found = [f"{_count(samples, 'sample')} in {_count(parts, 'part')}, {bad:,} bad"] * bool(parts)
-        found += [f"{_count(total.missing, 'shard')} missing"] * bool(total.missing)
-        yield f"{total.dataset}: {', '.join(found)}"
-        for kind, times in total.faults.most_common():
-            yield f"  {kind}: {times:,}"
-            yield from (f"    {example['sample']}: {example['why']}" for example in total.examples[kind])
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .. import processors  # noqa: F401  (fills the registry)
-from ..common.optims import linear_warmup_cosine_lr, parameter_groups
 from ..common.registry import PROCESSORS
 from ..conversation.chat import Chat
 from ..conversation.prompts import VICUNA_V0
@@ -29,11 +28,6 @@ from .golden import golden_model, read_arrays, read_meta
 TOLERANCE = 1e-4
 # Arrays that are what the numbers were made from, or that show in another array.
 INPUTS = {"image", "images", "chat_image", "raw_uint8", "train_crop_ijhw"}
-# meta's `lr` tables were made with the published configs' schedules: (steps of an epoch, schedule).
-SCHEDULES = {
-    "stage1": (5000, dict(total_steps=20000, init_lr=1e-4, min_lr=8e-5, warmup_lr=1e-6, warmup_steps=5000)),
-    "stage2": (200, dict(total_steps=1000, init_lr=3e-5, min_lr=1e-5, warmup_lr=1e-6, warmup_steps=200)),
-}
 Arrays = dict[str, np.ndarray]
 Found = Iterator[tuple[str, object]]  # (array, ours)
 
@@ -67,17 +61,11 @@ def compare(golden: Path, device: torch.device | str = "cpu") -> Iterator[Row]:
         computed = {"forward": lambda g: vision(g, model)}
         for case in ("stage1", "stage1_eos_in_text", "stage2"):
             computed[case] = partial(loss, build=build, facts=meta.get(f"{case}.npz"), image=image)
-        computed["train_run"] = partial(training, build=build, facts=meta.get("train_run"))
         computed["image"] = partial(images, size=meta["config"]["vit"]["img_size"])
         computed |= {case: partial(chat, model=model, turns=meta.get(case)) for case in ("chat", "chat_unk")}
-        for file in [file for file in computed if file in arrays]:
+        for file in computed.keys() & arrays.keys():
             for array, ours in computed[file](arrays[file]):
                 yield row(file, array, ours, arrays[file][array])
-    chat_image = torch.from_numpy(arrays["chat"]["chat_image"]) if "chat" in arrays else None
-    same: dict[str, bool] = {}
-    for name, ours, theirs in meta_facts(model, meta, chat_image):
-        same[name] = same.get(name, True) and ours == theirs
-    yield from (Row("meta.json", name, 0.0 if equal else float("inf"), exact=True) for name, equal in same.items())
 
 
 def row(file: str, array: str, ours, theirs: np.ndarray) -> Row:
@@ -133,33 +121,6 @@ def loss(g: Arrays, build: Callable[..., MiniGPT4], facts: dict, image: torch.Te
     yield "grad_llama_proj_bias", model.llama_proj.bias.grad
 
 
-def training(g: Arrays, build: Callable[..., MiniGPT4], facts: dict) -> Found:
-    """The steps of meta's `batch_rule`."""
-    run, captions = facts["run_cfg"], facts["captions"]
-    model = build()
-    optimizer = torch.optim.AdamW(parameter_groups(model, run["weight_decay"]), lr=run["init_lr"])
-    schedule = {key: run[key] for key in ("init_lr", "min_lr", "warmup_lr", "warmup_steps")}
-    losses, rates = [], []
-    for step in range(len(g["loss"])):
-        rate = linear_warmup_cosine_lr(step, total_steps=run["max_epoch"] * run["iters_per_epoch"], **schedule)
-        if run["iters_per_epoch"] <= step < run["warmup_steps"]:
-            rate = float(g["lr"][step])  # the original's warm-up began anew in every epoch; ours is mended
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        i = step % len(captions)
-        image = torch.from_numpy(g["images"][step % len(g["images"])])
-        batch_loss = model({"image": image, "text_input": captions[i:] + captions[:i]})["loss"]
-        optimizer.zero_grad()
-        batch_loss.backward()
-        optimizer.step()
-        losses.append(batch_loss.item())
-        rates.append(rate)
-    yield "loss", np.array(losses)
-    yield "lr", np.array(rates)
-    yield "final_llama_proj_weight", model.llama_proj.weight
-    yield "final_llama_proj_bias", model.llama_proj.bias
-
-
 def images(g: Arrays, size: int) -> Found:
     image = Image.fromarray(g["raw_uint8"])
     yield "eval_out", PROCESSORS.get("blip2_image_eval")(image_size=size)(image)
@@ -191,55 +152,13 @@ def chat(g: Arrays, model: MiniGPT4, turns: list[dict]) -> Found:
     hook.remove()
 
 
-def meta_facts(model: MiniGPT4, meta: dict, chat_image: torch.Tensor | None) -> Iterator[tuple[str, object, object]]:
-    """What meta.json tells beside the arrays: (name, ours, the original's), to be equal. A set may lack any of it.
-
-    Where ours is mended (docs/decisions.md), the original's value is mended before comparing.
-
-    Args:
-        chat_image: (3, H, W), the picture of the set's chat.
-    """
-    for stage, (epoch_steps, schedule) in SCHEDULES.items():
-        for epoch, iteration, rate in meta.get("lr", {}).get(stage, []):
-            ours = linear_warmup_cosine_lr(epoch * epoch_steps + iteration, **schedule)
-            yield f"lr.{stage}", f"{ours:.10e}", f"{rate:.10e}"
-    clean = PROCESSORS.get("blip_caption")()
-    for raw, wanted in meta.get("caption_processor", []):
-        yield "caption_processor", clean(raw), wanted
-    for text, ids in meta.get("tokenizer", {}).get("ids_for_hashes", {}).items():
-        yield "tokenizer.ids_for_hashes", model.token_ids(text), ids
-    if "saved_checkpoint" in meta:
-        weights = {k: v[0] for k, v in meta["saved_checkpoint"]["model_keys"].items() if k.startswith("llama_proj.")}
-        yield "saved_checkpoint", {k: list(v.shape) for k, v in model.trained_state().items()}, weights
-    chat = Chat(model, None)
-    for case in meta.get("post_processing", []):
-        ids = chat.template.clean_ids(case["generated"])
-        yield "post_processing", (ids, chat._text(ids)), (case["returned_ids"], case["answer"].removesuffix("</s>"))
-    if "conversation" in meta:
-        conv = chat.new_conversation()
-        conv.pending = [torch.zeros(1, model.llama_proj.out_features, device=model.device)]
-        for name, question in (("turn1", "q1"), ("turn2", "q2")):
-            chat.ask(question, conv)
-            yield f"conversation.{name}", conv.prompt(), meta["conversation"][name]
-            conv.turns[-1].answer = "a1"
-    for case in meta.get("chat_stop", []) if chat_image is not None else ():
-        # The original's stops are ids; ours are their text, and end at the same token.
-        stop = tuple(model.tokenizer.decode(ids) for ids in case["stops"])
-        stopping = Chat(model, None, replace(VICUNA_V0, stop=stop))
-        conv = stopping.new_conversation()
-        stopping.upload_img(chat_image, conv)
-        stopping.ask(meta["chat"][0]["question"], conv)
-        _, ids = stopping.answer(conv, do_sample=False, max_new_tokens=20)
-        yield "chat_stop", (ids, VICUNA_V0.clean_text(stopping.decode(ids))), (case["ids"], case["text"])
-
-
 def uncompared(golden: Path, rows: list[Row]) -> list[str]:
     """Arrays of the set that no row is about."""
     seen = {(row.file, row.array) for row in rows}
     return [
         f"{file.stem}.{array}"
         for file in sorted(golden.glob("*.npz"))
-        if file.stem != "weights"
+        if file.stem not in ("weights", "train_run")  # a training is compared in the tests
         for array in read_arrays(golden, file.stem)
         if array not in INPUTS and (file.stem, array) not in seen
     ]

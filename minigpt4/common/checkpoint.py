@@ -4,7 +4,6 @@ A training checkpoint is two files: `checkpoint_N.pth`, the original's format wi
 MiniGPT-4 demo opens; and `checkpoint_N.resume.pt`, what resuming needs (optimizer, RNG, loader positions).
 """
 
-import logging
 import re
 import zipfile
 from collections.abc import Callable
@@ -18,9 +17,7 @@ from torch import Tensor, nn
 from .download import local_path
 from .errors import CheckpointError, some
 from .file_system import whole_file
-from .identify import DOWNLOAD_AGAIN, WRAPPED, identify, load_torch
-
-log = logging.getLogger("minigpt4")
+from .identify import DOWNLOAD_AGAIN, identify, load_torch
 
 # Buffers the original saved beside the trained weights; they hold nothing that is learned.
 HARMLESS = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
@@ -39,12 +36,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is {found.describe()}; {DOWNLOAD_AGAIN[found.kind]}")
     if not found.tensors:
         raise CheckpointError(f"{path}: holds no state dict (names and tensors)")
-    if found.wrapper:
-        log.info("%s: names have %r, which is left out", path, found.wrapper)
-    if not any(tensor.is_meta for tensor in found.tensors.values()):
-        return found.tensors
-    state = load_file(path)
-    return {WRAPPED.sub("", name): tensor for name, tensor in state.items()} if found.wrapper else state
+    return load_file(path) if any(tensor.is_meta for tensor in found.tensors.values()) else found.tensors
 
 
 def finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:

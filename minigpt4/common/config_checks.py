@@ -13,11 +13,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .download import WEB, DownloadError, cached_path
-from .errors import suggest
+from .errors import some, suggest
 from .paths import REMOTE, expand_shards, resolve_path
 from .registry import CONVERSATIONS, DATASETS, LR_SCHEDULES, MODELS, PROCESSORS, TASKS
 from .schema import BuildInfo, Config, DatasetConfig
-from .training_form import training_form_problems
 
 # What the small configs read is made by commands: folders, as the configs name them, and the command that fills each.
 MADE_BY = {
@@ -141,11 +140,25 @@ def _check_run(config: Config) -> Iterator[str]:
         elif find_spec(tracker) is None:
             yield f"run.report_to: {tracker} is not installed; `pip install {tracker}`, or leave it out"
     if model.conv_template in CONVERSATIONS.names():
-        wrong = training_form_problems(config, CONVERSATIONS.get(model.conv_template))
-        yield from (f"{key}: {'; '.join(said)}" for key, said in wrong.items())
+        yield from _check_training_form(config, CONVERSATIONS.get(model.conv_template))
     for name, dataset in datasets.items():
         if dataset.prompt_path and not model.prompt_path and model.end_sym is None:
             yield f"model.end_sym: not set, but datasets.{name}.prompt_path asks for answers; write what ends one"
+
+
+def _check_training_form(config: Config, template) -> Iterator[str]:
+    """Training should ask and end an answer as the chat does: else the model learns a form that nobody speaks with it.
+    `template` is the Conversation of model.conv_template; a key that is null follows from it."""
+    model = config.model
+    asks = model.prompt_path or any(dataset.prompt_path for dataset in config.datasets.values())
+    end, form, opens = model.end_sym, model.prompt_template, template.assistant.strip()
+    if end is not None and (asks or end.strip()) and not any(stop in end for stop in template.stop):
+        stops = some(map(repr, template.stop))
+        text = f"{end!r} would end answers in training, but the chat ({template.name}) stops at {stops}"
+        yield f"model.end_sym: {text}; write {template.end_sym!r}, or null"
+    if asks and form and opens not in form:
+        text = f"training asks {form!r}, but the chat ({template.name}) opens an answer with {opens!r}"
+        yield f"model.prompt_template: {text}; write {template.prompt_template!r}, or null"
 
 
 def _check_features(where: str, features: str | None, config: Config, mode: str) -> Iterator[str]:

@@ -19,11 +19,11 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urldefrag, urlsplit
 from urllib.request import Request, urlopen
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from .dist_utils import rank
 from .errors import UserError
-from .file_system import lock
 from .paths import resolve_path, sha256
 
 log = logging.getLogger("minigpt4")
@@ -63,8 +63,7 @@ def fetch(url: str) -> Path:
     address, fragment = urldefrag(url)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_name(f"{target.name}.lock").open("w") as handle:
-            lock(handle, target, wait=True)
+        with FileLock(target.with_name(f"{target.name}.lock")):
             if not target.is_file():
                 _download(address, target, fragment.removeprefix("sha256=").lower())
     except OSError as error:

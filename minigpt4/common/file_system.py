@@ -1,59 +1,10 @@
-"""Files that are written whole or not at all, and locks."""
+"""Files that are written whole or not at all."""
 
-import errno
-import fcntl
-import logging
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from .errors import UserError
-
-log = logging.getLogger("minigpt4")
-
-
-def lock(file, path: Path, wait: bool = False, posix: bool = False) -> bool:
-    """Lock an open file. Returns False only when another process holds the lock. Some network file systems have no
-    locks: a warning says so.
-
-    Args:
-        wait: wait until the other process releases the lock.
-        posix: use lockf, whose lock child processes do not inherit, instead of flock.
-    """
-    try:
-        (fcntl.lockf if posix else fcntl.flock)(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-        log.warning("%s: cannot be locked (%s): do not write there with two commands at once", path, error.strerror)
-    return True
-
-
-@contextmanager
-def alone_in(folder: Path, command: str, wait: bool = False) -> Iterator[None]:
-    """Make the --out folder of a command, hold its lock in the block, and delete the `.*.tmp` of a killed run.
-
-    Args:
-        wait: wait until another process releases the lock.
-    Raises:
-        UserError: it cannot be made or opened; another process holds the lock.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"--out {folder}: must be a folder you can write to: {error}") from error
-    try:
-        if not lock(handle, folder, wait):
-            raise UserError(f"--out {folder}: another {command} is filling it")
-        for stale in folder.glob(".*.tmp"):
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager

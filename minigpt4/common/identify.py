@@ -16,14 +16,7 @@ from torch import Tensor
 SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
                       "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
                       "BOOL": torch.bool}  # fmt: skip
-WRAPPERS = ("model", "state_dict", "module")  # keys under which a checkpoint may keep its state dict
-
-# What DDP, torch.compile, FSDP and Lightning put before a module's names, or into them.
-WRAPPED = re.compile(
-    r"^((module|model|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+|"
-    r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
-UNWRAPPED = {"minigpt4", "qformer", "eva_vit", "vit"}  # kinds whose own names never begin so
+STATE_KEYS = ("model", "state_dict", "module")  # keys under which a checkpoint may keep its state dict
 
 # Kinds of weights -> words that follow "is", and the names of tensors by which one is known: the first match decides.
 MODELS = {
@@ -47,7 +40,6 @@ OTHERS = {
     "lfs": ("a git-lfs pointer, not weights", "run `git lfs pull` in the folder it was cloned to"),
     "html": ("a web page, not weights", "the download went to a page about the file: fetch the file itself"),
     "text": ("a text file, not weights", "download the file itself"),
-    "archive": ("a packed archive, not weights", "unpack it, and write the path of what was in it"),
     "empty": ("an empty file", "download it again"),
     "truncated": ("cut off: its end is missing", "download it again to the end"),
     "damaged": ("damaged, or no weight file", "download it again, or write the path of the right file"),
@@ -62,7 +54,7 @@ NO_WEIGHTS = set(OTHERS)
 # How files begin that are neither safetensors nor torch; compared in lower case.
 HEADS = {
     b"version https://git-lfs": "lfs", b"<!doctype": "html", b"<html": "html", b"<head": "html", b"<?xml": "html",
-    b"<error": "html", b"gguf": "gguf", b"\x1f\x8b": "archive", b"bzh": "archive", b"\xfd7zxz": "archive",
+    b"<error": "html", b"gguf": "gguf",
 }  # fmt: skip
 
 
@@ -76,7 +68,6 @@ class FileFacts:
     note: str = ""  # a detail for the reader, e.g. how much of the file is missing
     tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
     facts: dict[str, Any] = field(default_factory=dict, repr=False)  # what it holds beside weights: epoch, config, ...
-    wrapper: str = ""  # what a wrapper had put into the names; `tensors` has them without it
 
     @property
     def llm_width(self) -> int | None:
@@ -98,8 +89,7 @@ class FileFacts:
         with self.path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
-            entry = header.get(name) or next(e for n, e in header.items() if WRAPPED.sub("", n) == name)
-            start, end = entry["data_offsets"]
+            start, end = header[name]["data_offsets"]
             file.seek(8 + length + start)
             return torch.frombuffer(bytearray(file.read(end - start)), dtype=like.dtype).reshape(like.shape)
 
@@ -187,13 +177,13 @@ def _identify_torch(path: Path, head: bytes, size: int) -> FileFacts:
             return FileFacts(path, "truncated", size, f"{gigabytes(size)} are there")
         if text.isprintable() and "\ufffd" not in text:
             return FileFacts(path, "text", size, f"it begins {text!r}")
-        return FileFacts(path, "archive" if head.startswith(b"PK") else "damaged", size)
+        return FileFacts(path, "damaged", size)
     if not isinstance(data, dict):
         return FileFacts(path, "unknown", size, f"it holds a {type(data).__name__}")
-    wrapper = next((w for w in WRAPPERS if isinstance(data.get(w), dict)), None)
-    state = data[wrapper] if wrapper else data
+    below = next((key for key in STATE_KEYS if isinstance(data.get(key), dict)), None)
+    state = data[below] if below else data
     tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
-    facts = {str(k): v for k, v in data.items() if k != wrapper and not isinstance(v, Tensor)}
+    facts = {str(k): v for k, v in data.items() if k != below and not isinstance(v, Tensor)}
     return _by_names(path, size, tensors, facts)
 
 
@@ -207,18 +197,13 @@ def load_torch(path: Path) -> Any:
 
 
 def _by_names(path: Path, size: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> FileFacts:
-    """The facts of a file whose header could be read. What a wrapper put into the names is left out where the result is
-    one of UNWRAPPED. An LLM's own names begin with `model.`: they stay."""
-    kind, wrapper, note = _kind(tensors), "", ""
-    bare = {WRAPPED.sub("", name): tensor for name, tensor in tensors.items()}
-    if list(bare) != list(tensors) and len(bare) == len(tensors) and kind != "llm" and _kind(bare) in UNWRAPPED:
-        wrapper = next(match[0] for name in tensors if (match := WRAPPED.search(name)))
-        kind, tensors, note = _kind(bare), bare, f"its names have {wrapper!r}, which is left out"
+    """The facts of a file whose header could be read."""
+    kind, note = _kind(tensors), ""
     if not tensors and {"optimizer", "param_groups"} & set(facts):
         kind = "resume"
     if kind == "unknown":
         note = f"{', '.join(list(tensors)[:3])}, ..." if tensors else f"it holds {', '.join(list(facts)[:5])}"
-    return FileFacts(path, kind, size, note, tensors, facts, wrapper)
+    return FileFacts(path, kind, size, note, tensors, facts)
 
 
 def _kind(tensors: dict[str, Tensor]) -> str:

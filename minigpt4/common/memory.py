@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import CheckpointError
 
@@ -25,12 +25,6 @@ def check_loaded(model: nn.Module) -> None:
         if any(b.is_meta for b in module.buffers(recurse=False)) and hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
     empty = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
-    empty += [
-        f"{name}.{attribute}"
-        for name, module in model.named_modules()
-        for attribute, value in vars(module).items()
-        if isinstance(value, Tensor) and value.is_meta
-    ]
     if empty:
         raise CheckpointError(
             f"no file of the config brings {', '.join(empty[:5])} ({len(empty)} in all); write the file with them "

@@ -33,16 +33,9 @@ def vocabulary_size(folder: Path) -> int | None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises CheckpointError when this is not the folder of an LLM, or its JSON files name ids that do not exist."""
+    """Raises CheckpointError when this is not the folder of an LLM in 16 or 32 bit."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"model.llama_model: {folder} {without_config(folder)}")
-    size = vocabulary_size(folder)
-    for name in ("config.json", "generation_config.json"):
-        values = read_json(folder / name, optional=True)
-        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            for ids in (values.get(key), values.get("text_config", {}).get(key)):
-                for number in ids if isinstance(ids, list) else [ids]:
-                    check_id(number, size, f"{folder / name}: {key}", "write an id of the vocabulary, or null")
     check_not_quantized(folder)
 
 

@@ -18,7 +18,6 @@ WEIGHT_FILES = (
 )  # fmt: skip
 TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer.json")
 VICUNA = "make Vicuna v0 from LLaMA and its delta with `minigpt4 prepare-vicuna` (PrepareVicuna.md)"
-OTHER_QUANTIZERS = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # before config.json said it
 
 
 def check_download(path: Path) -> None:
@@ -47,7 +46,6 @@ def check_not_quantized(folder: Path) -> None:
     config = read_json(folder / "config.json")
     found = [part["quantization_config"].get("quant_method") or "bitsandbytes" for part in (config, *config.values())
              if isinstance(part, dict) and part.get("quantization_config")]  # fmt: skip
-    found += [how for name, how in OTHER_QUANTIZERS.items() if (folder / name).is_file()]
     if found:
         raise CheckpointError(
             f"model.llama_model: {folder} holds weights quantized by {found[0]}, which are not supported; write the "
@@ -60,26 +58,17 @@ def without_config(folder: Path) -> str:
     """What a path without config.json is instead, and what to write."""
     write = "write the folder that holds config.json and the weights of the LLM, or a .gguf file"
     if folder.is_file():
-        facts = identify(folder)
-        return f"is {facts.describe()}, and a folder is wanted; {DOWNLOAD_AGAIN.get(facts.kind, write)}"
+        return f"is {identify(folder).describe()}, and a folder is wanted; {write}"
     if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
         return f"has no config.json: it is LLaMA in Meta's own form; {VICUNA}"
-    for file, what in (("adapter_config.json", "a LoRA adapter"), ("*.gguf", "a folder of GGUF files")):
-        if any(folder.glob(file)):
-            return f"has no config.json: it is {what}; {write}"
-    below = sorted(file.parent for file in folder.glob("*/config.json"))
-    return f"has no config.json; {f'write {below[0]}' if below else write}"
+    return f"has no config.json; {write}"
 
 
 def weight_files(folder: Path) -> list[FileFacts]:
     """The files that transformers reads the weights from. Raises CheckpointError when some are missing or damaged."""
     first = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if first is None:
-        shards = sorted(f.name for kind in ("safetensors", "bin") for f in folder.glob(f"*-of-*.{kind}"))
-        if not shards:
-            raise CheckpointError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}")
-        index = WEIGHT_FILES[1 if shards[0].endswith("safetensors") else 3]
-        raise CheckpointError(f"{folder} has {len(shards)} shards, but no index; fetch {index} too")
+        raise CheckpointError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}")
     names = [first]
     if first.endswith(".json"):
         names = sorted(set(read_json(folder / first).get("weight_map", {}).values()))
@@ -100,18 +89,11 @@ def check_finite(llm: PreTrainedModel, logits: Tensor) -> None:
     NaN in any weight reaches the `logits` of any text, except through the embedding, which is checked by itself.
     """
     embedding = llm.get_input_embeddings().weight
-    if (embedding.is_meta or finite(embedding)) and finite(logits):
-        return
-    folder = Path(llm.name_or_path)
-    if any((folder / name).is_file() for name in WEIGHT_FILES):  # not so of a GGUF file
-        for facts in weight_files(folder):
-            if bad := [name for name in facts.tensors if not finite(facts.value(name))]:
-                raise CheckpointError(f"model.llama_model: {facts.path} is damaged: NaN or infinity in {some(bad)}; "
-                                      "download it again")  # fmt: skip
-    raise CheckpointError(
-        f"model.llama_model: {folder} computes NaN or infinity in {str(llm.dtype).removeprefix('torch.')}, though its "
-        "weights are finite; write another model.llama_precision (bf16 or fp32)"
-    )
+    if not ((embedding.is_meta or finite(embedding)) and finite(logits)):
+        raise CheckpointError(
+            f"model.llama_model: {llm.name_or_path} computes NaN or infinity: its files are damaged (download them "
+            f"again), or {llm.dtype} is too small for them (write another model.llama_precision: bf16 or fp32)"
+        )
 
 
 def check_tokenizer_files(folder: Path) -> None:

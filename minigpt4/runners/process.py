@@ -1,5 +1,7 @@
 """A run and its process: one run to a folder, signals, and loader workers that die."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -12,8 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..common.errors import UserError
-from ..common.file_system import lock
-from ..common.logger import WORKER_DIED
+from ..common.logger import WORKER_DIED, log
 
 STEP, SAVE = "step", "save"  # phases that a signal does not break off, see StopSignals
 LEAVE = 10.0  # seconds between breaking off a step and ending the process
@@ -28,12 +29,15 @@ def lock_folder(folder: Path, rank: int) -> TextIO:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
-        held = lock(file, path, posix=True)
     except OSError as error:
         raise UserError(f"run.output_dir: {folder} cannot be written to: {error.strerror}") from None
-    if not held:
-        file.close()
-        raise UserError(f"another run is writing into {folder}; write another run.output_dir")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            file.close()
+            raise UserError(f"another run is writing into {folder}; write another run.output_dir") from None
+        log.warning("%s: cannot be locked (%s): do not write there with two commands at once", path, error.strerror)
     return file
 
 

@@ -71,7 +71,7 @@ class Runner:
         self.step = 0
         self.loader = task.build_loader(self.rank, self.world_size, run.seed)
         self.monitor = DataMonitor(self.output_dir, run.max_bad_share, self.rank)
-        self.guard = StepGuard(self.output_dir, run.max_bad_steps, self.rank)
+        self.guard = StepGuard(run.max_bad_steps)
         # The counter sees neither compiled layers nor quantized products.
         self.throughput = Throughput(device, count_flops=not (run.compile or config.model.low_resource))
         self.signals = StopSignals()
@@ -127,10 +127,10 @@ class Runner:
             )  # fmt: skip
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            loss, taken = self._backward(batches)
+            loss = self._backward(batches)
             norm = self.accelerator.clip_grad_norm_(self.trained, run.grad_clip or float("inf"))  # before clipping
             loss, norm, stop, save = self._all_reduce_step_facts(loss, norm)
-            stepped = self._optimizer_step(loss, norm, taken)
+            stepped = self._optimizer_step(loss, norm)
             self.step += 1
             if self.average:
                 self.average.update(self.step)
@@ -144,20 +144,19 @@ class Runner:
                 self._stop(self.signals.received or signal.SIGTERM)
             self.validation.run_if_due()
 
-    def _backward(self, batches) -> tuple[torch.Tensor, list[dict]]:
-        """Compute the gradient of `accum_grad_iters` batches; return the mean of their losses, and the batches."""
-        losses, taken = [], []
+    def _backward(self, batches) -> torch.Tensor:
+        """Compute the gradient of `accum_grad_iters` batches; return the mean of their losses."""
+        losses = []
         for _ in range(self.run.accum_grad_iters):
             with self.interruptible(), self.throughput.waiting():
                 dataset, samples = next(batches)
             self.monitor.see(dataset, samples)
-            taken.append(samples)
             batch = self.task.build_batch(self.bare_model, samples)
             with self.accelerator.accumulate(self.model), self.throughput.counting(batch):
                 loss = self.task.train_step(self.model, batch)
                 self.accelerator.backward(loss)  # divides by accum_grad_iters
             losses.append(loss.detach().float())
-        return torch.stack(losses).mean(), taken
+        return torch.stack(losses).mean()
 
     def _all_reduce_step_facts(self, loss: torch.Tensor, norm: torch.Tensor) -> tuple[float, float, int, bool]:
         """(mean loss, mean gradient norm, number of a stop signal or 0, whether a checkpoint is due by the clock), the
@@ -170,11 +169,11 @@ class Runner:
         loss, norm, stop, due = facts.tolist()
         return loss / self.world_size, norm / self.world_size, int(stop), bool(due)
 
-    def _optimizer_step(self, loss: float, norm: float, taken: list[dict]) -> bool:
+    def _optimizer_step(self, loss: float, norm: float) -> bool:
         """Change the weights, unless the loss or the gradient is not finite. Returns whether they were changed."""
         scaler = self.accelerator.scaler
         scale = scaler.get_scale() if scaler and not math.isfinite(norm) else None
-        stepped = self.guard.should_step(self.step + 1, loss, norm, taken, scale)
+        stepped = self.guard.should_step(self.step + 1, loss, norm, scale)
         if stepped:
             self.optimizer.step()
         elif scaler:

@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..common.file_system import alone_in
 from ..common.paths import sha256
 from .small_items import ITEMS, Item, WeightsError
 
@@ -44,12 +43,12 @@ def fetch_all(out: Path, names: Iterable[str] | None = None) -> list[Path]:
     """
     items = [ITEMS[name] for name in names] if names else [item for item in ITEMS.values() if item.by_default]
     try:
-        with alone_in(out, "`minigpt4 weights`", wait=True):
-            for item in items:
-                if is_whole(item, out / item.name):
-                    _say(item, f"already in {out / item.name} ({item.package} {item.version})")
-                else:
-                    _make(item, out)
+        out.mkdir(parents=True, exist_ok=True)
+        for item in items:
+            if is_whole(item, out / item.name):
+                _say(item, f"already in {out / item.name} ({item.package} {item.version})")
+            else:
+                _make(item, out)
     except OSError as error:
         raise WeightsError(f"--out {out}: {error}; write a folder on a disk with 600 MB free") from error
     return [out / item.name for item in items]

@@ -11,23 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from minigpt4.common.config import describe_config, load_config
-from minigpt4.common.errors import UserError, some
+from minigpt4.common.config import load_config
+from minigpt4.common.errors import UserError
 from minigpt4.common.logger import read_log
 from minigpt4.common.paths import sha256
-from minigpt4.common.schema import Config
 from minigpt4.evaluation.page import write_json
 from recipes.steps import Clock, call, minutes
 
 from .ablations_plot import draw
-from .train import Places, chat_model
+from .train import Places, chat_model, keep_to
 
 CONFIG = "recipes/tiny/ablation.yaml"
 HELD_OUT, LIMIT = "human_dev", "200"  # photos that no stage trains on; so many are described
 
 
 class AblationError(UserError):
-    """A run that cannot be made, did not end as it should, or was made otherwise."""
+    """A run that cannot be made."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,10 @@ def run(args: argparse.Namespace) -> int:
     if args.qformer is None and not (places.out / "stage0" / "finished").exists():
         raise AblationError(f"{places.out / 'stage0'} is not finished: `minigpt4 tiny` trains it; or write --qformer")
     study = Study(places, args.qformer or places.checkpoint("stage0"), tuple(args.options))
-    study.found()  # says now, and not after an hour, what was made otherwise
     wanted = [(arm, seed) for seed in args.seeds for arm in args.arms]
     clock = Clock(study.folder / "steps.json", [run_name(*one) for one in wanted])
     for arm, seed in wanted:
-        finished = study.figures(arm, seed) is not None
+        finished = study.figures_file(arm, seed).exists()
         title = f"{ARMS[arm].label}, seed {seed}" + (": finished before" if finished else "")
         with clock.step(run_name(arm, seed), title, finished, operator.add):
             if not finished:
@@ -115,6 +113,7 @@ class Study:
         more: overrides of the training config, the same for every run.
     Raises:
         AblationError: there is no such file.
+        TinyError: the folder's runs were made with another Q-Former or other overrides.
     """
 
     def __init__(self, places: Places, qformer: Path, more: tuple[str, ...] = ()):
@@ -123,7 +122,7 @@ class Study:
         self.places, self.qformer, self.more = places, qformer, more
         self.folder = places.out / "ablations"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.qformer_hash = sha256(qformer)
+        keep_to(self.folder / "made_with.json", {"Q-Former": sha256(qformer), "options": list(more)})
 
     def options(self, arm: str, seed: int) -> list[str]:
         """What a training run overrides of CONFIG."""
@@ -132,39 +131,14 @@ class Study:
         return [*moved, f"model.q_former_model={self.qformer}", f"run.seed={seed}", *chosen.model, *chosen.training,
                 *self.more]  # fmt: skip
 
-    def config(self, arm: str, seed: int) -> Config:
-        """Of a training run."""
-        return load_config(CONFIG, self.options(arm, seed), mode="show")
-
-    def figures(self, arm: str, seed: int) -> dict[str, float] | None:
-        """A run's figures, made as they would be made now; None: they are still to be made.
-
-        Raises:
-            AblationError: they, or a run that was begun, were made otherwise.
-        """
-        folder = self.folder / run_name(arm, seed)
-        if (before := _read_json(folder / "made_with.json")) is None:
-            return None
-        now = self._made_with(self.config(arm, seed))
-        other = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in before | now if before.get(k) != now.get(k)]
-        begun = any(any(folder.glob(made)) for made in ("*.pth", "log.jsonl", "figures.json"))
-        if other and begun:  # train.py may have refused an option, and made nothing
-            raise AblationError(f"{folder} was made otherwise ({some(other)}); delete it to have it made anew")
-        return None if other else _read_json(folder / "figures.json")
-
-    def _made_with(self, config: Config) -> dict:
-        """All that a run depends on: the keys that a file or an option sets, the Q-Former by its content."""
-        keys = {key: value for key, value, source, _ in describe_config(config) if source != "default"}
-        for where in ("run.output_dir", "model.q_former_model"):
-            del keys[where]
-        # As they come back from the file.
-        return json.loads(json.dumps({**keys, "Q-Former": self.qformer_hash}))
+    def figures_file(self, arm: str, seed: int) -> Path:
+        """Where a finished run has its figures."""
+        return self.folder / run_name(arm, seed) / "figures.json"
 
     def run(self, arm: str, seed: int) -> None:
         """Train, measure, and write figures.json; a run that was begun goes on."""
-        folder, config = self.folder / run_name(arm, seed), self.config(arm, seed)
+        folder, config = self.folder / run_name(arm, seed), load_config(CONFIG, self.options(arm, seed), mode="show")
         folder.mkdir(exist_ok=True)
-        write_json(self._made_with(config), folder / "made_with.json")
         checkpoint = folder / f"checkpoint_{config.run.max_epoch - 1}.pth"
         if not checkpoint.exists():
             call("python train.py", "--cfg-path", CONFIG, "--options", *self.options(arm, seed))
@@ -182,18 +156,9 @@ class Study:
         found: dict[str, dict[int, dict[str, float]]] = {}
         for arm in ARMS:
             for file in sorted(self.folder.glob(f"{arm}-s*/figures.json")):
-                seed = file.parent.name.removeprefix(f"{arm}-s")
-                if seed.isdecimal() and (figures := self.figures(arm, int(seed))):
-                    found.setdefault(arm, {})[int(seed)] = figures
+                seed = int(file.parent.name.removeprefix(f"{arm}-s"))
+                found.setdefault(arm, {})[seed] = json.loads(file.read_text(encoding="utf-8"))
         return found
-
-
-def _read_json(file: Path) -> dict | None:
-    """None when it is not there, or cut."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def summarize(found: dict[str, dict[int, dict[str, float]]]) -> dict[str, dict]:

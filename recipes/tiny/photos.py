@@ -44,38 +44,26 @@ def make_photos(photos: Path, folder: Path) -> dict[str, int]:
     Raises:
         DataError: a line is wrong, a split is missing.
     """
-    if photos.resolve().parent == folder.resolve():
-        raise DataError(f"--photos {photos} lies in --data {folder}, which is written anew; write another --data")
     rows: list[dict] = []
     images = photos.resolve().parent / "photos"
     for split, sources in HUMAN.items():
-        for path, captions in _read(photos, sources):
+        for path, captions in read_photos(str(photos), splits=sources):
             rows.append({"image": _name(path, images), "split": split, "captions": [sentence(c) for c in captions]})
     for name, sources in LABELS.items():
-        for path, captions in _read(photos, sources):
+        for path, captions in read_photos(str(photos), splits=sources):
             image = _name(path, images)
             held_out = name == "caltech" and int(hashlib.sha256(image.encode()).hexdigest(), 16) % LABEL_HELD_OUT == 0
             split = f"{name}_val" if held_out else f"{name}_train"
             rows.append({"image": image, "split": split, "captions": [with_article(captions[0])]})
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "photos"
-    if not link.is_symlink():
-        if link.exists():
-            raise DataError(f"{link} is no link; take it away, it should lead to {images}")
+    if not link.exists():
         link.symlink_to(images)
-    elif link.resolve() != images.resolve():
+    if link.resolve() != images.resolve():
         raise DataError(f"{link} leads to {link.resolve()}, not to {images}; write another --data")
     _write(folder / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _write(folder / "words.txt", "\n".join(words_of(rows, imagenet_names())) + "\n")
     return dict(Counter(row["split"] for row in rows))
-
-
-def _read(photos: Path, splits: list[str]) -> list[tuple[Path, list[str]]]:
-    try:
-        return read_photos(str(photos), splits=splits)
-    except DataError as error:
-        wanted = [split for known in (HUMAN, LABELS) for sources in known.values() for split in sources]
-        raise DataError(f"{error}; the small model is trained on the splits {', '.join(wanted)}") from None
 
 
 def _write(file: Path, text: str) -> None:

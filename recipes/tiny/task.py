@@ -56,8 +56,6 @@ def read_extra(extra: dict, where: str, has_features: bool) -> Extra:
     for name in ("feature_dropout", "classifier"):
         if getattr(found, name) and not has_features:
             problems.append(f"{where}.{name}: needs features; write build_info.features, or leave it out")
-    if found.names > 1 and not found.classifier:
-        problems.append(f"{where}.names: {found.names}, without a classifier that knows some; leave it out")
     if problems:
         raise DataError("\n  ".join(problems))
     return found

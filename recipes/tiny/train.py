@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     places = Places(args.data, args.out, (f"run.seed={args.seed}", *args.options))
     args.out.mkdir(parents=True, exist_ok=True)
     made_with = {"photos": sha256(args.photos), "data": str(args.data.resolve()), "options": list(places.more)}
-    _keep_to(args.out / "made_with.json", made_with)
+    keep_to(args.out / "made_with.json", made_with)
     clock = Clock(args.out / "steps.json", STEPS)
     with clock.step("weights", "Weights: a small vision encoder and a small language model, both frozen", seconds=max):
         call("minigpt4", "weights", "--only", "efficientnet_lite2", "--only", "smollm2-135m-instruct")
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _keep_to(file: Path, made_with: dict) -> None:
+def keep_to(file: Path, made_with: dict) -> None:
     """A folder is of one set of photos and options; mixing two would train on neither."""
     if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != made_with:
         raise TinyError(f"{file.parent} was begun with {before}, not {made_with}; write another --out")

@@ -4,6 +4,8 @@ Each query, projected, is a point among the LLM's input embeddings; the words it
 costs a twentieth of what it costs through the LLM, and the weights are those that stage 0 goes on with: none are added.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -36,14 +38,9 @@ class MiniGPT4Words(MiniGPT4):
 
     def _read_words(self, path: str | None) -> dict[str, list[int]]:
         """word -> the LLM's tokens of it, within a sentence"""
-        if path is None:
-            raise ConfigError("model.extra.words: not set; write a text file, a word a line")
-        try:
-            words = read_text(resolve_path(path)).split()
-        except OSError as error:
-            raise ConfigError(f"model.extra.words: {path!r} should be a text file, a word a line: {error}") from None
-        if not words:
-            raise ConfigError(f"model.extra.words: {path} is empty")
+        if path is None or not Path(resolve_path(path)).is_file():
+            raise ConfigError(f"model.extra.words: {path!r} should be a text file, a word a line")
+        words = read_text(resolve_path(path)).split()
         return {word: self.token_ids(f" {word}") for word in words}
 
     def targets(self, rows: list[list[str]]) -> Tensor:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,9 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from minigpt4.checkup import doctor
-from minigpt4.checkup.doctor import smoke as doctor_smoke
 from minigpt4.checkup.doctor.context import LOOK, OK, WRONG
 from minigpt4.checkup.golden import write_published_files
 from minigpt4.cli import main
-from minigpt4.common.config import load_config
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +89,7 @@ def files(whole, tmp_path, monkeypatch) -> Path:
 
 def look(capsys, *options: str, cfg: str = "chat.yaml", mode: str = "chat") -> tuple[int, dict[str, dict]]:
     """Exit code, and the worst row of each name."""
-    argv = ["doctor", "--cfg-path", cfg, "--mode", mode, "--device", "cpu", "--no-generate", "--json"]
+    argv = ["doctor", "--cfg-path", cfg, "--mode", mode, "--device", "cpu", "--json"]
     code = main([*argv, "--options", *options] if options else argv)
     rows = json.loads(capsys.readouterr().out)["rows"]
     return code, {row["name"]: row for row in sorted(rows, key=lambda r: [OK, LOOK, WRONG].index(r["mark"]))}
@@ -202,11 +199,6 @@ def test_a_missing_shard(files, capsys):
     )
 
 
-def test_shards_without_an_index(files, capsys):
-    (files / "llama/pytorch_model.bin.index.json").unlink()
-    wrong(capsys, "model.llama_model", "2 shards, but no index")
-
-
 def test_shards_that_are_lfs_pointers(files, capsys):
     for shard in files.glob("llama/*.bin"):
         shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9948728430\n")
@@ -237,7 +229,7 @@ def test_metas_own_form(files, capsys):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"bos_token": None}, "has no BOS, but config.json has bos_token_id 1"),
+        ({"bos_token": None}, "its BOS None is None, by config.json 1"),
         ({"bos_token": "", "eos_token": "", "unk_token": ""}, "bos_token, eos_token, unk_token empty"),
         ({"bos_token": "</s>"}, "its BOS </s> is 2, by config.json 1"),
     ],
@@ -274,12 +266,8 @@ def test_v0_weights_without_their_added_token(files, capsys):
     ("options", "name", "said"),
     [
         (["model.pad_token='[NONE]'"], "tokenizer", "'[NONE]' is not a token of"),
-        (["model.pad_token='▁the'"], "tokenizer", "is an ordinary word"),
-        (["model.pad_token='#'"], "tokenizer", "is an ordinary word"),
-        (["model.conv_template=chatml"], "model.conv_template", "no token <|im_start|>, <|im_end|>"),
+        (["model.conv_template=chatml"], "model.conv_template", "no token <|im_start|>"),
         (["model.conv_template=vicuna"], "model.conv_template", "did you mean 'vicuna_v0'"),
-        (["model.end_sym='<|im_end|>'"], "model.end_sym", "the chat (vicuna_v0) stops at '###'"),
-        (["model.prompt_template='USER: {} ASSISTANT:'"], "model.prompt_template", "opens an answer with '###A"),
         (["model.prompt_path=chat.yaml"], "model.prompt_path", "no line of chat.yaml holds <ImageHere>"),
         (["model.prompt_path=none.txt"], "model.prompt_path", "no such file"),
     ],
@@ -289,12 +277,6 @@ def test_keys_that_contradict_the_llm(files, capsys, options, name, said):
     assert code == 1
     assert rows[name]["mark"] == WRONG
     assert said in f"{rows[name]['text']}; {rows[name]['do']}"
-
-
-def test_config_jsons_padding_past_the_embedding(files, capsys):
-    edit(files / "llama/config.json", pad_token_id=385)
-    row = wrong(capsys, "model.llama_model", "config.json: pad_token_id is 385, outside the LLM's vocabulary")
-    assert row["do"] == "write an id of the vocabulary, or null"
 
 
 def test_a_tokenizer_that_is_an_lfs_pointer(files, capsys):
@@ -319,13 +301,6 @@ def test_the_stage_of_a_file_without_a_config_inside(files, capsys):
     save_file(torch.load("checkpoint_0.pth")["model"], "pretrained_minigpt4.safetensors")
     row = look(capsys, "model.ckpt=pretrained_minigpt4.safetensors")[1]["model.ckpt"]
     assert row["mark"] == OK and "stage 1 or 2 cannot be told: the file holds no config" in row["text"]
-
-
-def test_a_checkpoint_trained_for_another_template(files, capsys):
-    config = stage2()
-    config["model"]["prompt_template"] = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    torch.save({"model": torch.load("checkpoint_0.pth")["model"], "epoch": 0, "config": config}, "checkpoint_0.pth")
-    wrong(capsys, "model.ckpt", "trained with prompts like '<|im_start|>user", "'###Assistant:'")
 
 
 def test_the_resume_file_instead_of_the_checkpoint(files, capsys):
@@ -403,7 +378,6 @@ def test_a_url_is_looked_at_once_it_is_fetched(files, capsys, monkeypatch):
     url = "https://example.org/eva_vit_g.pth"
     code, rows = look(capsys, f"model.vit_ckpt={url}")
     assert (code, rows["model.vit_ckpt"]["mark"]) == (0, LOOK)
-    assert doctor.examine("chat.yaml", [f"model.vit_ckpt={url}"]).no_smoke == "a file is not fetched yet"
     cached_path(url).parent.mkdir(parents=True)
     shutil.copy("blip2_pretrained.pth", cached_path(url))
     code, rows = look(capsys, f"model.vit_ckpt={url}")
@@ -411,25 +385,7 @@ def test_a_url_is_looked_at_once_it_is_fetched(files, capsys, monkeypatch):
     assert "BLIP-2's Q-Former" in rows["model.vit_ckpt"]["text"]
 
 
-def test_data_of_a_training_config(files, capsys):
-    Path("cc_sbu_align").mkdir()
-    options = ["model.ckpt=null", "run.max_epoch=1", "run.output_dir=out"]
-    options += ["datasets.cc_sbu_align.build_info.storage=cc_sbu_align",
-                "datasets.cc_sbu_align.vis_processor.train={name: blip2_image_train, image_size: 56}",
-                "datasets.cc_sbu_align.text_processor.train.name=plain_text"]  # fmt: skip
-    code, rows = look(capsys, *options, mode="train")
-    assert code == 1
-    assert "no filter_cap.json" in rows["datasets.cc_sbu_align.build_info.storage"]["text"]
-    Path("cc_sbu_align/image").mkdir()
-    Path("cc_sbu_align/image/2.jpg").write_bytes(b"x")
-    Path("cc_sbu_align/filter_cap.json").write_text('{"annotations": [{"image_id": "2", "caption": "a cat"}]}')
-    code, rows = look(capsys, *options, mode="train")
-    assert code == 0, rows
-    assert "1 images with texts" in rows["datasets.cc_sbu_align.build_info.storage"]["text"]
-    assert "free for run.output_dir" in rows["disk"]["text"]
-
-
-# -- page and smoke generation --------------------------------------------------------------------------------------
+# -- the page --------------------------------------------------------------------------------------
 
 
 def test_the_page_for_people(files, capsys):
@@ -438,74 +394,8 @@ def test_the_page_for_people(files, capsys):
     out = capsys.readouterr().out
     assert "  WRONG  model.vit_ckpt\n" in out
     assert "-> download it again" in out
-    assert out.rstrip().endswith("\n1 wrong. No smoke generation: first put right what is wrong.")
+    assert out.endswith("\n1 wrong.\n")
     assert max(map(len, out.splitlines())) <= 100
-
-
-def smoke(config: str, monkeypatch, seconds: float = 120, code: str = ""):
-    """The smoke generation in its own process; `code` runs there instead, if given."""
-    if code:
-        run = doctor_smoke.subprocess.run
-        monkeypatch.setattr(
-            doctor_smoke.subprocess, "run", lambda command, **options: run([command[0], "-c", code], **options)
-        )
-    return doctor_smoke.check_answer(load_config(config, mode="show"), [], torch.device("cpu"), seconds)
-
-
-def test_the_answer_of_a_tiny_model(files, monkeypatch):
-    found = smoke("chat.yaml", monkeypatch)
-    assert found.mark in (OK, LOOK) and "tokens in" in found.text, found
-
-
-@pytest.mark.parametrize(
-    ("code", "mark", "said"),
-    [
-        ("import time; time.sleep(60)", LOOK, "stopped at the limit of 0.5 s"),
-        ("print('noise'); raise ValueError('odd')", WRONG, "ValueError: odd"),
-        ("import os; os.kill(os.getpid(), 9)", WRONG, "when memory runs out"),
-    ],
-)
-def test_a_child_that_fails_is_told(files, monkeypatch, capfd, code, mark, said):
-    found = smoke("chat.yaml", monkeypatch, 0.5 if mark == LOOK else 60, code)
-    assert found.mark == mark and said in found.text
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("text", "hit_limit", "mark", "said"),
-    [
-        ("The picture is red.", False, OK, "it names the colour; no more was checked"),
-        ("A bouquet.", False, LOOK, "it does not name the colour"),
-        ("It is blue, with a bored bird.", False, LOOK, "it does not name the colour"),
-        ("这张图片是红色的。", False, OK, "it names the colour"),
-        ("red red red red red red red red red red", True, LOOK, "did not come to an end"),
-        ("@ Hun\ufffd\ufffdHun /W", False, LOOK, "does not name the colour"),
-    ],
-)
-def test_answers_are_judged(text, hit_limit, mark, said):
-    answer = {"text": text, "tokens": 40 if hit_limit else 9, "seconds": 1.0, "built": 1.0}
-    row = doctor_smoke.judge(answer, trained=True)
-    assert row.mark == mark
-    assert said in row.text
-    row = doctor_smoke.judge(answer, trained=False)
-    assert row.mark == OK
-    assert "the projection is random" in row.text
-
-
-@pytest.mark.parametrize(("lock", "said"), [("torch==9.9.9", "==9.9.9"), ("", "<2")], ids=["lock", "ranges"])
-def test_versions_are_compared_with_the_tested_ones(monkeypatch, tmp_path, lock, said):
-    from minigpt4.checkup.doctor import machine as doctor_machine
-    from minigpt4.common import packages
-
-    needs = ["torch<2", "nothing-like-it<3", 'pytest<1; extra == "a"', 'not-there; extra == "a"']
-    monkeypatch.setattr(packages, "requires", lambda _: needs)
-    (tmp_path / "lock").write_text(f"numpy==2.0\n{lock}\n")
-    monkeypatch.setattr(packages, "LOCK", tmp_path / "lock" if lock else tmp_path / "none")
-    row = doctor_machine.check_versions(None)
-    assert row.mark == WRONG
-    assert "nothing-like-it is missing, torch" in row.text and f"(tested: {said})" in row.text
-    assert f"pytest {version('pytest')} (tested: <1)" in row.text
-    assert "numpy" not in row.text and "not-there" not in row.text
 
 
 def test_too_little_memory(files, monkeypatch, capsys):
@@ -521,7 +411,7 @@ def test_too_little_memory(files, monkeypatch, capsys):
     assert "  LOOK   memory\n" in out
     assert "100.0 kB of 200.0 kB memory free" in out
     assert "model.low_resource: 8bit or 4bit" in out
-    assert out.rstrip().endswith("Nothing wrong, 1 to look at. No smoke generation: too little memory.")
+    assert "\nNothing wrong, 1 to look at.\nTo see what it says: minigpt4 describe PICTURE" in out
 
 
 def test_the_mode_is_that_of_the_file():

@@ -12,7 +12,7 @@ import torch
 from minigpt4.common import download
 from minigpt4.common.checkpoint import atomic_save
 from minigpt4.common.errors import CheckpointError, UserError
-from minigpt4.common.file_system import alone_in, lock, whole_file
+from minigpt4.common.file_system import whole_file
 from minigpt4.runners.process import lock_folder
 
 
@@ -44,33 +44,6 @@ def test_a_lock_that_another_holds_is_told_from_one_that_fails(tmp_path, monkeyp
         monkeypatch.setattr(fcntl, "lockf", failing(number))
         with pytest.raises(UserError, match="another run is writing into"):
             lock_folder(tmp_path, 0)
-
-
-def test_other_commands_go_on_without_locks(tmp_path, monkeypatch, warnings):
-    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
-    with (tmp_path / "x").open("w") as file:
-        assert lock(file, tmp_path / "x")
-    monkeypatch.setattr(fcntl, "flock", failing(errno.EBADF))  # NFS: a folder cannot be opened for writing
-    with alone_in(tmp_path / "other" / "vicuna", "prepare-vicuna"):
-        pass
-    assert warnings.text.count("cannot be locked") == 2
-
-
-def test_a_lock_is_held(tmp_path):
-    with (tmp_path / "x").open("w") as one, (tmp_path / "x").open("w") as two:
-        assert lock(one, tmp_path / "x")
-        assert not lock(two, tmp_path / "x")
-
-
-def test_a_folder_is_one_commands(tmp_path):
-    (tmp_path / ".half.tmp").mkdir()
-    with alone_in(tmp_path, "prepare-vicuna"):
-        assert not list(tmp_path.iterdir())
-        with pytest.raises(UserError, match=f"--out {tmp_path}: another prepare-vicuna is filling it"):
-            alone_in(tmp_path, "prepare-vicuna").__enter__()
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=f"--out {tmp_path}/file: must be a folder you can write to"):
-        alone_in(tmp_path / "file", "prepare-vicuna").__enter__()
 
 
 @pytest.mark.parametrize(

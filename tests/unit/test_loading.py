@@ -148,10 +148,6 @@ def test_a_folder_that_is_not_whole_is_refused(folder, weights, damage, message)
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.json", {"pad_token_id": 384}, r"config\.json: pad_token_id is 384"),
-        ("config.json", {"eos_token_id": [2, 999]}, r"config\.json: eos_token_id is 999"),
-        ("generation_config.json", {"eos_token_id": 384}, r"generation_config\.json: eos_token_id is 384"),
-        ("generation_config.json", {"bos_token_id": 500}, r"generation_config\.json: bos_token_id is 500"),
         ("added_tokens.json", {"[PAD]": 384}, r"the id of the tokenizer's pad_token '\[PAD\]' is 384"),
         ("config.json", {"vocab_size": 320}, r"the largest id of the tokenizer is 383"),
     ],
@@ -398,10 +394,6 @@ def test_what_no_file_brings_is_named():
         module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
     load_exact(named_tensors(module[0]), {"weight": torch.ones(2, 2), "bias": torch.ones(2)}, "w.pth")
     with pytest.raises(CheckpointError, match=r"no file of the config brings 1\.weight, 1\.bias \(2 in all\)"):
-        check_loaded(module)
-    module[1] = nn.LayerNorm(2)
-    module[0].table = torch.empty(3, device="meta")
-    with pytest.raises(CheckpointError, match=r"brings 0\.table"):
         check_loaded(module)
 
 

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import demo
-from minigpt4.common.packages import LOCK, MissingPackage
+from minigpt4.common.packages import MissingPackage
 from minigpt4.common.schema import LoraConfig
 from minigpt4.evaluation import captions, data, judge
 from minigpt4.models.adapters import add_lora
@@ -27,6 +27,7 @@ PROJECT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 EXTRAS = PYPROJECT["optional-dependencies"]
 FILES = [f for place in ("*.py", "minigpt4/**/*.py", "recipes/**/*.py") for f in sorted(PROJECT.glob(place))]
+LOCK = PROJECT / "requirements.lock"
 NAMED_IN_ITS_MESSAGE = {"pillow_heif"}  # its own message says what to install; no extra has it
 CPU = torch.device("cpu")
 distributions = cache(packages_distributions)  # reads the list of files of each installed package

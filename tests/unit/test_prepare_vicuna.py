@@ -12,14 +12,12 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.cli import main
-from minigpt4.common.checkpoint import atomic_save
 from minigpt4.common.errors import CheckpointError, UserError
-from minigpt4.common.file_system import alone_in
 from minigpt4.convert.folders import weight_file
 from minigpt4.convert.vicuna import prepare as prepare_vicuna
 from minigpt4.convert.vicuna import tokenizer as llama_tokenizer
 from minigpt4.convert.vicuna import verify as verify_llama
-from minigpt4.convert.vicuna.llama_meta import MODEL_SIZES, config_json, describe, open_llama, weights_of
+from minigpt4.convert.vicuna.llama_meta import config_json, describe, open_llama, weights_of
 from minigpt4.convert.vicuna.prepare import open_job, prepare
 from minigpt4.models.llm import load_tokenizer
 
@@ -156,7 +154,7 @@ def test_transformers_computes_what_metas_arithmetic_does(tmp_path, files):
     assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))[0].startswith("model-00001-of-000")
 
 
-def test_v0_is_the_fp16_sum_and_the_pad_row(made, tmp_path, capsys, monkeypatch):
+def test_v0_is_the_fp16_sum_and_the_pad_row(made, tmp_path, capsys):
     out = tmp_path / "vicuna"
     arguments = [
         "--base",
@@ -172,12 +170,7 @@ def test_v0_is_the_fp16_sum_and_the_pad_row(made, tmp_path, capsys, monkeypatch)
     said = capsys.readouterr().out
     assert said.startswith("Vicuna v0 from") and "all checks passed" in said
     assert f"{VOCAB} pieces, BOS <s> = 1, EOS </s> = 2, [PAD] = {VOCAB}, '###' = [298]" in said
-    assert "files right; all together" in said and "greedy" in said
-
-    monkeypatch.setitem(MODEL_SIZES, WIDTH, "7B")  # of this size English is expected, which random numbers do not know
-    assert main(["prepare-vicuna", "--verify", str(out)]) == 1
-    said = capsys.readouterr().out
-    assert said.count("WRONG") == 1 and "WRONG: it does not know English" in said
+    assert "files right; all together" in said
 
     result = read_all(out)
     assert result.keys() == made["state"].keys()
@@ -313,111 +306,30 @@ def test_too_small_a_disk_is_told_before_the_first_byte(made, tmp_path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     arguments = ["--base", str(made["llama"]), "--delta", str(made["v0"]), "--out", str(tmp_path / "deep/out")]
     assert main(["prepare-vicuna", *arguments]) == 1
-    assert "20.6 MB are still to be written, the disk has 10 bytes free" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    assert "20.6 MB are to be written, the disk has 10 bytes free" in capsys.readouterr().err
+    assert list((tmp_path / "deep").iterdir()) == []
 
 
-def test_a_folder_that_is_not_ours_is_left_alone(made, tmp_path):
+def test_a_folder_that_is_there_is_left_alone(made, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(UserError, match="not made by prepare-vicuna"):
+    with pytest.raises(CheckpointError, match="exists already; name a new folder"):
         prepare(open_job(made["llama"], made["v0"]), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
-# -- stopping, going on, verifying
+# -- stopping, verifying
 
 
-class KilledError(BaseException):
-    """Stands for SIGKILL."""
-
-
-def stop_at(monkeypatch, number: int, error: BaseException) -> list[str]:
-    """Writing a weight file raises at call `number`; gives the names that were written."""
-    written = []
-
-    def write(state, path, save):
-        if len(written) == number:
-            raise error
-        written.append(path.name)
-        atomic_save(state, path, save)
-
-    monkeypatch.setattr(prepare_vicuna, "atomic_save", write)
-    return written
-
-
-def test_a_stopped_run_goes_on_and_keeps_whole_files(made, tmp_path, monkeypatch, capsys):
-    job, out = open_job(made["llama"], made["v0"], SHARD), tmp_path / "out"
-    prepare(job, tmp_path / "in one go")
-    names = list(job.plan)
-    assert len(names) >= 4
-    with pytest.raises(KilledError):
-        stop_at(monkeypatch, 3, KilledError())
-        prepare(job, out)
-    (out / f".{names[3]}.123.tmp").write_text("half")
-    assert not (out / "config.json").exists() and not (out / INDEX).exists()
-    with pytest.raises(CheckpointError, match=r"is not finished: config\.json is missing; run the command"):
-        verify_llama.verify(out)
-
-    kept = (out / names[0]).stat().st_mtime_ns
-    flip(out / names[1])
-    (out / names[2]).unlink()
-    capsys.readouterr()
-    written = stop_at(monkeypatch, 99, KilledError())
-    prepare(job, out)
-    assert written == names[1:]
-    assert (out / names[0]).stat().st_mtime_ns == kept
-    assert capsys.readouterr().out.startswith(f"{names[0]}: is there already\n{names[1]}: 1")
-    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in (tmp_path / "in one go").iterdir())
-    for path in out.iterdir():
-        assert path.read_bytes() == (tmp_path / "in one go" / path.name).read_bytes(), path.name
-
-    flip(out / names[-1])  # a folder that was whole is mended by the same command
-    (out / names[0]).unlink()
-    with pytest.raises(CheckpointError, match=f"{names[0]} is missing; run the command"):
-        verify_llama.verify(out)
-    written.clear()
-    prepare(job, out)
-    assert written == [names[0], names[-1]]
-    written.clear()
-    prepare(job, out)
-    assert written == [] and (out / "config.json").exists()
-
-
-def test_other_inputs_do_not_go_on_in_the_folder(made, folders, tmp_path, monkeypatch):
-    with pytest.raises(KilledError):
-        stop_at(monkeypatch, 1, KilledError())
-        prepare(open_job(made["llama"], made["v0"], SHARD), tmp_path / "out")
-    with pytest.raises(UserError, match=r"begun with other kind, inputs;"):
-        prepare(open_job(made["llama"], made["v1.1"], SHARD), tmp_path / "out")
-    with pytest.raises(UserError, match=r"begun with other max_shard_size;"):
-        prepare(open_job(made["llama"], made["v0"], 2 * SHARD), tmp_path / "out")
-
-
-def test_a_disk_that_fills_up_is_one_message_and_the_run_goes_on(made, tmp_path, monkeypatch, capsys):
+def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(made, tmp_path, monkeypatch):
     def full(state, path, metadata):
         if "00003-of" in path:
             raise OSError(28, "No space left on device")
         save_file(state, path, metadata)
 
     monkeypatch.setattr(prepare_vicuna, "save_file", full)
-    job, out = open_job(made["llama"], made["v0"], SHARD), tmp_path / "out"
-    with pytest.raises(CheckpointError) as caught:
-        prepare(job, out)
-    said = str(caught.value)
-    assert "cannot be written" in said and "No space left on device" in said
-    assert f"2 of {len(job.plan)} files are written. Put it right and run the same command again: it goes on" in said
-    assert [name for name in job.plan if (out / name).exists()] == list(job.plan)[:2] and not list(out.glob(".*"))
-    monkeypatch.setattr(prepare_vicuna, "save_file", save_file)
-    prepare(job, out)
-    assert capsys.readouterr().out.count("is there already") == 2 and (out / "config.json").exists()
-
-
-def test_two_processes_do_not_fill_one_folder(made, tmp_path):
-    with (
-        alone_in(tmp_path / "out", "prepare-vicuna"),
-        pytest.raises(UserError, match="another prepare-vicuna is filling"),
-    ):
-        prepare(open_job(made["llama"], made["v0"]), tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"cannot be written.*No space left on device"):
+        prepare(open_job(made["llama"], made["v0"], SHARD), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def flip(path: Path) -> None:
@@ -427,13 +339,10 @@ def flip(path: Path) -> None:
 
 
 def test_verify_finds_one_flipped_bit_and_a_changed_tokenizer(made, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(verify_llama, "speak", lambda folder, prompt: (2.0, " Paris"))
     job, out = open_job(made["llama"], made["v0"], SHARD), tmp_path / "out"
     prepare(job, out)
     assert main(["prepare-vicuna", "--verify", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "all checks passed" in said and "2.00 nats" in said
-    assert "greedy      '###Human: What is the capital of France?###Assistant:' -> ' Paris'" in said
+    assert "all checks passed" in capsys.readouterr().out
     name = list(job.plan)[1]
     flip(out / name)
     (out / "special_tokens_map.json").unlink()
@@ -441,9 +350,8 @@ def test_verify_finds_one_flipped_bit_and_a_changed_tokenizer(made, tmp_path, mo
     (out / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": "</s>"}))
     assert main(["prepare-vicuna", "--verify", str(out)]) == 1
     said = capsys.readouterr().out
-    assert f"WRONG: {name}: not what was written; run the command that made it again" in said
+    assert f"WRONG: {name}: not what was written; make the folder anew" in said
     assert "WRONG: tokenizer: BOS and EOS are 2 and 2, in config.json 1 and 2" in said
-    assert "Paris" not in said
     assert main(["prepare-vicuna", "--verify", str(made["v0"])]) == 1
     assert "was not made by prepare-vicuna" in capsys.readouterr().err
 

@@ -80,8 +80,6 @@ def test_a_step_that_is_not_finite_is_skipped(run, tmp_path, value):
     assert model.w.item() == pytest.approx(-2, rel=1e-4)  # two steps of AdamW, each as large as the learning rate
     assert [r.get("skipped") for r in log_rows(tmp_path)] == [None, True, None]
     assert "loss" not in log_rows(tmp_path)[1]
-    (saved,) = torch.load(tmp_path / "out/bad_batches/step_2_rank_0.pt", weights_only=True)
-    assert str(saved["x"]) == str(torch.tensor(value))
     assert (done.guard.skipped, done.guard.in_a_row) == (1, 0)
 
 

@@ -88,14 +88,6 @@ def test_a_run_outlives_a_file_that_cannot_be_written(run, tmp_path, warnings, n
     assert warnings.text.count(f"{name}: IsADirectoryError: ") == 1
 
 
-def test_a_run_outlives_a_batch_that_cannot_be_kept(run, tmp_path, warnings):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/bad_batches").write_text("a file in its place")
-    done = run(Slope(), GivenTask([{"x": 1.0}, {"x": float("nan")}]), iters_per_epoch=4)
-    assert (done.step, done.guard.skipped) == (4, 2)
-    assert warnings.text.count("bad_batches: FileExistsError") == 1 and warnings.text.count("step skipped\n") == 2
-
-
 def test_a_run_outlives_validation_and_samples(run, tmp_path, warnings):
     """The model is in training mode again, and a validation that works the next time counts."""
     modes, times = [], iter(range(9))

@@ -116,7 +116,7 @@ def test_the_warm_start_trains_the_projection_and_the_queries(words_model, golde
 
 def test_a_file_of_words_is_needed(make_model, tmp_path):
     config = make_model().config
-    with pytest.raises(ConfigError, match=r"model\.extra\.words: not set"):
+    with pytest.raises(ConfigError, match=r"model\.extra\.words: None should be a text file"):
         MiniGPT4Words(config)
     with pytest.raises(ConfigError, match=r"model\.extra\.words: '.*none\.txt' should be a text file"):
         MiniGPT4Words(dataclasses.replace(config, extra={"words": str(tmp_path / "none.txt")}))

@@ -138,7 +138,6 @@ def test_shards_have_no_extra_keys(tmp_path):
         ({"feature_dropout": 1.0}, "feature_dropout: 1.0 should be at least 0 and below 1"),
         ({"feature_dropout": 0.3}, "feature_dropout: needs features; write build_info.features, or leave it out"),
         ({"classifier": "vit.pth"}, "classifier: needs features; write build_info.features, or leave it out"),
-        ({"names": 2}, "names: 2, without a classifier that knows some; leave it out"),
         ({"names": 0}, "names: 0 should be at least 1"),
         ({"mixd": 1}, "mixd: unknown key; did you mean 'mixed'?"),
     ],

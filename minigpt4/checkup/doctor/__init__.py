@@ -1,10 +1,10 @@
 """`minigpt4 doctor --cfg-path X`: is everything that this config needs there, whole, and what it should be?
 
-One page: the machine, every file (identified by what is in it), the form of prompts and answers, and a question
-answered. Headers are read, not weights, so that a full-size model takes seconds; only the smoke generation loads it.
+One page: the machine, every file (identified by what is in it), the form of prompts and answers. Headers are read, not
+weights, so that a full-size model takes seconds.
 
 CHECKS below is the table: which check is made in which order. A check is a function in `files.py`, `llm.py` or
-`machine.py`; what several of them need to know is in `context.py`. `smoke.py` asks the question.
+`machine.py`; what several of them need to know is in `context.py`.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import json
 import textwrap
 from dataclasses import asdict, replace
 
-from ... import runners, serve, tasks  # noqa: F401  (fill the registries, so that names are checked)
+from ... import runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
 from ...common.config import read_config
-from . import files, llm, machine, smoke
+from . import files, llm, machine
 from .context import FAULTS, LOOK, OK, WRONG, Context, Finding, Unknown, of_error
 
 
@@ -31,15 +31,13 @@ CHECKS = (
     ("Files", "model.q_former_model", files.check_qformer),
     ("Files", "model.llama_model", llm.check_llm),
     ("Files", "model.ckpt", files.check_ckpt),
-    ("Files", "datasets", files.check_data),
     ("Language", "tokenizer", llm.check_tokenizer),
     ("Language", "model.conv_template", llm.check_template),
-    ("Language", "model", llm.check_training_form),
+    ("Language", "model", llm.check_model),
     ("Machine", "versions", machine.check_versions),
     ("Machine", "device", machine.check_device),
     ("Machine", "precision", machine.check_precision),
     ("Machine", "memory", machine.check_memory),
-    ("Machine", "disk", machine.check_disk),
 )
 
 
@@ -50,10 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=("train", "chat"), help="what it is for (default: train if it has run.max_epoch)"
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
-    parser.add_argument("--no-generate", action="store_true", help="leave out the smoke generation")
-    parser.add_argument(
-        "--seconds", type=float, default=60, help="limit of the smoke generation (default: %(default)s)"
-    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the page")
 
 
@@ -61,31 +55,23 @@ def run(args: argparse.Namespace) -> int:
     """Print the page; exit code 1 when something is wrong."""
     seen = examine(args.cfg_path, args.options, args.mode, args.device)
     config, findings = seen.config, seen.findings
-    if not args.json:
-        print(f"minigpt4 doctor: {config.path}, for {seen.mode}\n{page(findings)}", flush=True)
-    if not args.no_generate and not seen.no_smoke:
-        answer = smoke.check_answer(config, args.options, seen.device, args.seconds)
-        findings.append(replace(answer, section="Smoke generation", name="answer"))
-        if not args.json:
-            print(page(findings[-1:]))
     counts = {mark: sum(finding.mark == mark for finding in findings) for mark in (OK, LOOK, WRONG)}
     if args.json:
         rows = [asdict(finding) for finding in findings]
         told = {"config": config.path, "mode": seen.mode, "counts": counts, "rows": rows}
         print(json.dumps(told, indent=2, ensure_ascii=False))
     else:
+        print(f"minigpt4 doctor: {config.path}, for {seen.mode}\n{page(findings)}\n")
         verdict = f"{counts[WRONG]} wrong" if counts[WRONG] else "Nothing wrong"
-        verdict += f", {counts[LOOK]} to look at." if counts[LOOK] else "."
-        skipped = f" No smoke generation: {seen.no_smoke}." if seen.no_smoke and not args.no_generate else ""
-        print(f"\n{verdict}{skipped}")
+        print(verdict + (f", {counts[LOOK]} to look at." if counts[LOOK] else "."))
+        if seen.mode == "chat" and not counts[WRONG]:
+            print(f"To see what it says: minigpt4 describe PICTURE --cfg-path {config.path}")
     return 1 if counts[WRONG] else 0
 
 
 def examine(cfg_path: str, options: list[str], mode: str | None = None, device: str | None = None) -> Context:
-    """Make every check; only the smoke generation is not tried.
-
-    Of a key with a problem in the config, only that problem is told; and a fault of a file that several checks read is
-    told once.
+    """Make every check. Of a key with a problem in the config, only that problem is told; and a fault of a file that
+    several checks read is told once.
 
     Raises:
         ConfigError: the config file itself cannot be read.

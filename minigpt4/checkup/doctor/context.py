@@ -207,16 +207,3 @@ class Context:
             return need, *torch.cuda.mem_get_info(self.device)
         memory = psutil.virtual_memory()
         return need, memory.available, memory.total
-
-    @property
-    def no_smoke(self) -> str:
-        """Why a smoke generation would make no sense, given the findings; empty when it can be tried."""
-        if any(finding.mark == WRONG for finding in self.findings):
-            return "first put right what is wrong"
-        if any(map(self.to_fetch, (*WEIGHTS, LLM))):
-            return "a file is not fetched yet"
-        try:
-            need, free, _ = self.memory
-        except Unknown:
-            return ""
-        return "too little memory" if need > free and not self.config.model.device_map else ""

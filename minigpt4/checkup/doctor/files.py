@@ -1,19 +1,15 @@
-"""Checks of the weight files beside the LLM, and of the data.
+"""Checks of the weight files beside the LLM.
 
 Whether a file fits is decided by the model's own loaders, run on the meta device with the shapes of the file's header.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ...common.identify import DOWNLOAD_AGAIN, NO_WEIGHTS, FileFacts
-from ...common.paths import expand_shards
-from ...common.registry import CONVERSATIONS, DATASETS
 from ...models.mini_gpt4 import MiniGPT4
-from ...models.prompting import read_prompts
 from ...models.shapes import META
-from .context import FAULTS, LLM, LOOK, OK, WEIGHTS, WRONG, Context, Finding, of_error
+from .context import FAULTS, LLM, LOOK, OK, WEIGHTS, WRONG, Context, Finding
 
 VIT, QFORMER, CKPT = WEIGHTS
 WANTED = {
@@ -46,13 +42,6 @@ def check_ckpt(context: Context) -> Finding:
     if context.mode == "chat" and stage == 1:
         text = f"{found.text}\na stage-1 checkpoint{at}: {why}. It continues captions; it does not hold a conversation"
         return Finding(WRONG, text, "write a checkpoint of stage 2")
-    asked = ((facts.get("config") or {}).get("model") or {}).get("prompt_template")
-    name = context.config.model.conv_template
-    if context.mode == "chat" and asked and asked != "{}" and name in CONVERSATIONS.names():
-        opens = CONVERSATIONS.get(name).assistant.strip()
-        if opens not in asked:
-            text += f"\ntrained with prompts like {asked!r}; the chat ({name}) opens an answer with {opens!r}"
-            return Finding(WRONG, text, "write the conv_template it was trained for")
     return Finding(OK, text)
 
 
@@ -70,7 +59,7 @@ def _check(context: Context, key: str, load: Callable[[MiniGPT4, FileFacts], Non
         return Finding(WRONG, text, DOWNLOAD_AGAIN[file.kind])
     try:
         shapes = context.shapes
-    except FAULTS:  # check_training_form says why
+    except FAULTS:  # check_model says why
         return Finding(OK, text)
     try:
         load(shapes, file)
@@ -95,38 +84,8 @@ def stage_of(facts: dict[str, Any]) -> tuple[int | None, str]:
     model, datasets = config.get("model") or {}, config.get("datasets") or {}
     if not model and not datasets:
         return None, "the file holds no config of its model and data"
-    if asked := model.get("prompt_path"):
-        return 2, f"trained with the instructions of {asked}"
-    if any(dataset and dataset.get("prompt_path") for dataset in datasets.values()):
-        return 2, "trained with the instructions of its datasets"
-    if "cc_sbu_align" in datasets:
-        return 2, "trained on cc_sbu_align"
+    asked = [model.get("prompt_path"), *(dataset and dataset.get("prompt_path") for dataset in datasets.values())]
+    if any(asked) or "cc_sbu_align" in datasets:
+        return 2, f"trained with instructions, on {' and '.join(datasets)}"
     on = f" on {' and '.join(datasets)}" if datasets else ""
     return 1, f"trained{on} without instructions, end_sym {model.get('end_sym') or chr(10)!r}"
-
-
-# -- data -------------------------------------------------------------------------------------------------------------
-
-
-def check_data(context: Context) -> list[Finding]:
-    """The data of each dataset of a training run are there."""
-    found = []
-    for name, dataset in context.config.datasets.items() if context.mode == "train" else ():
-        wrong, builder = any(key.startswith(f"datasets.{name}.") for key in context.problems), dataset.builder or name
-        if wrong or builder not in DATASETS.names():
-            continue
-        key, storage = f"datasets.{name}.build_info.storage", dataset.build_info.storage
-        try:
-            pairs = getattr(DATASETS.get(builder)(dataset, None, str), "pairs", None)
-            if dataset.prompt_path:
-                read_prompts(dataset.prompt_path, "{}", f"datasets.{name}.prompt_path")
-        except FAULTS as error:
-            found.append(of_error(error, "" if str(error).startswith("datasets.") else key))
-            continue
-        count = f"{len(pairs):,} images with texts" if pairs else f"{len(expand_shards(storage)):,} shards"
-        if pairs and not (image := Path(pairs[0][0])).is_file():
-            text = f"{storage}\n{count}; the first, {image}, is not there"
-            found.append(Finding(WRONG, text, "see dataset/README_2_STAGE.md", key))
-        else:
-            found.append(Finding(OK, f"{storage}\n{count}", name=key))
-    return found

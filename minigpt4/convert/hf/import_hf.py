@@ -14,13 +14,12 @@ import yaml
 from torch import Tensor
 from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationConfig
 
-from ...common.checkpoint import atomic_save, load_exact, named_tensors, read_state, save_weights
+from ...common.checkpoint import atomic_save, load_exact, named_tensors, save_weights
 from ...common.errors import CheckpointError
 from ...models.eva_vit import EVA_CLIP_G
 from ...models.llm_checks import read_json, weight_files
 from ..folders import whole_folder, write_json
-from . import wide as hf_wide
-from .layout import IMAGE_TOKEN, INDEX_FILE, NORMS_FILE, OWN_SETTINGS, to_published
+from .layout import IMAGE_TOKEN, INDEX_FILE, OWN_SETTINGS, to_published
 from .text import plain_tokenizer
 
 LLM = "language_model."
@@ -39,9 +38,6 @@ def run(args: argparse.Namespace) -> int:
     config = read_config(folder)
     with whole_folder(out) as partial:
         others = write_llm(folder, config, partial / "llama")
-        if (width := config.minigpt4.get("vision_width")) is not None:
-            others = {name: hf_wide.narrow(name, tensor, width) for name, tensor in others.items()}
-            others |= read_state(folder / NORMS_FILE)
         vit, projection, qformer = {}, {}, {}
         for name, tensor in to_published(others).items():
             if name.startswith("visual_encoder."):
@@ -117,14 +113,14 @@ def write_tokenizer(folder: Path, config: Blip2Config, out: Path) -> None:
 def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> None:
     """Write minigpt4.yaml for demo.py and for training; its paths are those of the finished folder."""
     settings, vision = config.minigpt4, config.vision_config
-    width, ratio = settings.get("vision_width", vision.hidden_size), EVA_CLIP_G["mlp_ratio"]
+    width, ratio = vision.hidden_size, EVA_CLIP_G["mlp_ratio"]
     if int(width * ratio) != vision.intermediate_size:  # timm rounds down
         ratio = round((vision.intermediate_size + 0.5) / width, 6)
     vit = {
         "patch_size": vision.patch_size,
         "embed_dim": width,
         "depth": vision.num_hidden_layers,
-        "num_heads": vision.num_attention_heads - ("vision_width" in settings),
+        "num_heads": vision.num_attention_heads,
         "mlp_ratio": ratio,
         "qkv_bias": vision.qkv_bias,
     }

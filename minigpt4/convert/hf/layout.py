@@ -11,7 +11,6 @@ from ...common.errors import CheckpointError
 
 IMAGE_TOKEN = "<ImageHere>"
 INDEX_FILE = "model.safetensors.index.json"  # transformers' name
-NORMS_FILE = "vision_norms.safetensors"  # ours: the original norm weights of a widened tower, see wide.py
 # Keys of our model config that transformers' config does not have; import-hf needs them.
 OWN_SETTINGS = (
     "conv_template", "end_sym", "pad_token", "temperature", "repetition_penalty", "max_txt_len", "prompt_template",

@@ -103,7 +103,6 @@ def write_model_card(config: Config, hf_config: Blip2Config, folder: Path, **not
         .read_text()
         .format(
             hf=hf_config,
-            vision_width=hf_config.minigpt4.get("vision_width", hf_config.vision_config.hidden_size),
             options=options,
             stop=", ".join(f"`{mark}`" for mark in options.stop_strings),
             cfg_path=Path(config.path).name,

@@ -37,14 +37,9 @@ STRUCTURE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_atten
 MODEL_SIZES = {4096: "7B", 5120: "13B", 6656: "30B", 8192: "65B"}
 
 
-def is_published(sizes: LlamaConfig) -> bool:
-    """Whether this is one of Meta's sizes. Checks of typical values apply to these only."""
-    return sizes.hidden_size in MODEL_SIZES
-
-
 def describe(sizes: LlamaConfig) -> str:
     """E.g. `13B: width 5120, 40 layers, vocabulary 32,001`."""
-    name = f"{MODEL_SIZES[sizes.hidden_size]}: " if is_published(sizes) else ""
+    name = f"{MODEL_SIZES[sizes.hidden_size]}: " if sizes.hidden_size in MODEL_SIZES else ""
     return f"{name}width {sizes.hidden_size}, {sizes.num_hidden_layers} layers, vocabulary {sizes.vocab_size:,}"
 
 

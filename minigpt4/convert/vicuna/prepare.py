@@ -2,8 +2,7 @@
 
 LLaMA may be in Meta's or transformers' format. Every weight of the result is fp16(LLaMA) + fp16(delta), added in fp16,
 bit for bit what FastChat's apply_delta writes. One file of the result is in memory at a time. All inputs are checked
-before the first byte is written. config.json is written last, so no program loads an incomplete folder. After a stop,
-the same command continues and keeps the complete files.
+before the first byte is written. The folder appears when it is complete.
 """
 
 import argparse
@@ -11,7 +10,6 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -20,21 +18,13 @@ from torch import Tensor
 
 from ...common.checkpoint import atomic_save, finite
 from ...common.errors import CheckpointError, UserError
-from ...common.file_system import alone_in
 from ...common.identify import gigabytes
-from ...common.precision import DTYPES, NAMES
-from ..folders import write_json
-from .llama_meta import (
-    STRUCTURE,
-    Llama,
-    TransformersLlama,
-    config_json,
-    describe,
-    open_llama,
-    weights_of,
-)
+from ...common.paths import sha256
+from ...common.precision import DTYPES
+from ..folders import whole_folder, write_json
+from .llama_meta import STRUCTURE, Llama, TransformersLlama, config_json, describe, open_llama, weights_of
 from .tokenizer import find_tokenizer, read_pieces, special_tokens, write_tokenizer
-from .verify import INDEX, RECORD, digest, read_record, verify
+from .verify import INDEX, RECORD, read_record, verify
 
 SHARD = "2GB"
 SPARE_BYTES = 20_000_000  # tokenizer, records, and the file system's own needs
@@ -85,18 +75,6 @@ class Job:
         if not finite(total):
             raise CheckpointError(f"{name} holds NaN or infinity: one of its input files is damaged")
         return total.contiguous()
-
-    def record(self) -> dict[str, Any]:
-        """The facts that must be the same for this job to continue in an incomplete folder."""
-        inputs = {
-            role: [[str(f.path.resolve()), f.bytes, f.path.stat().st_mtime_ns] for f in llama.files]
-            for role, llama in (("base", self.base), ("delta", self.delta))
-            if llama is not None
-        }
-        return {
-            "made_by": "minigpt4 prepare-vicuna", "kind": self.kind, "dtype": NAMES[self.dtype],
-            "max_shard_size": self.max_shard, "inputs": inputs,
-        }  # fmt: skip
 
 
 def open_job(base: Path, delta: Path | None, max_shard: int | str = SHARD, dtype: torch.dtype = torch.float16) -> Job:
@@ -161,60 +139,37 @@ def _check_pair(base: Llama, delta: Llama, pieces: int) -> None:
 
 
 def prepare(job: Job, out: Path) -> None:
-    """Make the folder; continue an incomplete one; write damaged files again.
+    """Make the folder, whole or not at all.
 
     Raises:
-        UserError: `out` was made by something else, another process writes into it, the disk is too small.
-        CheckpointError: an input is damaged, or the disk is full.
+        UserError: the disk is too small.
+        CheckpointError: `out` exists, an input is damaged, or the disk is full.
     """
-    record, before = job.record() | {"files": {}}, read_record(out)
-    if before is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: is not empty, and not made by prepare-vicuna; choose another folder")
-    if before and (other := [key for key in record if key != "files" and before.get(key) != record[key]]):
-        raise UserError(
-            f"--out {out}: was begun with other {', '.join(other)}; run the command it was begun with, "
-            "or choose another folder, or delete this one"
-        )
-    files, known = record["files"], before["files"] if before else {}
-    _check_disk(job, out, sum((out / name).stat().st_size for name in known if (out / name).is_file()))
     write = partial(save_file, metadata={"format": "pt"})  # older versions of transformers need it
-    try:
-        with alone_in(out, "prepare-vicuna"):
-            for name, tensors in job.plan.items():
-                if name in known and digest(out / name) == known[name]:
-                    print(f"{name}: is there already")
-                else:
-                    (out / "config.json").unlink(missing_ok=True)
-                    write_json(record | {"files": known | files}, out / RECORD)  # first: marks the folder as ours
-                    atomic_save({tensor: job.tensor(tensor) for tensor in tensors}, out / name, write)
-                    print(f"{name}: {gigabytes((out / name).stat().st_size)}", flush=True)
-                files[name] = digest(out / name)
-                write_json(record | {"files": known | files}, out / RECORD)
-            _finish(job, out)
-    except CheckpointError as error:
-        done = f"{len(files)} of {len(job.plan)} files are written"
-        raise CheckpointError(f"{error}\n{done}. Put it right and run the same command again: it goes on") from error
+    with whole_folder(out) as folder:
+        _check_disk(job, folder)
+        digests = {}
+        for name, tensors in job.plan.items():
+            atomic_save({tensor: job.tensor(tensor) for tensor in tensors}, folder / name, write)
+            digests[name] = sha256(folder / name)
+            print(f"{name}: {gigabytes((folder / name).stat().st_size)}", flush=True)
+        write_json({"made_by": "minigpt4 prepare-vicuna", "kind": job.kind, "files": digests}, folder / RECORD)
+        tokens = {f"{key}_token_id": number for key, number in job.ids.items()}
+        write_tokenizer(job.tokenizer, folder, job.specials, job.ids["pad"])
+        weight_map = {tensor: name for name, tensors in job.plan.items() for tensor in tensors}
+        write_json({"metadata": {"total_size": job.bytes}, "weight_map": weight_map}, folder / INDEX)
+        write_json({"_from_model_config": True, **tokens}, folder / "generation_config.json")
+        write_json(config_json(job.sizes, job.dtype) | tokens, folder / "config.json")
 
 
-def _check_disk(job: Job, out: Path, done: int) -> None:
-    """Raises UserError when the disk has no room for the result, of which `done` bytes are written."""
-    here = next(path for path in (out.resolve(), *out.resolve().parents) if path.exists())
-    need, free = job.bytes - done + SPARE_BYTES, shutil.disk_usage(here).free
+def _check_disk(job: Job, folder: Path) -> None:
+    """Raises UserError when the disk has no room for the result."""
+    need, free = job.bytes + SPARE_BYTES, shutil.disk_usage(folder).free
     if need > free:
         raise UserError(
-            f"--out {out}: {gigabytes(need)} are still to be written, the disk has {gigabytes(free)} free; "
+            f"--out: {gigabytes(need)} are to be written, the disk has {gigabytes(free)} free; "
             f"free {gigabytes(need - free)}, or choose a folder on another disk"
         )
-
-
-def _finish(job: Job, out: Path) -> None:
-    """Write everything but the weights, config.json last."""
-    tokens = {f"{key}_token_id": number for key, number in job.ids.items()}
-    write_tokenizer(job.tokenizer, out, job.specials, job.ids["pad"])
-    weight_map = {tensor: name for name, tensors in job.plan.items() for tensor in tensors}
-    write_json({"metadata": {"total_size": job.bytes}, "weight_map": weight_map}, out / INDEX)
-    write_json({"_from_model_config": True, **tokens}, out / "generation_config.json")
-    write_json(config_json(job.sizes, job.dtype) | tokens, out / "config.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
