@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from .download import WEB, DownloadError, cached_path
 from .errors import some, suggest
 from .paths import REMOTE, expand_shards, resolve_path
-from .registry import CONVERSATIONS, DATASETS, LR_SCHEDULES, MODELS, PROCESSORS, TASKS
+from .registry import CONVERSATIONS, DATASETS, LR_SCHEDULES, MODELS, OPTIMIZERS, PROCESSORS, TASKS
 from .schema import BuildInfo, Config, DatasetConfig
 
 # What the small configs read is made by commands: folders, as the configs name them, and the command that fills each.
@@ -115,6 +115,7 @@ def _check_run(config: Config) -> Iterator[str]:
     run, model, datasets = config.run, config.model, config.datasets
     yield from _check_name(TASKS, run.task, "run.task")
     yield from _check_name(LR_SCHEDULES, run.lr_sched, "run.lr_sched")
+    yield from _check_name(OPTIMIZERS, run.optimizer, "run.optimizer")
     steps = run.max_epoch * run.iters_per_epoch
     used = any(dataset.sample_ratio for dataset in datasets.values())
     checks = {

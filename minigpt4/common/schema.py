@@ -198,9 +198,9 @@ class RunConfig:
     min_lr: float = key(8e-5, "Learning rate at the end of the run.", least=0)
     warmup_lr: float = key(1e-6, "Learning rate at the start of the warm-up.", least=0)
     warmup_steps: int = key(0, "Length of the warm-up, in optimizer steps.", least=0)
-    optimizer: str = key("adamw", "Name of the optimizer in the registry.")
+    optimizer: str = key("adamw", "adamw, sgd, or a name that a file of run.import_modules registers.")
     optimizer_kwargs: dict = key({}, "Other arguments of the optimizer, e.g. {betas: [0.9, 0.95]}.")
-    weight_decay: float = key(0.05, "Weight decay of matrices; biases and norms have none.", least=0)
+    weight_decay: float = key(0.05, "Weight decay of matrices, for any optimizer; biases and norms have none.", least=0)
     grad_clip: float | None = key(None, "Clip the gradient to this norm; null does not clip, as the original.", above=0)
     ema_decay: float | None = key(None, "Decay of a moving average of the trained weights, which is validated and "
                                   "saved instead of them, e.g. 0.99.", above=0, below=1)

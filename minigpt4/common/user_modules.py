@@ -1,4 +1,4 @@
-"""`run.import_modules`: code of the user's own, which registers models, datasets, processors, tasks and schedules."""
+"""`run.import_modules`: code of the user's own, which registers datasets, models, optimizers and other parts."""
 
 import importlib
 import sys

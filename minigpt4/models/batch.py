@@ -28,7 +28,7 @@ def lay_out_batch(
     Returns:
         input_ids (B, S), with `pad` at the image tokens; attention_mask (B, S);
         image_positions (B * Q), indices of the image tokens among all B * S positions;
-        target_ids (M); target_positions (M), indices of the positions whose hidden states predict them;
+        target_ids (M); target_positions (M), where each is predicted: one before it, among all B * S positions;
         tokens, the number of positions that are no padding.
     Raises:
         PromptError: no text has a target.
@@ -39,7 +39,7 @@ def lay_out_batch(
     images, sources, targets = [], [], []
     for row, ((before, _), prefix, text) in enumerate(zip(prompts, prefixes, texts, strict=True)):
         images += [row * length + len(before) + i for i in range(image_tokens)]
-        first = row * length + len(prefix) - 1  # the last token of the prompt predicts the first token of the text
+        first = row * length + len(prefix) - 1  # the position before the text predicts its first token
         sources += [first + i for i, token in enumerate(text) if token != pad]
         targets += [token for token in text if token != pad]
     if not targets:

@@ -113,6 +113,11 @@ class Checkpointing:
             return
         runner = self.runner
         weights, resume = ckpt.read_resume(checkpoint)
+        if (before := resume["config"]["run"]["optimizer"]) != self.run.optimizer:
+            raise CheckpointError(
+                f"run.optimizer: {self.run.optimizer}, but {checkpoint} is of a run with {before}; write another "
+                "run.output_dir to begin anew, and model.ckpt to begin with its weights"
+            )
         ckpt.load_exact(runner.bare_model.trained_tensors(), resume.get("own_weights") or weights, checkpoint)
         if runner.average:
             ckpt.load_exact(runner.average.average, weights, checkpoint)

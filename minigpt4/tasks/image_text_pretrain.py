@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import datasets, models, processors  # noqa: F401  (fills the registries)
+from ..common import optims  # noqa: F401  (fills two more)
 from ..common.dist_utils import world_size
 from ..common.errors import DataError
 from ..common.logger import log

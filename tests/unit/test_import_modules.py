@@ -98,7 +98,7 @@ def test_a_name_that_is_taken(load, tmp_path):
 def test_the_page_about_it_runs(golden_dir, tmp_path, capsys):
     """docs/extending.md, its code and its last config, at tiny dimensions: two steps, a chat, and `minigpt4 config`."""
     page = (PROJECT / "docs/extending.md").read_text()
-    codes, (_, config) = (re.findall(rf"```{kind}\n(.*?)```", page, re.S) for kind in ("python", "yaml"))
+    codes, (*_, config) = (re.findall(rf"```{kind}\n(.*?)```", page, re.S) for kind in ("python", "yaml"))
     (tmp_path / "my_parts.py").write_text("\n".join(codes))
     files = write_published_files(golden_dir, tmp_path)
     for i, colour in enumerate(("red", "blue")):

@@ -5,6 +5,7 @@ import torch
 from loops import GivenTask, Slope
 
 from minigpt4.common.checkpoint import find_latest, resume_path
+from minigpt4.common.errors import CheckpointError
 from minigpt4.common.schema import BuildInfo, DatasetConfig
 from minigpt4.datasets.stream import MixedLoader, SampleStream, make_loader
 from minigpt4.runners import runner as runner_module
@@ -167,3 +168,12 @@ def test_an_early_stop_goes_on_with_more_patience(run, said):
     assert run(Slope(), Judged([]), early_stop=1, **keys).step == 2
     assert "this run has finished after step 2: " in said.text and "raise run.early_stop to go on" in said.text
     assert run(Slope(), Judged([3.0, 0.5]), early_stop=3, **keys).validation.best_step == 4
+
+
+def test_another_optimizer_begins_anew(run, tmp_path):
+    """Its moments are others: AdamW's would be taken over by RAdam without a word, and break RMSprop."""
+    run(Slope(), GivenTask([{"x": 1.0}]))
+    with pytest.raises(
+        CheckpointError, match=r"run\.optimizer: sgd, but .* is of a run with adamw; write another run\.o"
+    ):
+        run(Slope(), GivenTask([{"x": 1.0}]), max_epoch=2, optimizer="sgd")
