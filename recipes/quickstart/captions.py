@@ -1,6 +1,7 @@
-"""Captions of the sample set: short ones for stage 1, two to four sentences for stage 2.
+"""Captions of the sample set: short ones for stage 1, two or three sentences for stage 2.
 
 Each follows from the `Picture` it is given, and says nothing that is not in it. Objects are named from left to right.
+That there are two of them is often said first: a model that is to name both has to see it.
 """
 
 import random
@@ -44,25 +45,26 @@ def short_caption(picture: Picture, rng: random.Random) -> str:
         shapes = ["{0} {w}", "{0} {w}", "there is {0} {w}", "a picture of {0} {w}"]
     else:
         shapes = ["{0} and {1} {w}", "{0} and {1} {w}", "{0} next to {1} {w}", "a picture of {0} and {1} {w}"]
-        shapes.append("{0} on the left and {1} on the right {w}")
+        shapes += ["{0} on the left and {1} on the right {w}", *["two things {w}: {0} and {1}"] * 2]
     return rng.choice(shapes).format(*names, w=where)
 
 
 def long_caption(picture: Picture, rng: random.Random) -> str:
-    """Two to four whole sentences, at most 60 words: what, where in the picture, its looks, the scene."""
+    """Two or three whole sentences, at most 50 words: what, where in the picture, its looks or the scene."""
     colour = rng.random() < 0.5
-    what = " and ".join(p.thing.phrase(colour) for p in picture.placed)
+    what, where = " and ".join(p.thing.phrase(colour) for p in picture.placed), _where(picture, rng)
     opening = rng.choice(["The image shows", "The picture shows", "This image shows", "In this picture, you can see"])
-    sentences = [f"{opening} {what} {_where(picture, rng)}."]
-    sentences.append(_single(picture.placed[0], rng) if len(picture.placed) == 1 else _pair(picture.placed, rng))
+    lone = len(picture.placed) == 1
+    sentences = [f"{opening} {what} {where}." if lone else f"{opening} two things {where}: {what}."]
+    sentences.append(_single(picture.placed[0], rng) if lone else _pair(picture.placed, rng))
     coloured = [p for p in picture.placed if p.thing.colour]
-    if coloured and not colour and rng.random() < 0.7:
-        parts = [f"the {p.thing.name} is {p.thing.colour}" for p in coloured]
-        sentences.append((" and ".join(parts) + ".").capitalize())
-    background, extras = WORDS["scenes"][picture.scene]["background"], WORDS["extras"]
-    about = [rng.choice(background), *(rng.choice(extras[extra]) for extra in picture.extras)]
-    rng.shuffle(about)
-    sentences += about[: max(0, min(rng.choice([1, 1, 2]), 4 - len(sentences)))]
+    if rng.random() < 0.5:
+        if coloured and not colour:
+            parts = [f"the {p.thing.name} is {p.thing.colour}" for p in coloured]
+            sentences.append((" and ".join(parts) + ".").capitalize())
+        else:
+            extras = [rng.choice(WORDS["extras"][extra]) for extra in picture.extras]
+            sentences.append(rng.choice([*WORDS["scenes"][picture.scene]["background"], *extras]))
     return " ".join(sentences)
 
 

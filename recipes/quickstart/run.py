@@ -50,8 +50,8 @@ class Plan:
     chat: str = "eval_configs/tiny_eval.yaml"
     get_weights: Callable[[], object] = lambda: fetch_all(Path("weights"))
     make_data: Callable[[Path], object] = lambda folder: make_sample_set(folder, **counts_in(folder))
-    max_new_tokens: int = 96
-    batch_size: int = 32
+    max_new_tokens: int = 72
+    batch_size: int = 64
 
     def settings(self, stage: str) -> list[str]:
         """The command-line options for a stage's config, which is also that of its data."""

@@ -40,7 +40,7 @@ from .pictures import Picture, compose
 from .scenes import SCENES, SIDE
 from .things import THINGS, WORDS, Thing
 
-STAGE1, STAGE2, HELDOUT = 2400, 600, 64
+STAGE1, STAGE2, HELDOUT = 1920, 640, 64
 ALONE = 100  # pictures that one process draws sooner than several would start
 PARAMETERS = "sample_set.json"
 README = """Sample set of MiniGPT-4's quickstart, made by `minigpt4 sample-set`.
@@ -154,7 +154,7 @@ def training_plan(split: Split, count: int, rng: random.Random) -> Iterator[tupl
             deck = rng.sample(THINGS, len(THINGS))
         first = deck.pop()
         while True:
-            others = rng.sample(THINGS, rng.choice([0, 1]))
+            others = rng.sample(THINGS, rng.choice([0, 1, 1]))
             things, scene = [first, *others], rng.choice(list(SCENES))
             if first not in others and split.in_training(things, scene):
                 break
