@@ -43,11 +43,11 @@ test: $(VENV)/installed-dev  ## run all tests (unit, golden, end to end)
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 	  { command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } || \
 	  echo "note: no Chromium here and it cannot be installed; the browser test will be skipped"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -n 2 --dist loadfile
 	$(BIN)/python -m pytest tests/e2e
 
 test-fast: $(VENV)/installed-dev  ## run the unit and golden tests only
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -n 2 --dist loadfile
 
 gpu-check: $(VENV)/installed-dev  ## on a GPU of 80 GB, 8 minutes: the numbers, speed and memory (docs/gpu.md)
 	$(BIN)/python -m tests.gpu

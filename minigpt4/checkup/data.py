@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import conversation, runners, tasks  # noqa: F401  (fill the registries)
+from .. import conversation, tasks  # noqa: F401  (these and optims fill the registries)
+from ..common import optims  # noqa: F401
 from ..common.config import load_config
 from ..common.errors import DataError, UserError
 from ..common.paths import REMOTE, expand_shards, resolve_path

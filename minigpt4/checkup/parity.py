@@ -18,12 +18,13 @@ from PIL import Image
 
 from .. import processors  # noqa: F401  (fills the registry)
 from ..common.registry import PROCESSORS
+from ..common.schema import ModelConfig
 from ..conversation.chat import Chat
 from ..conversation.prompts import VICUNA_V0
 from ..models.batch import full_labels, to_device
 from ..models.eva_vit import encode_tokens
 from ..models.mini_gpt4 import MiniGPT4
-from .golden import golden_model, read_arrays, read_meta
+from .golden import read_arrays, read_meta, write_published_files
 
 TOLERANCE = 1e-4
 # Arrays that are what the numbers were made from, or that show in another array.
@@ -54,7 +55,11 @@ def compare(golden: Path, device: torch.device | str = "cpu") -> Iterator[Row]:
     golden = Path(golden)
     meta = read_meta(golden)
     with tempfile.TemporaryDirectory() as folder:
-        build = partial(golden_model, golden, Path(folder), device)
+        files = write_published_files(golden, Path(folder))
+
+        def build(**changes) -> MiniGPT4:
+            return MiniGPT4(ModelConfig(**{**files, **changes}), device)
+
         model = build().eval()
         arrays = {file.stem: read_arrays(golden, file.stem) for file in golden.glob("*.npz")}
         image = torch.from_numpy(arrays["forward"]["image"]) if "forward" in arrays else None

@@ -4,7 +4,8 @@ import argparse
 import sys
 import textwrap
 
-from .. import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
+from .. import conversation, tasks  # noqa: F401  (these and optims fill the registries, so that names are checked)
+from ..common import optims  # noqa: F401
 from ..common.config import describe_config, load_config
 from ..common.dist_utils import choose_device
 from ..common.errors import ConfigError, UserError

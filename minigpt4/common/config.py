@@ -4,6 +4,7 @@ Later wins: schema defaults < minigpt4/configs/ < the file that the YAML names a
 `--options a.b=c`.
 """
 
+import functools
 import io
 import os
 import re
@@ -128,14 +129,20 @@ def _default_layers(user: dict) -> Iterator[tuple[str, dict]]:
     """The files below minigpt4/configs that belong to the model and datasets named in `user`."""
     model, datasets = user.get("model"), user.get("datasets")
     arch = model.get("arch", "mini_gpt4") if isinstance(model, dict) else "mini_gpt4"
-    files = {str(f.relative_to(PROJECT)): OmegaConf.to_container(OmegaConf.load(f))
-             for f in sorted(PACKAGE.glob("configs/**/*.yaml"))}  # fmt: skip
+    files = _default_files()
     models = {name: data for name, data in files.items() if "model" in data}
     # A misspelt arch gets every file, so that its name is all that is reported of it.
     yield from {n: data for n, data in models.items() if data["model"]["arch"] == arch}.items() or models.items()
     for name, data in files.items():
         if used := {k: v for k, v in data.get("datasets", {}).items() if isinstance(datasets, dict) and k in datasets}:
             yield name, {"datasets": used}
+
+
+@functools.cache
+def _default_files() -> dict[str, dict]:
+    """Each file below minigpt4/configs -> what it holds. Nobody changes these: `_merge` copies."""
+    return {str(f.relative_to(PROJECT)): OmegaConf.to_container(OmegaConf.load(f))
+            for f in sorted(PACKAGE.glob("configs/**/*.yaml"))}  # fmt: skip
 
 
 def _remove_datasets(user: dict, data: dict, origin: dict[str, str]) -> None:

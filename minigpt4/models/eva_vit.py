@@ -5,10 +5,7 @@ Notation: B batch, N tokens, D_vit width.
 
 import math
 
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
-from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from ..common.errors import ConfigError, did_you_mean
@@ -25,6 +22,9 @@ AFTER_FEATURES = ("attn_pool", "fc_norm", "head")
 def create_vit(name: str, image_size: int, drop_path_rate: float = 0.0, **kwargs) -> nn.Module:
     """A visual encoder with random weights and the attribute `num_features` (D_vit): `eva_clip_g`, or a timm model.
     Raises ConfigError for an unknown name or argument."""
+    import timm  # here, because it loads torchvision's models and torch._dynamo
+    from timm.models.eva import Eva
+
     try:
         if name == "eva_clip_g":
             vit = Eva(img_size=image_size, drop_path_rate=drop_path_rate, **{**EVA_CLIP_G, **kwargs})
@@ -65,6 +65,9 @@ def published_vit_state(state: dict[str, Tensor], vit: nn.Module) -> dict[str, T
     Drops what BLIP-2 drops (the blocks past `depth`, final norm, head) and interpolates position embeddings of another
     grid (bicubic). Source: the original's create_eva_vit_g.
     """
+    from timm.layers import resample_abs_pos_embed
+    from timm.models.eva import Eva
+
     own = vit.state_dict()
     classifier = (getattr(vit, "default_cfg", None) or {}).get("classifier") or "head"  # a distilled ViT has two
     classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)

@@ -1,13 +1,13 @@
 """The frozen language model and its tokenizer, from a folder in transformers' format or a GGUF file."""
 
+from __future__ import annotations
+
 import logging
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import AddedToken, normalizers, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaTokenizer, PreTrainedConfig
-from transformers import PreTrainedModel as Llm
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from ..common.errors import CheckpointError, ConfigError, UserError
 from ..common.identify import KINDS, identify
@@ -52,15 +52,15 @@ def llm_source(path: str) -> tuple[str, dict[str, str]]:
     return str(Path(path).parent), {"gguf_file": Path(path).name}
 
 
-def create_llm(config: PreTrainedConfig | str, dtype: torch.dtype) -> Llm:
+def create_llm(config: transformers.PreTrainedConfig | str, dtype: torch.dtype) -> transformers.PreTrainedModel:
     """A causal LM on the meta device, which takes no memory. `config` is transformers' or model.llama_model.
     Raises CheckpointError when it is not the config of a causal LM."""
     try:
         if isinstance(config, str):
             folder, source = llm_source(config)
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, **source)
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **source)
         with torch.device("meta"):
-            llm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            llm = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     except UserError:
         raise
     except Exception as error:  # transformers raises any kind
@@ -68,13 +68,13 @@ def create_llm(config: PreTrainedConfig | str, dtype: torch.dtype) -> Llm:
     return llm.requires_grad_(False).eval()
 
 
-def head_input_hidden_states(llm: Llm, **inputs) -> torch.Tensor:
+def head_input_hidden_states(llm: transformers.PreTrainedModel, **inputs) -> torch.Tensor:
     """Hidden states (B, T, D_llm) that `lm_head` reads, without making logits."""
     return llm.get_decoder()(**inputs, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
-def check_head(llm: Llm, device: torch.device) -> None:
+def check_head(llm: transformers.PreTrainedModel, device: torch.device) -> None:
     """Raises CheckpointError when the weights are damaged, or when lm_head does not give the LLM's own logits, as in
     Gemma-2, which changes them. `device` is that of the inputs."""
     ids = torch.tensor([[1, 2]], device=device)
@@ -87,7 +87,7 @@ def check_head(llm: Llm, device: torch.device) -> None:
         )
 
 
-def load_tokenizer(path: str, pad_token: str | None = None) -> Tokenizer:
+def load_tokenizer(path: str, pad_token: str | None = None) -> transformers.PreTrainedTokenizerBase:
     """The LLM's tokenizer, which pads on the right. The default padding token is EOS, as in the original."""
     folder, source = llm_source(path)
     files = Path(folder)
@@ -95,13 +95,13 @@ def load_tokenizer(path: str, pad_token: str | None = None) -> Tokenizer:
         source = {}  # the tokenizer's own files say more than a GGUF file
     check_tokenizer_files(files)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             folder, local_files_only=True, add_bos_token=True, padding_side="right", **source
         )
     except Exception as error:  # transformers raises any kind
         raise CheckpointError(f"model.llama_model: {path} has no tokenizer that can be read: {error}") from error
     # transformers 5 builds a LlamaTokenizer anew; others (Mistral) do what their tokenizer.json says, if there is one.
-    rebuilt = isinstance(tokenizer, LlamaTokenizer) or not (files / "tokenizer.json").is_file()
+    rebuilt = isinstance(tokenizer, transformers.LlamaTokenizer) or not (files / "tokenizer.json").is_file()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     metaspace = getattr(backend, "pre_tokenizer", None)  # sentencepiece's kind in a GGUF file puts a space before texts
     spaces = isinstance(metaspace, pre_tokenizers.Metaspace) and metaspace.prepend_scheme != "never"
@@ -118,7 +118,7 @@ def load_tokenizer(path: str, pad_token: str | None = None) -> Tokenizer:
     return tokenizer
 
 
-def pad_apart_from(tokenizer: Tokenizer, end_ids: list[int]) -> None:
+def pad_apart_from(tokenizer: transformers.PreTrainedTokenizerBase, end_ids: list[int]) -> None:
     """Replace a padding token that is among `end_ids`, which end an answer and must be learned, by the unknown token or
     the first special token of the vocabulary but BOS."""
     if tokenizer.pad_token_id not in end_ids:
@@ -130,7 +130,7 @@ def pad_apart_from(tokenizer: Tokenizer, end_ids: list[int]) -> None:
             return
 
 
-def _read_as_sentencepiece(tokenizer: Tokenizer) -> None:
+def _read_as_sentencepiece(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     """Tokenize as the original's sentencepiece in transformers 4: keep a leading space, and split the text at special
     tokens first. transformers 5 drops that space, and finds `<unk>` only after a space."""
     backend = tokenizer.backend_tokenizer

@@ -1,12 +1,14 @@
 """The files in an LLM's folder: each fault by its name, with what to do about it."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from ..common.checkpoint import finite
 from ..common.errors import CheckpointError, some
@@ -83,7 +85,7 @@ def weight_files(folder: Path) -> list[FileFacts]:
 
 
 @torch.no_grad()
-def check_finite(llm: PreTrainedModel, logits: Tensor) -> None:
+def check_finite(llm: transformers.PreTrainedModel, logits: Tensor) -> None:
     """Raises CheckpointError when a weight is NaN or infinite, or when the dtype is too small for finite weights.
 
     NaN in any weight reaches the `logits` of any text, except through the embedding, which is checked by itself.

@@ -1,5 +1,7 @@
 """Loading the frozen LLM's weights: transformers reads, casts, quantizes and places them; we check that they fit."""
 
+from __future__ import annotations
+
 import ctypes
 import logging
 import shutil
@@ -9,8 +11,8 @@ import weakref
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 
 from ..common.checkpoint import HARMLESS
 from ..common.errors import CheckpointError, ConfigError, some
@@ -23,7 +25,7 @@ from .llm_checks import weight_files
 def load_llm(
     path: str, dtype: torch.dtype, device: torch.device, *, low_resource: bool | str = False,
     device_map: str | None = None, max_memory: dict | None = None, attn_implementation: str = "eager",
-) -> PreTrainedModel:  # fmt: skip
+) -> transformers.PreTrainedModel:  # fmt: skip
     """A causal LM with frozen weights, in eval mode. The other arguments are keys of `model`.
 
     Args:
@@ -42,7 +44,7 @@ def load_llm(
         options |= {"device_map": device_map, "max_memory": max_memory or None, "offload_folder": on_disk}
     try:
         with quiet_transformers():
-            llm, info = AutoModelForCausalLM.from_pretrained(
+            llm, info = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, weights_only=True, output_loading_info=True,
                 ignore_mismatched_sizes=True, **options,
             )  # fmt: skip
@@ -91,7 +93,7 @@ def bits_of(low_resource: bool | str) -> int | None:
 
 def quantization_config(
     bits: int, dtype: torch.dtype, device: torch.device, spread: bool = False
-) -> BitsAndBytesConfig | TorchAoConfig:
+) -> transformers.BitsAndBytesConfig | transformers.TorchAoConfig:
     """transformers' config that quantizes all linear layers but the output head; `spread` with model.device_map.
 
     8 bit on CUDA is LLM.int8(): columns with a value above 6.0 stay in 16 bit (transformers' default threshold). 8 bit
@@ -103,13 +105,13 @@ def quantization_config(
         require_packages("model.low_resource: 8 bit on CPU", "int8", "torchao")
         from torchao.quantization import Int8WeightOnlyConfig
 
-        return TorchAoConfig(Int8WeightOnlyConfig())
+        return transformers.TorchAoConfig(Int8WeightOnlyConfig())
     require_packages(f"model.low_resource: {bits} bit on {device.type}", "gpu", "bitsandbytes")
     # Without the optional package `kernels` it would tell at each start of a faster routine that is not there.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=spread)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=spread)
+    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
 
 
 def allow_repacking(llm: nn.Module, allowed: bool) -> None:

@@ -6,14 +6,15 @@ Notation for shapes: B batch, N patches, Q image tokens, S sequence length, M ta
 V vocabulary.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..common.download import local_path
 from ..common.memory import empty_weights
@@ -97,7 +98,9 @@ class MiniGPT4(Prompting, PublishedWeights):
             self.query_tokens.data = self.query_tokens.data.to(device)
         self.train()
 
-    def load_llm(self, device: torch.device, apart: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def load_llm(
+        self, device: torch.device, apart: bool
+    ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
         """The frozen LLM that model.llama_model names, and its tokenizer."""
         config, path = self.config, local_path(self.config.llama_model)
         attention = config.attn_implementation
@@ -112,7 +115,7 @@ class MiniGPT4(Prompting, PublishedWeights):
         )  # fmt: skip
         return llm, tokenizer
 
-    def train(self, mode: bool = True) -> "MiniGPT4":
+    def train(self, mode: bool = True) -> MiniGPT4:
         """Frozen parts stay in eval mode: no dropout, no batch-norm updates."""
         super().train(mode)
         self.llama_model.eval()
@@ -120,7 +123,7 @@ class MiniGPT4(Prompting, PublishedWeights):
         if self.config.use_grad_checkpoint:
             # A layer recomputes only when it is in training mode; the modules inside it stay in eval mode.
             for module in self.llama_model.modules():
-                if isinstance(module, GradientCheckpointingLayer):
+                if isinstance(module, transformers.GradientCheckpointingLayer):
                     module.training = mode
         if self.config.freeze_vit:
             self.visual_encoder.eval()

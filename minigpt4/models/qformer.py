@@ -2,7 +2,8 @@
 
 import re
 
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
+import transformers
+from torch import nn
 
 PREFIX = "Qformer.bert."
 
@@ -13,12 +14,12 @@ IGNORED = re.compile(
 )
 
 
-def create_qformer(encoder_width: int, *, dropout: float, **sizes: int) -> Blip2QFormerModel:
+def create_qformer(encoder_width: int, *, dropout: float, **sizes: int) -> nn.Module:
     """A Q-Former with random weights. `encoder_width` is D_vit; the others are the keys of model.qformer_kwargs."""
-    config = Blip2QFormerConfig(
+    config = transformers.Blip2QFormerConfig(
         encoder_hidden_size=encoder_width, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **sizes
     )
-    return Blip2QFormerModel(config)
+    return transformers.Blip2QFormerModel(config)
 
 
 def to_published(name: str) -> str:

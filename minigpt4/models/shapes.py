@@ -1,10 +1,12 @@
 """MiniGPT4 on the meta device: names, shapes and dtypes without memory and without weight files."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..common.memory import empty_weights
 from ..common.paths import resolve_path
@@ -20,13 +22,16 @@ class MiniGPT4Shapes(MiniGPT4):
     """Opens config.json and the tokenizer in the LLM's folder only; with `llm_config`, not even these."""
 
     def __init__(
-        self, config: ModelConfig, llm_config: PreTrainedConfig | None = None, precision: Precision | None = None
-    ):
+        self, config: ModelConfig, llm_config: transformers.PreTrainedConfig | None = None,
+        precision: Precision | None = None,
+    ):  # fmt: skip
         self.llm_config = llm_config
         with empty_weights():
             super().__init__(config, META, precision or resolve_precision(config, META))
 
-    def load_llm(self, device: torch.device, apart: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    def load_llm(
+        self, device: torch.device, apart: bool
+    ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase | None]:
         """The LLM by its config, and its tokenizer or None."""
         path = resolve_path(self.config.llama_model)
         llm = create_llm(self.llm_config or path, self.precision.llm)

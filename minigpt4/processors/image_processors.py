@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision import transforms
 
 from ..common.registry import PROCESSORS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-BICUBIC = transforms.InterpolationMode.BICUBIC
 
 # Whatever else PIL knows stays closed: some of its readers start other programs (Ghostscript for EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -126,7 +124,10 @@ def _eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
 
 
 class _ImageProcessor:
+    # Processors import torchvision themselves: it loads torch._dynamo, two seconds that not every command needs.
     def __init__(self, steps: list, mean: Sequence[float], std: Sequence[float]):
+        from torchvision import transforms
+
         self.transform = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -144,7 +145,10 @@ class Blip2ImageTrain(_ImageProcessor):
         self, image_size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD,
         min_scale: float = 0.5, max_scale: float = 1.0, flip: bool = False,
     ):  # fmt: skip
-        crop = transforms.RandomResizedCrop(image_size, (min_scale, max_scale), interpolation=BICUBIC)
+        from torchvision import transforms
+
+        bicubic = transforms.InterpolationMode.BICUBIC
+        crop = transforms.RandomResizedCrop(image_size, (min_scale, max_scale), interpolation=bicubic)
         super().__init__([crop, *([transforms.RandomHorizontalFlip()] if flip else [])], mean, std)
 
 
@@ -153,4 +157,7 @@ class Blip2ImageEval(_ImageProcessor):
     """The whole picture, squeezed to a square (bicubic). Source: the original's Blip2ImageEvalProcessor."""
 
     def __init__(self, image_size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD):
-        super().__init__([transforms.Resize((image_size, image_size), interpolation=BICUBIC)], mean, std)
+        from torchvision import transforms
+
+        bicubic = transforms.InterpolationMode.BICUBIC
+        super().__init__([transforms.Resize((image_size, image_size), interpolation=bicubic)], mean, std)

@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -38,6 +37,8 @@ def build_processor(config: ProcessorConfig):
 
 def default_vis_processor(model: ModelConfig, split: str) -> ProcessorConfig:
     """BLIP-2's image processor, with the mean and std that a timm ViT was trained with."""
+    import timm  # here, because it takes seconds: it loads torchvision's models and torch._dynamo
+
     known = timm.models.get_pretrained_cfg(model.vit_model, allow_unregistered=True)
     own = {"mean": list(known.mean), "std": list(known.std)} if known else {}
     return ProcessorConfig(name=f"blip2_image_{split}", image_size=model.image_size, **own)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timm.data import ImageNetInfo
 from torch import Tensor
 
 from minigpt4.common.checkpoint import read_state
@@ -25,6 +24,8 @@ SURE = (0.5, 0.97)  # the probability that the classifier is to give the class
 
 def imagenet_names() -> list[str]:
     """ImageNet's thousand classes in the classifier's order, each by the first of its names."""
+    from timm.data import ImageNetInfo
+
     info = ImageNetInfo()
     return [info.index_to_description(i).split(",")[0] for i in range(info.num_classes())]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from minigpt4 import cli
 from minigpt4.common.config import load_config
 from recipes import steps
-from recipes.tiny import ablations
+from recipes.tiny import ablations, ablations_plot
 from recipes.tiny.train import Places
 
 STEPS = ["train.py", "caption", "coverage"]
@@ -53,6 +53,7 @@ def study(tmp_path, monkeypatch):
         return 0
 
     monkeypatch.setattr(steps, "run_to_end", run_to_end)
+    monkeypatch.setattr(ablations, "draw", lambda *_: None)  # takes longer than all the rest
 
     def call(*arguments: str) -> tuple[int, list[tuple[str, str]]]:
         ran.clear()
@@ -62,7 +63,8 @@ def study(tmp_path, monkeypatch):
     return call
 
 
-def test_the_figures_of_three_seeds_become_a_mean_with_its_deviation(study, tmp_path, capsys):
+def test_the_figures_of_three_seeds_become_a_mean_with_its_deviation(study, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "draw", ablations_plot.draw)
     code, ran = study("--arms", "three_layers", "base")
     assert code == 0
     assert ran == [(f"{arm}-s{seed}", step) for seed in (1, 2, 3) for arm in ("three_layers", "base") for step in STEPS]

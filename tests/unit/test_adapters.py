@@ -225,7 +225,7 @@ def published(golden_dir, tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_trains_goes_on_exactly_and_answers(published, tmp_path, kind):
+def test_it_trains_goes_on_exactly_and_answers(published, tmp_path, no_plot, kind):
     align = str(Path(published["vit_ckpt"]).parent / "align")
     config = {
         "model": {**published, **KINDS[kind], "max_txt_len": 48, "prompt_path": "prompts/alignment.txt"},

@@ -16,7 +16,7 @@ from minigpt4.datasets.faults import Unreadable, read_image_file
 from minigpt4.tasks import ImageTextPretrain
 from minigpt4.tasks import extract_features as features
 from minigpt4.tasks.image_text_pretrain import build_processor
-from tests.training import COLOURS, lay_model, picture
+from tests.training import COLOURS, picture
 
 
 def make(config: str, *flags: str) -> int:
@@ -25,7 +25,7 @@ def make(config: str, *flags: str) -> int:
 
 
 @pytest.fixture
-def laid(golden_dir, tmp_path):
+def laid(lay_published, tmp_path):
     """A config whose list of five pictures has features, three crops each, and of two more for validation."""
     (tmp_path / "photos").mkdir()
     rows = []
@@ -34,7 +34,7 @@ def laid(golden_dir, tmp_path):
         picture(colour, i).save(tmp_path / "photos" / f"{i}.png")
         rows.append({"image": f"{i}.png", "captions": [f"a {colour} ball"], "split": "val" if i > 4 else "train"})
     (tmp_path / "photos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    published = lay_model(golden_dir, tmp_path / "published")
+    published = lay_published(tmp_path / "published")
     info = {"storage": str(tmp_path / "photos.jsonl"), "splits": ["train"], "features": str(tmp_path / "f/train.npy")}
     size = {"image_size": published["image_size"]}
     dataset = {
@@ -45,7 +45,7 @@ def laid(golden_dir, tmp_path):
         "text_processor": {"train": {"name": "plain_text"}},
     }
     run = {"output_dir": str(tmp_path / "out"), "num_workers": 0, "device": "cpu", "batch_size_train": 2}
-    model = {**published, "ckpt": None, "freeze_vit": True}
+    model = {**published, "qformer_kwargs": vars(published["qformer_kwargs"]), "ckpt": None, "freeze_vit": True}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"model": model, "datasets": {"photos": dataset}, "run": run}))
     return str(file)

@@ -199,7 +199,7 @@ def load_config_of(llm: Path, vision: dict):
 
 
 @pytest.mark.parametrize("name", LLMS)
-def test_it_trains_goes_on_and_answers(folders, vision, tmp_path, name):
+def test_it_trains_goes_on_and_answers(folders, vision, tmp_path, no_plot, name):
     config, run = write_config(folders[name], vision, tmp_path), tmp_path / "run"
     assert train.main(["--cfg-path", config]) == 0
     assert train.main(["--cfg-path", config, "--options", "run.max_epoch=2"]) == 0

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from collections import defaultdict
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -43,26 +44,27 @@ def packages(requirements: list[str]) -> dict[str, Requirement]:
 
 
 @cache
-def trees() -> list[tuple[str, ast.Module]]:
-    return [(str(f.relative_to(PROJECT)), ast.parse(f.read_text(encoding="utf-8"))) for f in FILES]
-
-
-def nodes(kind: type) -> list[tuple[str, ast.AST]]:
-    """(file, node) of every syntax node of a kind in the code."""
-    return [(file, node) for file, tree in trees() for node in ast.walk(tree) if isinstance(node, kind)]
+def nodes() -> dict[type, list[tuple[str, ast.AST]]]:
+    """Kind of syntax node -> (file, node) of each in the code."""
+    found = defaultdict(list)
+    for path in FILES:
+        file = str(path.relative_to(PROJECT))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            found[type(node)].append((file, node))
+    return found
 
 
 def third_party() -> dict[str, str]:
     """Every imported module that is neither Python's nor ours -> a file that imports it."""
-    found = {alias.name: file for file, node in nodes(ast.Import) for alias in node.names}
-    found |= {node.module: file for file, node in nodes(ast.ImportFrom) if not node.level}
+    found = {alias.name: file for file, node in nodes()[ast.Import] for alias in node.names}
+    found |= {node.module: file for file, node in nodes()[ast.ImportFrom] if not node.level}
     tops = {name.partition(".")[0]: file for name, file in found.items()}
     return {top: file for top, file in tops.items() if top not in {*sys.stdlib_module_names, "minigpt4", "recipes"}}
 
 
 def required() -> dict[str, str]:
     """Module -> extra, from each call of `require_packages` in the code."""
-    calls = [node for _, node in nodes(ast.Call) if getattr(node.func, "id", "") == "require_packages"]
+    calls = [node for _, node in nodes()[ast.Call] if getattr(node.func, "id", "") == "require_packages"]
     return {module.value: call.args[1].value for call in calls for module in call.args[2:]}
 
 

@@ -12,8 +12,15 @@ import demo
 from minigpt4.common.errors import UserError
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.prompts import EXAMPLE_QUESTIONS
-from minigpt4.serve import app as serve_app
 from minigpt4.serve import start
+
+
+@pytest.fixture(scope="module")
+def serve_app():
+    """The page's module. gradio is imported here, in one of pytest-xdist's processes."""
+    from minigpt4.serve import app
+
+    return app
 
 
 @pytest.fixture
@@ -74,7 +81,7 @@ def test_no_folder_for_uploads(name, tmp_path, monkeypatch):
     assert "set GRADIO_TEMP_DIR to a folder of yours" in refusal()
 
 
-def test_uploads_lie_in_a_folder_of_this_process(tmp_path, monkeypatch):
+def test_uploads_lie_in_a_folder_of_this_process(serve_app, tmp_path, monkeypatch):
     (tmp_path / "gradio").mkdir(mode=0o500)  # gradio's own folder, made by somebody else
     monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -99,7 +106,7 @@ PROXY = "http://127.0.0.1:9"  # nobody answers there
         ({"http_proxy": PROXY}, "[::1]"),
     ],
 )
-def test_the_page_opens_whatever_the_proxies(tiny_model, monkeypatch, environment, host):
+def test_the_page_opens_whatever_the_proxies(serve_app, tiny_model, monkeypatch, environment, host):
     if ":" in host:
         try:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -114,7 +121,7 @@ def test_the_page_opens_whatever_the_proxies(tiny_model, monkeypatch, environmen
         host, f"http://[{host.strip('[]')}]:" if ":" in host else f"http://{host}:"))  # fmt: skip
 
 
-def test_with_a_public_link_only_this_machine_is_spared_the_proxy(monkeypatch):
+def test_with_a_public_link_only_this_machine_is_spared_the_proxy(serve_app, monkeypatch):
     monkeypatch.setenv("no_proxy", "")
     monkeypatch.setenv("NO_PROXY", "intranet")
     app = SimpleNamespace(launch=lambda **options: (None, os.environ["no_proxy"], None))
@@ -125,13 +132,13 @@ def test_with_a_public_link_only_this_machine_is_spared_the_proxy(monkeypatch):
     ("questions", "shown"),
     [(None, list(EXAMPLE_QUESTIONS)), (["What is it?", "Why?"], ["What is it?", "Why?"]), ([], [])],
 )
-def test_the_page_offers_the_configs_questions(tiny_model, questions, shown):
+def test_the_page_offers_the_configs_questions(serve_app, tiny_model, questions, shown):
     app = serve_app.build_app(Chat(tiny_model, None), questions=questions)
     buttons = [c["props"]["value"] for c in app.get_config_file()["components"] if c["type"] == "button"]
     assert [text for text in buttons if text not in ("Restart", "Send", "Stop")] == shown
 
 
-def test_the_demo_hands_the_configs_questions_to_the_page(tiny_model, monkeypatch):
+def test_the_demo_hands_the_configs_questions_to_the_page(serve_app, tiny_model, monkeypatch):
     offered = []
     monkeypatch.setattr("minigpt4.serve.build_chat", lambda config, device: Chat(tiny_model, None))
     monkeypatch.setattr(serve_app, "build_app", lambda chat, **options: offered.extend(options["questions"]))
@@ -142,7 +149,7 @@ def test_the_demo_hands_the_configs_questions_to_the_page(tiny_model, monkeypatc
     assert offered == ["What is it?", "Why?"]
 
 
-def test_where_the_page_listens_is_not_said_by_gradios_variables():
+def test_where_the_page_listens_is_not_said_by_gradios_variables(serve_app):
     from gradio import http_server
 
     assert {name: os.environ[name] for name in start.GRADIO} == start.GRADIO

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt4.checkup.golden import write_published_files
 from minigpt4.common import precision
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.precision import fast_half_dtype, resolve_precision
@@ -153,12 +152,12 @@ def test_8_bit_on_cuda_is_llm_int8():
     assert (four.bnb_4bit_quant_type, four.bnb_4bit_compute_dtype) == ("nf4", BF16)
 
 
-def test_8_bit_keeps_outliers(golden_dir, tmp_path, monkeypatch):
+def test_8_bit_keeps_outliers(lay_published, tmp_path, monkeypatch):
     """bitsandbytes' own CPU path runs what CUDA would: one input column of 60 among small ones."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     from minigpt4.models import llm_loading
 
-    path = write_published_files(golden_dir, tmp_path)["llama_model"]
+    path = lay_published(tmp_path)["llama_model"]
     monkeypatch.setattr(llm_loading, "quantization_config", lambda bits, *_: quantization_config(bits, FP16, CUDA))
     quantized, plain = load_llm(path, FP32, CPU, low_resource=True), load_llm(path, FP32, CPU)
     layer, exact = (m.model.layers[0].mlp.up_proj for m in (quantized, plain))
@@ -172,11 +171,11 @@ def test_8_bit_keeps_outliers(golden_dir, tmp_path, monkeypatch):
     assert error < 0.05  # 0.2 without the threshold
 
 
-def test_a_chat_in_8_bit_computes_in_the_files_dtype(gpu, golden_dir, tmp_path):
+def test_a_chat_in_8_bit_computes_in_the_files_dtype(gpu, lay_published, tmp_path):
     gpu(8, 0)
     from transformers import AutoModelForCausalLM
 
-    path = write_published_files(golden_dir, tmp_path)["llama_model"]
+    path = lay_published(tmp_path)["llama_model"]
     AutoModelForCausalLM.from_pretrained(path, dtype=FP16).save_pretrained(path)
     assert stored_dtype(path) == FP16
     assert resolve_precision(ModelConfig(low_resource=True), CUDA, stored=stored_dtype(path)).llm == FP16
@@ -232,18 +231,18 @@ def test_one_process_of_fsdp_is_as_ddp(monkeypatch, world, apart):
     assert seen["llm_apart"] is apart
 
 
-def test_an_llm_to_be_sharded_stays_in_its_files(golden_dir, tmp_path):
+def test_an_llm_to_be_sharded_stays_in_its_files(lay_published, tmp_path):
     """Processes share the mapped pages of a file; a cast would give each a copy of the whole LLM."""
-    keys = write_published_files(golden_dir, tmp_path)
+    keys = lay_published(tmp_path)
     half = precision.Precision(None, BF16, FP32, "")
     apart = MiniGPT4(ModelConfig(**keys), precision=half, llm_apart=True)
     assert apart.llama_model.dtype == FP32  # that of the files
     assert MiniGPT4(ModelConfig(**keys), precision=half).llama_model.dtype == BF16
 
 
-def test_sharding_casts_layer_by_layer(golden_dir, tmp_path):
+def test_sharding_casts_layer_by_layer(lay_published, tmp_path):
     """In one process of gloo: the weights are those of an LLM that was cast as it was read."""
-    path = write_published_files(golden_dir, tmp_path)["llama_model"]
+    path = lay_published(tmp_path)["llama_model"]
     cast, sharded, ids = load_llm(path, BF16, CPU), load_llm(path, FP32, CPU), torch.tensor([[1, 20, 33, 47]])
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:

@@ -114,7 +114,7 @@ def test_the_checkpoint_is_written_first(run, tmp_path, where):
     assert torch.load(tmp_path / "out/checkpoint_0.pth", weights_only=True)["step"] == 3
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "inline", "ipympl"])
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "inline"])
 def test_plots_need_no_backend_of_the_environment(tmp_path, backend):
     MetricLog(tmp_path).write(1, loss=1.0, lr=0.1)
     code = "from pathlib import Path; from minigpt4.common.logger import plot_log as p; p(Path(%r), Path(%r))"

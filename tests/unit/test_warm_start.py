@@ -13,7 +13,7 @@ from minigpt4.common.config import load_config
 from minigpt4.models.adapters import create_projection
 from minigpt4.tasks.image_text_pretrain import build_model
 from minigpt4.tasks.warm_start import fit, settle, token_targets, words_loss
-from tests.training import COLOURS, lay_model, picture
+from tests.training import COLOURS, picture
 
 
 def test_a_token_of_every_caption_says_nothing_and_a_rare_one_most():
@@ -57,7 +57,7 @@ def test_queries_come_to_lie_on_the_words_that_they_tell(layers, tmp_path):
 
 
 @pytest.fixture
-def stage1(golden_dir, tmp_path):
+def stage1(lay_published, tmp_path):
     """A stage-1 config over pictures in four colours, whose model.ckpt does not exist yet."""
     rows = []
     for i in range(24):
@@ -65,14 +65,17 @@ def stage1(golden_dir, tmp_path):
         picture(colour, i).save(tmp_path / f"{i}.png")
         rows.append({"image": f"{i}.png", "caption": f"a {colour} ball"})
     (tmp_path / "photos.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = lay_model(golden_dir, tmp_path / "published")
+    files = lay_published(tmp_path / "published")
     seen = {"train": {"name": "blip2_image_eval", "image_size": files["image_size"]}}
     photos = {"build_info": {"storage": str(tmp_path / "photos.jsonl")}, "vis_processor": seen}
     config = {
-        "model": files | {"ckpt": str(tmp_path / "warm_start/checkpoint_0.pth")},
+        "model": {
+            **files, "qformer_kwargs": vars(files["qformer_kwargs"]),
+            "ckpt": str(tmp_path / "warm_start/checkpoint_0.pth"),
+        },
         "datasets": {"captioned_photos": photos},
         "run": {"output_dir": str(tmp_path / "stage1"), "batch_size_train": 5, "num_workers": 0, "device": "cpu"},
-    }
+    }  # fmt: skip
     (tmp_path / "stage1.yaml").write_text(yaml.safe_dump(config))
     return tmp_path / "stage1.yaml"
 

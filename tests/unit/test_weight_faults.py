@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minigpt4.checkup.golden import write_published_files
 from minigpt4.common.checkpoint import load_exact, read_resume, read_state, resume_path, save_checkpoint
 from minigpt4.common.errors import CheckpointError
 from minigpt4.models.llm import create_llm, load_tokenizer
@@ -18,9 +17,9 @@ ADVICE = "weights_only"
 
 
 @pytest.fixture
-def folder(golden_dir, tmp_path) -> Path:
+def folder(lay_published, tmp_path) -> Path:
     """The folder of the golden set's LLM."""
-    return Path(write_published_files(golden_dir, tmp_path / "published")["llama_model"])
+    return Path(lay_published(tmp_path / "published")["llama_model"])
 
 
 def refused(path, words: str, load=lambda folder: load_llm(str(folder), torch.float32, CPU)) -> str:
