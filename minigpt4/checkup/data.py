@@ -192,6 +192,10 @@ def check(sources: dict[str, Source], jobs: int | None = None) -> list[Report]:
             raise UserError(
                 "data check: one of its processes was killed, perhaps for lack of memory; try --jobs 1"
             ) from None
+        except KeyboardInterrupt:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
 
 
 def _begin() -> None:
