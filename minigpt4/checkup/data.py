@@ -15,11 +15,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .. import conversation, tasks  # noqa: F401  (these and optims fill the registries)
-from ..common import optims  # noqa: F401
+from .. import conversation, tasks  # noqa: F401  (fill the registries)
 from ..common.config import load_config
 from ..common.errors import DataError, UserError
-from ..common.paths import REMOTE, expand_shards, resolve_path
+from ..common.paths import REMOTE, expand_shards, missing_shards, resolve_path
 from ..common.registry import TASKS
 from ..datasets.faults import short
 from ..datasets.image_text import ImageTextSource, read_filter_cap, read_photos
@@ -148,7 +147,7 @@ def sources_of_paths(paths: list[str], images: str | None = None) -> dict[str, S
                 found = expand_shards(path)
             except ValueError as error:
                 raise DataError(f"{path}: not a pattern like {{00000..01255}}.tar: {error}") from None
-            if gone := [shard for shard in found if not shard.startswith(REMOTE) and not Path(shard).exists()]:
+            if gone := missing_shards(found):
                 raise DataError(f"{path}: {len(gone)} of {len(found)} files are missing, the first {gone[0]}")
             if not found:
                 raise DataError(f"{path}: no such file or folder")

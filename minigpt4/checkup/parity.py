@@ -68,7 +68,7 @@ def compare(golden: Path, device: torch.device | str = "cpu") -> Iterator[Row]:
             computed[case] = partial(loss, build=build, facts=meta.get(f"{case}.npz"), image=image)
         computed["image"] = partial(images, size=meta["config"]["vit"]["img_size"])
         computed |= {case: partial(chat, model=model, turns=meta.get(case)) for case in ("chat", "chat_unk")}
-        for file in computed.keys() & arrays.keys():
+        for file in [file for file in computed if file in arrays]:
             for array, ours in computed[file](arrays[file]):
                 yield row(file, array, ours, arrays[file][array])
 

@@ -4,8 +4,7 @@ import argparse
 import sys
 import textwrap
 
-from .. import conversation, tasks  # noqa: F401  (these and optims fill the registries, so that names are checked)
-from ..common import optims  # noqa: F401
+from .. import conversation, tasks  # noqa: F401  (fill the registries, so that names are checked)
 from ..common.config import describe_config, load_config
 from ..common.dist_utils import choose_device
 from ..common.errors import ConfigError, UserError

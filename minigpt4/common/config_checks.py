@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from .download import WEB, DownloadError, cached_path
 from .errors import some, suggest
-from .paths import REMOTE, expand_shards, resolve_path
+from .paths import REMOTE, expand_shards, missing_shards, resolve_path
 from .registry import CONVERSATIONS, DATASETS, LR_SCHEDULES, MODELS, OPTIMIZERS, PROCESSORS, TASKS
 from .schema import BuildInfo, Config, DatasetConfig
 
@@ -213,7 +213,7 @@ def _of_shards(patterns: list[str]) -> str:
         shards = expand_shards(patterns)
     except ValueError as error:
         return f"{', '.join(patterns)!r} is not a pattern like {{00000..01255}}.tar: {error}"
-    missing = [s for s in shards if not s.startswith(REMOTE) and not Path(s).exists()]
+    missing = missing_shards(shards)
     if not shards or len(missing) == len(shards) == 1:
         return _of_missing(", ".join(patterns))
     count = f"{len(missing)} of {len(shards)} files are missing, the first {', '.join(missing[:1])}"

@@ -46,6 +46,11 @@ def expand_shards(storage: str | Sequence[str]) -> list[str]:
     return found
 
 
+def missing_shards(shards: Sequence[str]) -> list[str]:
+    """Those of the names that `expand_shards` returned which are files and not there."""
+    return [shard for shard in shards if not shard.startswith(REMOTE) and not os.path.exists(shard)]
+
+
 def _expand(pattern: str) -> list[str]:
     found = []
     for name in [pattern] if os.path.exists(pattern) else braceexpand(pattern):

@@ -15,6 +15,7 @@ from ..common.registry import PROCESSORS
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+BICUBIC = Image.Resampling.BICUBIC
 
 # Whatever else PIL knows stays closed: some of its readers start other programs (Ghostscript for EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -147,8 +148,7 @@ class Blip2ImageTrain(_ImageProcessor):
     ):  # fmt: skip
         from torchvision import transforms
 
-        bicubic = transforms.InterpolationMode.BICUBIC
-        crop = transforms.RandomResizedCrop(image_size, (min_scale, max_scale), interpolation=bicubic)
+        crop = transforms.RandomResizedCrop(image_size, (min_scale, max_scale), interpolation=BICUBIC)
         super().__init__([crop, *([transforms.RandomHorizontalFlip()] if flip else [])], mean, std)
 
 
@@ -159,5 +159,4 @@ class Blip2ImageEval(_ImageProcessor):
     def __init__(self, image_size: int = 224, mean: Sequence[float] = CLIP_MEAN, std: Sequence[float] = CLIP_STD):
         from torchvision import transforms
 
-        bicubic = transforms.InterpolationMode.BICUBIC
-        super().__init__([transforms.Resize((image_size, image_size), interpolation=bicubic)], mean, std)
+        super().__init__([transforms.Resize((image_size, image_size), interpolation=BICUBIC)], mean, std)

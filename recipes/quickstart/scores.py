@@ -41,7 +41,7 @@ def read_heldout(data: Path) -> list[Record]:
 
 def evaluate(
     cfg_path: str, options: list[str], checkpoints: dict[str, Path], heldout: list[Record], limit: int | None,
-    folder: Path, max_new_tokens: int = 72, batch: int = 64,
+    folder: Path, max_new_tokens: int, batch: int,
 ) -> dict:  # fmt: skip
     """Ask about the pictures with the projection of each stage, and score the answers.
 

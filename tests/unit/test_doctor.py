@@ -266,7 +266,7 @@ def test_v0_weights_without_their_added_token(files, capsys):
     ("options", "name", "said"),
     [
         (["model.pad_token='[NONE]'"], "tokenizer", "'[NONE]' is not a token of"),
-        (["model.conv_template=chatml"], "model.conv_template", "no token <|im_start|>"),
+        (["model.conv_template=chatml"], "model.conv_template", "no token <|im_start|>, <|im_end|>"),
         (["model.conv_template=vicuna"], "model.conv_template", "did you mean 'vicuna_v0'"),
         (["model.prompt_path=chat.yaml"], "model.prompt_path", "no line of chat.yaml holds <ImageHere>"),
         (["model.prompt_path=none.txt"], "model.prompt_path", "no such file"),

@@ -12,7 +12,7 @@ import json
 import textwrap
 from dataclasses import asdict, replace
 
-from ... import runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
+from ... import tasks  # noqa: F401  (fills the registries, so that names are checked)
 from ...common.config import read_config
 from . import files, llm, machine
 from .context import FAULTS, LOOK, OK, WRONG, Context, Finding, Unknown, of_error

@@ -85,7 +85,7 @@ def stage_of(facts: dict[str, Any]) -> tuple[int | None, str]:
     if not model and not datasets:
         return None, "the file holds no config of its model and data"
     asked = [model.get("prompt_path"), *(dataset and dataset.get("prompt_path") for dataset in datasets.values())]
-    if any(asked) or "cc_sbu_align" in datasets:
-        return 2, f"trained with instructions, on {' and '.join(datasets)}"
     on = f" on {' and '.join(datasets)}" if datasets else ""
+    if any(asked) or "cc_sbu_align" in datasets:
+        return 2, f"trained{on} with instructions"
     return 1, f"trained{on} without instructions, end_sym {model.get('end_sym') or chr(10)!r}"

@@ -3,9 +3,11 @@
 Of the weights only headers are read, and a few norms.
 """
 
+import re
+
 from ...common.errors import some
 from ...common.identify import amount, gigabytes
-from ...conversation.prompts import CHATML, VICUNA_V0
+from ...conversation.prompts import VICUNA_V0
 from ...convert.vicuna.llama_meta import MODEL_SIZES
 from ...convert.vicuna.prepare import DELTA_NORM
 from ...convert.vicuna.tokenizer import PAD
@@ -92,8 +94,9 @@ def check_template(context: Context) -> Finding | None:
     if not rows:
         return None
     name, ids, kind = template.name, tokenizer.get_vocab(), context.llm.config.model_type
-    if name == CHATML.name and "<|im_start|>" not in ids:
-        return Finding(WRONG, f"{name}: the LLM has no token <|im_start|>, so it was not tuned on this template", OWN)
+    marks = dict.fromkeys(re.findall(r"<\|[^|<>\s]+\|>", template.user + template.assistant + template.answer))
+    if split := [mark for mark in marks if len(tokenizer.encode(mark, add_special_tokens=False)) != 1]:
+        return Finding(WRONG, f"{name}: the LLM has no token {some(split)}, so it was not tuned on this template", OWN)
     if name != VICUNA_V0.name:
         return Finding(OK, f"{name}: answers end with {some(map(repr, template.stop))}")
     pieces = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jinja2
 
-from ... import conversation, runners, tasks  # noqa: F401  (fill the registries, so that names are checked)
+from ... import conversation, tasks  # noqa: F401  (fill the registries, so that names are checked)
 from ...common.config import load_config
 from ...common.errors import UserError
 from ...common.gpus import EFFICIENCY, GPUS, IMAGES_PER_SECOND, NETWORK, find_gpu
