@@ -226,7 +226,9 @@ class RunConfig:
     max_bad_steps: int = key(10, "Most steps in a row skipped for NaN or infinity; one more ends the run.", least=0)
     parallel: Literal["ddp", "fsdp"] = key(
         "ddp", "With several processes: ddp gives each the whole model, fsdp shards the frozen LLM over them.")
-    compile: bool = key(False, "torch.compile each layer of the LLM and the ViT: slow first steps, faster ones after.")
+    compile: Literal["auto", True, False] = key(
+        False, "torch.compile each layer of the LLM and the ViT: the first step takes half a minute or more, later "
+        "ones are faster. auto does so on a CPU that has a C++ compiler.")
     deterministic: bool = key(False, "Use deterministic kernels: slower, but a GPU gives the same numbers each time.")
     valid_every_steps: int | None = key(None, "Steps between validations; null: at the end of each epoch.", least=1)
     valid_samples: int = key(512, "Samples of each valid_info that a validation reads, over all processes.", least=1)

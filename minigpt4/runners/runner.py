@@ -18,6 +18,7 @@ from ..common.dist_utils import config_decides
 from ..common.errors import Stopped, UserError
 from ..common.logger import hms, log
 from ..common.optims import create_optimizer
+from ..common.packages import has_cpp_compiler
 from ..common.precision import resolve_precision
 from ..common.registry import LR_SCHEDULES
 from ..common.schema import Config
@@ -63,7 +64,10 @@ class Runner:
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer, device_placement=[False, False])
         if run.parallel == "fsdp" and self.world_size > 1:
             shard_llm(model.llama_model, self.accelerator.device, self.precision.llm, self.world_size)
-        if run.compile:
+        compiled = run.compile is True or (run.compile == "auto" and device.type == "cpu" and has_cpp_compiler())
+        if compiled:
+            log.info("compiling the layers: the first step takes half a minute or more")
+            torch._dynamo.config.suppress_errors = run.compile == "auto"  # what fails is told, and runs as it is
             model.compile_layers()
         self.schedule = LR_SCHEDULES.get(run.lr_sched)
         self.average = WeightAverage(model.trained_tensors, run.ema_decay) if run.ema_decay else None
@@ -73,7 +77,7 @@ class Runner:
         self.monitor = DataMonitor(self.output_dir, run.max_bad_share, self.rank)
         self.guard = StepGuard(run.max_bad_steps)
         # The counter sees neither compiled layers nor quantized products.
-        self.throughput = Throughput(device, count_flops=not (run.compile or config.model.low_resource))
+        self.throughput = Throughput(device, count_flops=not (compiled or config.model.low_resource))
         self.signals = StopSignals()
         self.progress = Progress(run, self.accelerator, self.output_dir, self.total_steps)
         self.validation = Validation(self)

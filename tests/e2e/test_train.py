@@ -13,11 +13,13 @@ import pytest
 import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch._dynamo.utils import counters
 
 import train
 from minigpt4 import tasks
 from minigpt4.common.checkpoint import resume_path
 from minigpt4.common.config import load_config
+from minigpt4.common.packages import has_cpp_compiler
 from minigpt4.datasets import shards
 from minigpt4.runners import progress
 
@@ -99,6 +101,28 @@ def test_stage_1_then_stage_2(write_config, published, tmp_path, capfd):
     losses = [loss for _, loss, _ in rows(tmp_path / "two")]
     assert sum(losses[-3:]) < sum(losses[:3])
     assert not torch.equal(weights(tmp_path / "two")["llama_proj.weight"], weights(one)["llama_proj.weight"])
+
+
+@pytest.mark.skipif(not has_cpp_compiler(), reason="nothing is compiled without a C++ compiler")
+def test_compiled_layers_learn_the_same(make_model, golden):
+    samples = {"image": torch.from_numpy(golden("forward")["image"])[:2], "text_input": ["a house", "two people walk"]}
+    model = make_model()
+    model.llama_model.get_decoder().layers = model.llama_model.get_decoder().layers[:1]
+    model.visual_encoder.blocks = model.visual_encoder.blocks[:1]
+    model.image_tokens(samples["image"])
+
+    def gradient():
+        model.zero_grad()
+        loss = model(samples)["loss"]
+        loss.backward()
+        return loss.item(), model.llama_proj.weight.grad.clone()
+
+    loss, plain = gradient()
+    counters.clear()
+    model.compile_layers()
+    assert gradient()[0] == pytest.approx(loss, rel=1e-5)
+    assert counters["stats"]["unique_graphs"] == 2
+    assert torch.allclose(gradient()[1], plain, rtol=1e-3, atol=1e-5)
 
 
 # -- stopping and going on --------------------------------------------------------------------------------------------

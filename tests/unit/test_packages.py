@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import demo
-from minigpt4.common.packages import MissingPackage
+from minigpt4.common import packages as common_packages
+from minigpt4.common.packages import MissingPackage, has_cpp_compiler
 from minigpt4.common.schema import LoraConfig
 from minigpt4.evaluation import captions, data, judge
 from minigpt4.models.adapters import add_lora
@@ -119,3 +120,14 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path, module, extra, feature,
         use(tmp_path)
     assert str(caught.value).startswith(feature)
     assert f"{module}, not installed here; run `pip install -e '.[{extra}]'`" in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["compiler", "headers", "nothing"])
+def test_what_torch_compile_needs_on_a_cpu(monkeypatch, tmp_path, missing):
+    (tmp_path / "Python.h").touch(exist_ok=True)
+    (tmp_path / "empty").mkdir()
+    headers = tmp_path / "empty" if missing == "headers" else tmp_path
+    monkeypatch.setattr(common_packages.sysconfig, "get_path", lambda name: str(headers))
+    monkeypatch.setattr(common_packages.sys, "platform", "linux")
+    monkeypatch.setenv("CXX", str(tmp_path / "no-such") if missing == "compiler" else sys.executable)
+    assert has_cpp_compiler() == (missing == "nothing")

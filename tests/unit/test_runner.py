@@ -46,6 +46,17 @@ def test_two_batches_of_two_are_a_batch_of_four(run, make_model, golden, tmp_pat
     assert (one.llama_proj.weight - two.llama_proj.weight).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("written", "compiler", "compiled"), [("auto", True, 1), ("auto", False, 0), (True, False, 1), (False, True, 0)]
+)
+def test_auto_compiles_where_there_is_a_compiler(run, monkeypatch, written, compiler, compiled):
+    calls = []
+    monkeypatch.setattr(Slope, "compile_layers", lambda self: calls.append(self), raising=False)
+    monkeypatch.setattr(runner_module, "has_cpp_compiler", lambda: compiler)
+    run(Slope(), GivenTask([{"x": 1.0}]), compile=written)
+    assert len(calls) == compiled
+
+
 def test_the_schedule_is_set_before_each_step(run, tmp_path):
     keys = dict(init_lr=1.0, min_lr=0.5, warmup_lr=0.0, warmup_steps=2, weight_decay=0.0)
     model = Slope()
