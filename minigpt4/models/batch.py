@@ -29,15 +29,16 @@ def lay_out_batch(
         input_ids (B, S), with `pad` at the image tokens; attention_mask (B, S);
         image_positions (B * Q), indices of the image tokens among all B * S positions;
         target_ids (M); target_positions (M), where each is predicted: one before it, among all B * S positions;
-        tokens, the number of positions that are no padding.
+        real_positions (T), what is no padding, among all B * S positions; tokens, their number.
     Raises:
         PromptError: no text has a target.
     """
     prefixes = [[*before, *[pad] * image_tokens, *after] for before, after in prompts]
     rows = [prefix + text for prefix, text in zip(prefixes, texts, strict=True)]
     length = max(map(len, rows))
-    images, sources, targets = [], [], []
+    images, sources, targets, real = [], [], [], []
     for row, ((before, _), prefix, text) in enumerate(zip(prompts, prefixes, texts, strict=True)):
+        real += range(row * length, row * length + len(rows[row]))
         images += [row * length + len(before) + i for i in range(image_tokens)]
         first = row * length + len(prefix) - 1  # the position before the text predicts its first token
         sources += [first + i for i, token in enumerate(text) if token != pad]
@@ -53,7 +54,8 @@ def lay_out_batch(
         "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
         "target_positions": torch.tensor(sources),
         "target_ids": torch.tensor(targets),
-        "tokens": sum(map(len, rows)),
+        "real_positions": torch.tensor(real),
+        "tokens": len(real),
     }
 
 

@@ -68,17 +68,13 @@ def create_llm(config: transformers.PreTrainedConfig | str, dtype: torch.dtype) 
     return llm.requires_grad_(False).eval()
 
 
-def head_input_hidden_states(llm: transformers.PreTrainedModel, **inputs) -> torch.Tensor:
-    """Hidden states (B, T, D_llm) that `lm_head` reads, without making logits."""
-    return llm.get_decoder()(**inputs, use_cache=False).last_hidden_state
-
-
 @torch.no_grad()
 def check_head(llm: transformers.PreTrainedModel, device: torch.device) -> None:
     """Raises CheckpointError when the weights are damaged, or when lm_head does not give the LLM's own logits, as in
     Gemma-2, which changes them. `device` is that of the inputs."""
     ids = torch.tensor([[1, 2]], device=device)
-    ours = llm.get_output_embeddings()(head_input_hidden_states(llm, input_ids=ids))
+    hidden = llm.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    ours = llm.get_output_embeddings()(hidden)
     theirs = llm(input_ids=ids).logits
     check_finite(llm, theirs)
     if not torch.allclose(ours.float().cpu(), theirs.float().cpu(), atol=1e-3, rtol=1e-2):

@@ -25,10 +25,11 @@ from . import qformer as qf
 from .adapters import add_lora, create_projection, set_lora_training
 from .batch import lay_out_batch, to_device
 from .eva_vit import create_vit, encode_tokens
-from .llm import head_input_hidden_states, load_tokenizer
+from .llm import load_tokenizer
 from .llm_loading import load_llm, stored_dtype
 from .prompting import Prompting
 from .published import PublishedWeights
+from .unpadded import hidden_states, leave_padding_out
 
 
 @MODELS.register("mini_gpt4")
@@ -73,6 +74,7 @@ class MiniGPT4(Prompting, PublishedWeights):
                 module.to(self.precision.vit)
         self.load_vision(device)
         self.llama_model, tokenizer = self.load_llm(device, llm_apart)
+        leave_padding_out(self.llama_model)
         if config.use_grad_checkpoint:
             self.llama_model.activation_checkpointing_enable({"use_reentrant": False})
             if not config.freeze_vit and hasattr(self.visual_encoder, "set_grad_checkpointing"):
@@ -208,9 +210,8 @@ class MiniGPT4(Prompting, PublishedWeights):
         return flat.view_as(embeds)
 
     def read_batch(self, batch: dict[str, Tensor]) -> Tensor:
-        """The hidden states (B, S, D_llm) that lm_head reads."""
-        embeds = self.embed_batch(batch)
-        return head_input_hidden_states(self.llama_model, inputs_embeds=embeds, attention_mask=batch["attention_mask"])
+        """The hidden states (B, S, D_llm) that lm_head reads. Padding is left out where the LLM allows it."""
+        return hidden_states(self.llama_model, self.embed_batch(batch), batch)
 
     def forward(self, samples: dict) -> dict[str, Tensor]:
         """Input or output of `build_batch` -> {"loss": mean cross-entropy over the target tokens}. Only the logits of

@@ -9,7 +9,6 @@ from minigpt4.common.registry import MODELS
 from minigpt4.conversation.prompts import IMAGE_AFTER, IMAGE_BEFORE
 from minigpt4.models import MiniGPT4
 from minigpt4.models.batch import lay_out_batch
-from minigpt4.models.llm import head_input_hidden_states
 
 PROMPT, PADDING = -1, -2  # what a position belongs to, if it is of no text
 Text = str | tuple[str, str]  # a caption, or a question and its answer
@@ -67,13 +66,9 @@ class MiniGPT4Captions(MiniGPT4):
 
     def read_batch(self, batch: dict[str, Tensor]) -> Tensor:
         """See `MiniGPT4.read_batch`. A text sees the prompt and itself, no other text."""
-        embeds, text = self.embed_batch(batch), batch["text"]
+        text = batch["text"]
         seen = (text[:, :, None] == text[:, None, :]) | (text == PROMPT)[:, None, :]  # (B, S, S)
-        mask = torch.zeros(seen.shape, dtype=embeds.dtype, device=embeds.device)
-        mask.masked_fill_(~seen.tril(), torch.finfo(embeds.dtype).min)
-        return head_input_hidden_states(
-            self.llama_model, inputs_embeds=embeds, attention_mask=mask[:, None], position_ids=batch["position_ids"]
-        )
+        return super().read_batch(batch | {"seen": seen.tril()})
 
 
 def texts_of(samples: dict) -> list[list[Text]]:

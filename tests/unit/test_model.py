@@ -9,6 +9,7 @@ from minigpt4.common.checkpoint import atomic_save, read_state, save_weights
 from minigpt4.common.errors import CheckpointError, ConfigError
 from minigpt4.common.optims import parameter_groups
 from minigpt4.common.schema import QFormerConfig
+from minigpt4.models import unpadded
 from minigpt4.models.batch import PromptError, full_labels
 from minigpt4.models.eva_vit import create_vit, encode_tokens
 from minigpt4.models.prompting import read_prompts, split_prompt
@@ -42,6 +43,36 @@ def test_a_padded_row_is_as_good_as_the_row_alone(make_model, image):
 
     with torch.no_grad():
         assert total([0, 1]) == pytest.approx(total([0]) + total([1]), abs=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_leaving_the_padding_out_changes_neither_loss_nor_gradient(make_model, image, monkeypatch, attention):
+    model, samples = make_model(attn_implementation=attention), {"image": image, "text_input": CAPTIONS}
+    widths = []
+    gate = model.llama_model.model.layers[0].mlp.gate_proj
+    gate.register_forward_hook(lambda module, inputs, output: widths.append(output.shape[:-1].numel()))
+    loss, gradient = loss_and_gradient(model, samples)
+    model.llama_model.set_attn_implementation(attention)
+    padded_loss, padded_gradient = loss_and_gradient(model, samples)
+    batch = model.build_batch(samples)
+    assert widths == [batch["attention_mask"].sum(), batch["attention_mask"].numel()] and widths[0] < 0.9 * widths[1]
+    assert loss == pytest.approx(padded_loss, abs=1e-6)
+    assert (gradient - padded_gradient).abs().max() < 1e-6 < gradient.abs().max()
+
+    # A naive pack, in which rows see those before them, learns something else.
+    real, embeds = batch["real_positions"], model.embed_batch(batch).flatten(0, 1)
+    hidden = torch.zeros_like(embeds)
+    hidden[real] = model.llama_model.get_decoder()(inputs_embeds=embeds[real][None]).last_hidden_state[0]
+    monkeypatch.setattr(model, "read_batch", lambda batch: hidden.view(*batch["input_ids"].shape, -1))
+    assert abs(model(samples)["loss"].item() - loss) > 1e-2
+
+
+def test_an_llm_with_a_sliding_window_keeps_its_padding(make_model):
+    model = make_model()
+    model.llama_model.set_attn_implementation("eager")
+    model.llama_model.config.sliding_window = 4
+    unpadded.leave_padding_out(model.llama_model)
+    assert model.llama_model.config._attn_implementation == "eager"
 
 
 # -- frozen -------------------------------------------------------------------------------------------------------

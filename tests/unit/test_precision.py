@@ -259,8 +259,8 @@ def test_sharding_casts_layer_by_layer(lay_published, tmp_path):
 
 @pytest.mark.parametrize("written", ["eager", "sdpa"])
 def test_the_attention_that_is_written(make_model, written):
-    assert make_model(attn_implementation=written).llama_model.config._attn_implementation == written
-    assert make_model().llama_model.config._attn_implementation == "eager"  # auto, on a CPU
+    assert make_model(attn_implementation=written).llama_model.config._attn_implementation == f"unpadded_{written}"
+    assert make_model().llama_model.config._attn_implementation == "unpadded_eager"  # auto, on a CPU
 
 
 def test_flash_attention_that_is_not_installed(make_model):
