@@ -13,6 +13,7 @@ from minigpt4.datasets.image_text import read_photos
 from recipes.english import article
 
 from .classes import imagenet_names
+from .questions import WORDS
 
 WORD = re.compile(r"[a-z'-]+")
 # Which splits of the photos' own list make up which of ours; a label split is parted by LABEL_HELD_OUT.
@@ -23,14 +24,7 @@ HUMAN = {
 }
 LABELS = {"caltech": ["caltech_train"], "imagenet": ["imagenet_sample"]}
 LABEL_HELD_OUT = 10  # every tenth Caltech photo, by the hash of its name, is never trained on
-
-STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an the in on and is with of to at are his by into her from its for as their has it each some other another "
-        "one while down up out off that he she be they this them who being there through over near next front photo",
-    )
-)
+STOP_WORDS = frozenset(WORDS["stop_words"].split())
 LEAST_PHOTOS = 2  # a word of fewer photos teaches nothing
 
 
