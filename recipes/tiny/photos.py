@@ -55,15 +55,9 @@ def make_photos(photos: Path, folder: Path) -> dict[str, int]:
         link.symlink_to(images)
     if link.resolve() != images.resolve():
         raise DataError(f"{link} leads to {link.resolve()}, not to {images}; write another --data")
-    _write(folder / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    _write(folder / "words.txt", "\n".join(words_of(rows, imagenet_names())) + "\n")
+    write_whole(folder / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(folder / "words.txt", "\n".join(words_of(rows, imagenet_names())) + "\n")
     return dict(Counter(row["split"] for row in rows))
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all, and not when it is there: another run may be reading it."""
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        write_whole(file, text)
 
 
 def _name(path: Path, images: Path) -> str:
@@ -81,10 +75,8 @@ def sentence(caption: str) -> str:
 
 def with_article(caption: str) -> str:
     """ "a photo of a Afghan hound" -> "a photo of an Afghan hound"; as the word sounds, not as it is spelt."""
-    match = re.fullmatch(r"(a photo of) an? (.+)", " ".join(caption.split()))
-    if not match:
-        return " ".join(caption.split())
-    return f"{match[1]} {article(match[2])} {match[2]}"
+    caption = " ".join(caption.split())
+    return re.sub(r"^a photo of an? (.+)$", lambda match: f"a photo of {article(match[1])} {match[1]}", caption)
 
 
 def words_of(rows: list[dict], names: Sequence[str] = ()) -> list[str]:
