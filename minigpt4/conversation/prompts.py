@@ -98,23 +98,23 @@ class ChatState:
 
     def segments(self, as_text: Callable[[str], str] = str) -> list[Any]:
         """The context as texts and images in turn. `as_text` is applied to questions and answers only."""
-        parts: list[Any] = [self.template.system]
-        before, after = self.template.user.split("{text}")
+        form = self.template
+        parts: list[Any] = [form.system]
+        before, after = form.user.split("{text}")
         for turn in self.turns:
             parts.append(before)
             for image in turn.images:
                 parts += [IMAGE_BEFORE, image, IMAGE_AFTER]
             parts.append(as_text(turn.question) + after)
             if turn.answer is None:
-                parts.append(self.template.assistant)
+                parts.append(form.assistant)
             else:
-                parts.append(self.template.past or self.template.assistant)
-                parts.append(self.template.answer.replace("{text}", as_text(turn.answer)))
+                parts.append((form.past or form.assistant) + form.answer.replace("{text}", as_text(turn.answer)))
         joined: list[Any] = []
         for is_text, group in groupby(parts, lambda part: isinstance(part, str)):
             run = list(group)
-            joined += ["".join(run)] if is_text else run
-        return [part for part in joined if not isinstance(part, str) or part]
+            joined += filter(None, ["".join(run)]) if is_text else run
+        return joined
 
     def prompt(self) -> str:
         """The context as people read it, `<ImageHere>` for every image. Not for the model: see `segments`."""
@@ -152,8 +152,7 @@ CHATML = Conversation(
 for _template in (VICUNA_V0, CHATML):
     CONVERSATIONS.register(_template.name)(_template)
 
-# What the demo page offers to ask.
-EXAMPLE_QUESTIONS = (
+EXAMPLE_QUESTIONS = (  # that the demo page offers
     "Describe this image in detail.",
     "What is unusual about this picture?",
     "Write a short poem about this image.",

@@ -160,8 +160,9 @@ class MixedLoader:
             if name not in self._iterators:
                 self._iterators[name] = iter(self.loaders[name])
             self.drawn += 1
-            told = ("datasets.%s: no batch came for %g s; still waiting", name, SLOW)
-            alarm = threading.Timer(SLOW, log.warning, told)
+            alarm = threading.Timer(
+                SLOW, log.warning, ("datasets.%s: no batch came for %g s; still waiting", name, SLOW)
+            )
             alarm.daemon = True
             alarm.start()
             try:
