@@ -23,11 +23,10 @@ from ..common.registry import LR_SCHEDULES
 from ..common.schema import Config
 from .averaging import WeightAverage
 from .checkpointing import Checkpointing
-from .data_monitor import DataMonitor
+from .guards import DataMonitor, StepGuard
 from .process import STEP, StopSignals, lock_folder, worker_faults_explained
 from .progress import Progress, Throughput
 from .sharding import shard_llm
-from .step_guard import StepGuard
 from .validation import Validation
 
 
