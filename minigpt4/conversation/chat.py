@@ -156,8 +156,7 @@ class Chat:
     def answer_batch(
         self, images: Sequence, questions: str | Sequence[str], *, seed: int | None = None, **decoding
     ) -> list[str]:
-        """Answer a question about each image (as for `upload_img`), or one about all, in one batch; greedy answers
-        equal those of `answer`."""
+        """Answer a question about each image, or one about all, in one batch. Greedy answers are those of `answer`."""
         options = self._decoding(decoding)
         questions = [questions] * len(images) if isinstance(questions, str) else list(questions)
         if len(questions) != len(images):

@@ -28,8 +28,7 @@ FIXED_DATE = (
 
 
 def conversation_of(conv_template: str, tokenizer) -> Conversation:
-    """The template that model.conv_template names: a registered one, or for `auto` the tokenizer's own. Raises
-    ConfigError, RegistryError."""
+    """The registered template of this name, or for `auto` the tokenizer's own. Raises ConfigError, RegistryError."""
     return read_chat_template(tokenizer) if conv_template == "auto" else CONVERSATIONS.get(conv_template)
 
 

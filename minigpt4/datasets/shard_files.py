@@ -125,8 +125,7 @@ class _Header(tarfile.TarInfo):
 
 
 def open_shard(url: str, cache: str | Path | None = None) -> BinaryIO:
-    """Open a shard for reading; arguments as for `read_shard`. Raises OSError, and tarfile.ReadError for a fetched file
-    that is no tar."""
+    """Open a shard, see `read_shard`. Raises OSError, and tarfile.ReadError for a fetched file that is no tar."""
     if not url.startswith(REMOTE):
         return open(url, "rb", BUFFER)
     if cache and (file := _fetch(url, Path(cache))):

@@ -26,10 +26,10 @@ def load_llm(
     path: str, dtype: torch.dtype, device: torch.device, *, low_resource: bool | str = False,
     device_map: str | None = None, max_memory: dict | None = None, attn_implementation: str = "eager",
 ) -> transformers.PreTrainedModel:  # fmt: skip
-    """A causal LM with frozen weights, in eval mode. The other arguments are keys of `model`.
+    """A causal LM with frozen weights, in eval mode, from the folder or .gguf file `path`. The other arguments are keys
+    of `model`.
 
     Args:
-        path: folder with config.json and weights, or a .gguf file.
         dtype: of the weights, and what quantized ones compute in. Weights that are stored in it stay memory-mapped on
             the CPU, so several processes of a machine share one copy.
         device: of the LLM; with `device_map`, of its inputs.

@@ -66,8 +66,7 @@ def _broken_image() -> Iterator[None]:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """An image of one of FORMATS, or HEIC where pillow-heif is installed; no pixels are decoded yet. Raises as
-    `decode_image`."""
+    """An image in FORMATS, or HEIC with pillow-heif; no pixels are decoded yet. Raises as `decode_image`."""
     formats = FORMATS
     if content[4:8] == b"ftyp" and content[8:12] in HEIC_BRANDS and b"avif" not in content[16:64]:
         try:
@@ -86,8 +85,7 @@ def open_image(content: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it: turned upright by EXIF, transparency on white, other ranges scaled to 0..255. Raises
-    BrokenImage: it cannot be decoded or converted."""
+    """RGB as a person sees it: upright by EXIF, transparency on white, other ranges as 0..255. Raises BrokenImage."""
     with _broken_image():
         image.load()
         sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))

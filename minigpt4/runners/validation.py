@@ -99,8 +99,7 @@ class Validation:
 def sum_of_losses(
     model: nn.Module, batches: Iterable[dict], loss_of: Callable[[nn.Module, dict], torch.Tensor]
 ) -> tuple[float, int]:
-    """(sum of the losses of all samples, number of samples), without dropout. The random state of the process stays as
-    it was, and the same prompts are drawn each time."""
+    """(sum of the losses of all samples, their number), without dropout, and with the same random prompts each time."""
     total, count = 0.0, 0
     model.eval()
     try:

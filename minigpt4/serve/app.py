@@ -136,8 +136,7 @@ class Page:
 
 
 def thumbnail(path: str, side: int = 480) -> str:
-    """A small copy next to an upload, for the conversation: gradio reads and sends it again with every token. Raises
-    ImageError."""
+    """A small copy next to an upload: gradio reads and sends it again with every token. Raises ImageError."""
     small = Path(path).with_name(f"{Path(path).stem}_{side}px.jpg")
     if not small.exists():
         image = read_image(path)
