@@ -1,12 +1,14 @@
 """What a conversation looks like as text, for each family of LLMs.
 
-`model.conv_template` names the template. It must be the form that the LLM was tuned on: Vicuna v0 reads `###Human:` and
-`###Assistant:`, SmolLM2 ChatML. Training takes its prompt and its end symbol from the same template.
+`model.conv_template` names one of templates.toml. It must be the form that the LLM was tuned on: Vicuna v0 reads
+`###Human:` and `###Assistant:`, SmolLM2 ChatML. Training takes its prompt and its end symbol from the same template.
 """
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from ..common.registry import CONVERSATIONS
@@ -121,36 +123,10 @@ class ChatState:
         return "".join(part if isinstance(part, str) else IMAGE_MARK for part in self.segments())
 
 
-# MiniGPT-4's own. The blanks are not a slip: training has ` ###Assistant: ` with blanks around it, the chat
-# `###Assistant:` without (the answer brings its leading blank along).
-VICUNA_V0 = Conversation(
-    name="vicuna_v0",
-    system=(
-        "Give the following image: <Img>ImageContent</Img>. "
-        "You will be able to see the image once I provide it to you. Please answer my questions."
-    ),
-    user="###Human: {text}",
-    assistant="###Assistant:",
-    answer=" {text}",
-    stop=("###",),
-    drop_leading_ids=(0, 1),  # LLaMA's <unk> and <s>
-    keep_after="Assistant:",
-    special_in_texts=True,  # the original reads `</s>` in a caption as EOS
-    training="###Human: {} ###Assistant: ",
-)
-
-# BOS of the ChatML models is `<|im_start|>` itself, so the first turn opens with it either way.
-CHATML = Conversation(
-    name="chatml",
-    system="",
-    user="<|im_start|>user\n{text}<|im_end|>\n",
-    assistant="<|im_start|>assistant\n",
-    answer="{text}<|im_end|>\n",
-    stop=("<|im_end|>", "<|im_start|>"),
-)
-
-for _template in (VICUNA_V0, CHATML):
-    CONVERSATIONS.register(_template.name)(_template)
+for _name, _form in tomllib.loads(Path(__file__).with_name("templates.toml").read_text(encoding="utf-8")).items():
+    _values = {key: tuple(value) if isinstance(value, list) else value for key, value in _form.items()}
+    CONVERSATIONS.register(_name)(Conversation(_name, **_values))
+VICUNA_V0, CHATML = CONVERSATIONS.get("vicuna_v0"), CONVERSATIONS.get("chatml")
 
 EXAMPLE_QUESTIONS = (  # that the demo page offers
     "Describe this image in detail.",
