@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import shutil
 import sys
@@ -80,10 +81,7 @@ def stored_dtype(path: str) -> torch.dtype | None:
     except CheckpointError as error:
         raise CheckpointError(f"model.llama_model: {error}") from None
     dtypes = {t.dtype for facts in files for t in facts.tensors.values() if t.is_floating_point()}
-    found = dtypes.pop() if dtypes else torch.float32
-    for dtype in dtypes:
-        found = torch.promote_types(found, dtype)
-    return found
+    return functools.reduce(torch.promote_types, dtypes or {torch.float32})
 
 
 def bits_of(low_resource: bool | str) -> int | None:

@@ -29,8 +29,8 @@ class Checkpointing:
 
     def due_by_clock(self) -> bool:
         """Whether run.save_every_minutes have passed."""
-        minutes = (time.monotonic() - self.saved_at) / 60
-        return bool(self.run.save_every_minutes and minutes >= self.run.save_every_minutes)
+        every = self.run.save_every_minutes
+        return bool(every and time.monotonic() - self.saved_at >= 60 * every)
 
     def note_position(self) -> None:
         """Keep the state of this process after a step, for a checkpoint that is written before the next step ends."""

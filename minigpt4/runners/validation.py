@@ -9,8 +9,6 @@ from torch import nn
 from ..common.errors import UserError
 from ..common.logger import SideWork, log
 
-STATE = ("best", "best_step", "since", "step")
-
 
 class Validation:
     """Validates and asks for sample answers when they are due, with the averaged weights where there are any."""
@@ -23,7 +21,7 @@ class Validation:
         self.step = 0  # of the last validation
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name) for name in STATE}
+        return {name: getattr(self, name) for name in ("best", "best_step", "since", "step")}
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)

@@ -45,7 +45,7 @@ def default_vis_processor(model: ModelConfig, split: str) -> ProcessorConfig:
 
 
 def chat_processor(config: Config):
-    """As in the original, the `train` processor of the config's first dataset, but without the random crop."""
+    """The chat's, as in the original: the `train` processor of the config's first dataset, without the random crop."""
     named = [d.vis_processor.train for d in config.datasets.values() if d.vis_processor.train]
     chosen = named[0] if named else default_vis_processor(config.model, "eval")
     name, kwargs = chosen.name, {"image_size": config.model.image_size} | chosen.kwargs()
