@@ -18,10 +18,7 @@ PHOTO_LINE = '{"image": "a.jpg", "caption": "A dog on grass."}'
 
 class ImageTextSource:
     """Every pair once in each pass, in a new order each time. Of several captions, a sample has a random one.
-
-    Processors: PIL image -> (3, H, W); caption -> text. `features` takes the place of pixels: image file -> features of
-    the frozen ViT (N, D_vit), see features.py.
-    """
+    `features`, see features.py, takes the place of pixels: image file -> features of the frozen ViT (N, D_vit)."""
 
     def __init__(self, pairs: Sequence[Pair], vis_processor: Callable, text_processor: Callable, features=None):
         self.pairs = list(pairs)

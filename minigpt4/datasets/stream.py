@@ -115,13 +115,11 @@ def make_loader(
 
 
 class MixedLoader:
-    """Draws each batch from one of several loaders, with probabilities in proportion to their ratios. The choice is a
-    function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
+    """Draws each batch from one of several loaders of a `SampleStream`, with probabilities in proportion to their
+    ratios. The choice is a function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
 
-    Args:
-        loaders: dataset -> loader of a `SampleStream`.
-        began: number of batches that were drawn before with another number of processes or workers. The streams then
-            start anew, in another order.
+    `began` batches were drawn before with another number of processes or workers; the streams then start anew, in
+    another order.
     """
 
     def __init__(
@@ -160,9 +158,8 @@ class MixedLoader:
             if name not in self._iterators:
                 self._iterators[name] = iter(self.loaders[name])
             self.drawn += 1
-            alarm = threading.Timer(
-                SLOW, log.warning, ("datasets.%s: no batch came for %g s; still waiting", name, SLOW)
-            )
+            told = ("datasets.%s: no batch came for %g s; still waiting", name, SLOW)
+            alarm = threading.Timer(SLOW, log.warning, told)
             alarm.daemon = True
             alarm.start()
             try:

@@ -192,7 +192,8 @@ def changes(before: dict, now: dict, prefix: str = "") -> list[str]:
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += changes(old, new, f"{prefix}{key}.")
+        elif isinstance(old, dict) or isinstance(new, dict):
+            lines.append(f"{prefix}{key}: {'removed' if isinstance(old, dict) else 'added'}")
         elif old != new:
-            sections = "removed" if isinstance(old, dict) else "added" if isinstance(new, dict) else None
-            lines.append(f"{prefix}{key}: {sections or f'{old!r} -> {new!r}'}")
+            lines.append(f"{prefix}{key}: {old!r} -> {new!r}")
     return lines

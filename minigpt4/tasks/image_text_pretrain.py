@@ -109,13 +109,8 @@ class ImageTextPretrain:
         }
 
     def source_of(self, name: str, dataset: DatasetConfig, split: str, where: str) -> Source:
-        """The samples of a dataset.
-
-        Args:
-            dataset: for validation, its build_info is the config's valid_info.
-            split: train or eval.
-            where: the config key of its build_info, for messages.
-        """
+        """The samples of a dataset for `split`, train or eval; for eval, its build_info is the config's valid_info.
+        `where` is the config key of that, for messages."""
         with add_config_key_to_errors(f"{where}.storage"):
             source = build_source(name, dataset, split, self.config.model)
         if dataset.build_info.features:
