@@ -1,10 +1,10 @@
 """The quickstart's report: one HTML page that loads nothing, made of report.html from results.json alone."""
 
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup, escape
 
 from minigpt4.common.paths import write_whole
 from minigpt4.evaluation.page import STYLE, cell, shown_pictures, thumbnail
@@ -68,10 +68,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def curve(losses: list[float]) -> Markup:
+def curve(losses: list[float]) -> str:
     """A loss curve as SVG: each step thin, a moving mean bold; the numbers at both ends."""
     if len(losses) < 2:
-        return Markup("")
+        return ""
     smooth, mean = [], losses[0]
     for loss in losses:
         mean += (loss - mean) / min(12, len(losses) / 4 + 1)
@@ -84,7 +84,7 @@ def curve(losses: list[float]) -> Markup:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
         return f'<polyline class="{kind}" points="{points}"/>'
 
-    return Markup(
+    return (
         f'<svg viewBox="0 0 320 152" role="img" aria-label="loss from {smooth[0]:.2f} to {smooth[-1]:.2f}">'
         f'<path class="axis" d="M8 14V132H312"/>{line(losses, "raw")}{line(smooth, "mean")}'
         f'<text x="14" y="13">loss {smooth[0]:.2f}</text>'
@@ -93,16 +93,16 @@ def curve(losses: list[float]) -> Markup:
     )
 
 
-def marked(verdict: dict, most: int | None) -> Markup:
-    """An answer with its things marked, cut to `most` characters."""
-    text, html, at = verdict["answer"], Markup(""), 0
+def marked(verdict: dict, most: int | None) -> str:
+    """An answer as HTML with its things marked, cut to `most` characters."""
+    text, html, at = verdict["answer"], "", 0
     end_of_text = most or len(text)
     for start, end, kind in verdict["marks"]:
         if end <= end_of_text:
-            html += escape(text[at:start]) + Markup('<mark class="{}">{}</mark>').format(kind, text[start:end])
+            html += f'{escape(text[at:start])}<mark class="{kind}">{escape(text[start:end])}</mark>'
             at = end
-    html += text[at:end_of_text] + ("…" if end_of_text < len(text) else "")
-    return html or Markup("<i>nothing</i>")
+    html += escape(text[at:end_of_text]) + ("…" if end_of_text < len(text) else "")
+    return html or "<i>nothing</i>"
 
 
 def speeds(results: dict, part: str) -> Iterator[str]:
