@@ -19,11 +19,8 @@ class StepError(UserError):
 
 
 def run_to_end(command: list[str]) -> int:
-    """Run a command in this terminal; Ctrl-C and SIGTERM reach it, and it gets the time to save its work.
-
-    Raises:
-        KeyboardInterrupt: after it has ended, when one of these came.
-    """
+    """Run a command in this terminal; Ctrl-C and SIGTERM reach it, and it gets the time to save its work. Raises
+    KeyboardInterrupt after it has ended, when one of these came."""
     child = subprocess.Popen(command)
     told = []
 
@@ -44,11 +41,8 @@ def run_to_end(command: list[str]) -> int:
 
 
 def call(program: str, *arguments: str) -> None:
-    """Print a command as a user would type it, and run it: program is `minigpt4` or `python train.py`.
-
-    Raises:
-        StepError: it did not end well.
-    """
+    """Print a command as a user would type it, and run it: program is `minigpt4` or `python train.py`. Raises StepError
+    when it did not end well."""
     start = {"minigpt4": ["-m", "minigpt4.cli"], "python train.py": [str(PROJECT / "train.py")]}[program]
     print(f"$ {program} {shlex.join(arguments)}", flush=True)
     if code := run_to_end([sys.executable, *start, *arguments]):

@@ -110,10 +110,8 @@ class Chat:
             stop: set it from another thread to end within a token; what is there becomes the answer.
             on_step: is given the ids so far after each token (with one beam).
             decoding: see Decoding.
-        Returns:
-            the cleaned text, and the token ids as generated (EOS or stop string included).
-        Raises:
-            ChatError: nothing was asked, or the question does not fit into the context.
+        Returns the cleaned text, and the token ids as generated (EOS or stop string included). Raises ChatError:
+        nothing was asked, or the question does not fit into the context.
         """
         options = self._decoding(decoding)
         if not conv.waiting:
@@ -158,8 +156,7 @@ class Chat:
     def answer_batch(
         self, images: Sequence, questions: str | Sequence[str], *, seed: int | None = None, **decoding
     ) -> list[str]:
-        """Answer a question about each image (as for `upload_img`), or one about all, in one batch; greedy answers
-        equal those of `answer`."""
+        """Answer a question about each image, or one about all, in one batch. Greedy answers are those of `answer`."""
         options = self._decoding(decoding)
         questions = [questions] * len(images) if isinstance(questions, str) else list(questions)
         if len(questions) != len(images):
@@ -192,12 +189,10 @@ class Chat:
             raise ImageError(f"{getattr(image, 'filename', '') or 'the image'}: {error}") from None
 
     def _fit(self, conv: ChatState, max_new_tokens: int) -> tuple[Tensor, int]:
-        """The context (1, T, D_llm), and how many tokens the answer may have.
-
-        When both together are more than `max_context`, whole old turns are dropped, the oldest first, and
-        `conv.notices` says so; BOS, the system text and the images stay. (The original cut off the head, image and
-        all.) Tokens are counted before they are embedded. A question that is too long by itself changes nothing.
-        """
+        """The context (1, T, D_llm), and how many tokens the answer may have. When both together are more than
+        `max_context`, whole old turns are dropped, the oldest first, and `conv.notices` says so; BOS, the system text
+        and the images stay. (The original cut off the head, image and all.) A question that is too long by itself
+        changes nothing."""
 
         def tokenize(state: ChatState) -> tuple[list, int]:
             parts = self.model.segment_ids(state.segments(self.as_text))

@@ -28,17 +28,13 @@ FIXED_DATE = (
 
 
 def conversation_of(conv_template: str, tokenizer) -> Conversation:
-    """The template that model.conv_template names: a registered one, or for `auto` the tokenizer's own. Raises
-    ConfigError, RegistryError."""
+    """The registered template of this name, or for `auto` the tokenizer's own. Raises ConfigError, RegistryError."""
     return read_chat_template(tokenizer) if conv_template == "auto" else CONVERSATIONS.get(conv_template)
 
 
 def with_training_form(config: ModelConfig, tokenizer) -> ModelConfig:
-    """`config` with the prompt_template and end_sym that it leaves to conv_template filled in.
-
-    Without a prompt (stage 1) a caption ends with a newline, as in the original. Without a tokenizer (a model of shapes
-    alone), `auto` has nothing to read.
-    """
+    """`config` with the prompt_template and end_sym that it leaves to conv_template filled in. Without a prompt (stage
+    1) a caption ends with a newline, as in the original. Without a tokenizer (shapes alone), `auto` reads nothing."""
     own = {"prompt_template": "{}", "end_sym": "\n"}
     if tokenizer is not None or config.conv_template != "auto":
         conversation = conversation_of(config.conv_template, tokenizer)
@@ -109,8 +105,6 @@ def _render(tokenizer, *texts: str, generate: bool = True) -> str:
     """User and assistant in turn. `generate`: up to where the LLM goes on."""
     return tokenizer.apply_chat_template(
         [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)],
-        chat_template=FIXED_DATE + tokenizer.get_chat_template(),
-        tokenize=False,
-        add_generation_prompt=generate,
+        chat_template=FIXED_DATE + tokenizer.get_chat_template(), tokenize=False, add_generation_prompt=generate,
         enable_thinking=False,  # Qwen3, SmolLM3: captions hold no thoughts
-    )
+    )  # fmt: skip

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from threading import Event
 
 import torch
@@ -11,33 +11,28 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 
 from ..common.errors import UserError
+from ..common.schema import in_range, key
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How an answer is decoded. The defaults are those of the original's demo (`top_k` was transformers' own then)."""
 
-    max_new_tokens: int = 300
-    num_beams: int = 1
-    min_length: int = 1  # n asks for n - 1 tokens: the original's output began with BOS
-    top_p: float = 0.9
-    top_k: int = 50
-    repetition_penalty: float = 1.0  # over the answer so far, never over the prompt
-    length_penalty: float = 1.0  # beams only
-    temperature: float = 1.0
-    do_sample: bool = True  # False: greedy, or plain beam search
+    max_new_tokens: int = key(300, "longest answer", least=1)
+    num_beams: int = key(1, "beams of the search", least=1)
+    min_length: int = key(1, "n asks for n - 1 tokens: the original's output began with BOS")
+    top_p: float = key(0.9, "nucleus sampling", above=0, most=1)
+    top_k: int = key(50, "of the most likely tokens; 0: all", least=0)
+    repetition_penalty: float = key(1.0, "over the answer so far, never over the prompt", above=0)
+    length_penalty: float = key(1.0, "beams only")
+    temperature: float = key(1.0, "of the sampling; greedy is do_sample=False", above=0)
+    do_sample: bool = key(True, "False: greedy, or plain beam search")
 
     def __post_init__(self):
-        for name, good, wanted in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("num_beams", self.num_beams >= 1, "at least 1"),
-            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
-            ("top_k", self.top_k >= 0, "0 (off) or more"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("temperature", self.temperature > 0, "above 0 (greedy: do_sample=False)"),
-        ):
-            if not good:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be {wanted}")
+        for option in fields(self):
+            value, about = getattr(self, option.name), option.metadata
+            if not in_range(value, about):
+                raise UserError(f"{option.name} is {value}: it must be {about['range']} ({about['doc']})")
 
     def to_config(self, max_new_tokens: int, eos: Collection[int], pad: int) -> GenerationConfig:
         """For `generate`: at most `max_new_tokens`; the tokens of `eos` end a row, and `pad` fills it."""
@@ -69,11 +64,9 @@ codecs.register_error("one_by_one", lambda error: ("\ufffd", error.start + 1))
 
 
 class Detokenizer:
-    """Token ids -> text, special tokens included.
-
-    Vocabularies with byte tokens (`<0x0A>`; LLaMA's) are decoded here, as sentencepiece and the original did:
-    transformers 5 turns a whole run of bytes into U+FFFD when one of them is no UTF-8, LLaMA's newline included.
-    """
+    """Token ids -> text, special tokens included. Vocabularies with byte tokens (`<0x0A>`; LLaMA's) are decoded here,
+    as sentencepiece and the original did: transformers 5 turns a whole run of bytes into U+FFFD when one of them is no
+    UTF-8, LLaMA's newline included."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer

@@ -1,12 +1,14 @@
 """What a conversation looks like as text, for each family of LLMs.
 
-`model.conv_template` names the template. It must be the form that the LLM was tuned on: Vicuna v0 reads `###Human:` and
-`###Assistant:`, SmolLM2 ChatML. Training takes its prompt and its end symbol from the same template.
+`model.conv_template` names one of templates.toml. It must be the form that the LLM was tuned on: Vicuna v0 reads
+`###Human:` and `###Assistant:`, SmolLM2 ChatML. Training takes its prompt and its end symbol from the same template.
 """
 
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from ..common.registry import CONVERSATIONS
@@ -98,62 +100,35 @@ class ChatState:
 
     def segments(self, as_text: Callable[[str], str] = str) -> list[Any]:
         """The context as texts and images in turn. `as_text` is applied to questions and answers only."""
-        parts: list[Any] = [self.template.system]
-        before, after = self.template.user.split("{text}")
+        form = self.template
+        parts: list[Any] = [form.system]
+        before, after = form.user.split("{text}")
         for turn in self.turns:
             parts.append(before)
             for image in turn.images:
                 parts += [IMAGE_BEFORE, image, IMAGE_AFTER]
             parts.append(as_text(turn.question) + after)
             if turn.answer is None:
-                parts.append(self.template.assistant)
+                parts.append(form.assistant)
             else:
-                parts.append(self.template.past or self.template.assistant)
-                parts.append(self.template.answer.replace("{text}", as_text(turn.answer)))
+                parts.append((form.past or form.assistant) + form.answer.replace("{text}", as_text(turn.answer)))
         joined: list[Any] = []
         for is_text, group in groupby(parts, lambda part: isinstance(part, str)):
             run = list(group)
-            joined += ["".join(run)] if is_text else run
-        return [part for part in joined if not isinstance(part, str) or part]
+            joined += filter(None, ["".join(run)]) if is_text else run
+        return joined
 
     def prompt(self) -> str:
         """The context as people read it, `<ImageHere>` for every image. Not for the model: see `segments`."""
         return "".join(part if isinstance(part, str) else IMAGE_MARK for part in self.segments())
 
 
-# MiniGPT-4's own. The blanks are not a slip: training has ` ###Assistant: ` with blanks around it, the chat
-# `###Assistant:` without (the answer brings its leading blank along).
-VICUNA_V0 = Conversation(
-    name="vicuna_v0",
-    system=(
-        "Give the following image: <Img>ImageContent</Img>. "
-        "You will be able to see the image once I provide it to you. Please answer my questions."
-    ),
-    user="###Human: {text}",
-    assistant="###Assistant:",
-    answer=" {text}",
-    stop=("###",),
-    drop_leading_ids=(0, 1),  # LLaMA's <unk> and <s>
-    keep_after="Assistant:",
-    special_in_texts=True,  # the original reads `</s>` in a caption as EOS
-    training="###Human: {} ###Assistant: ",
-)
+for _name, _form in tomllib.loads(Path(__file__).with_name("templates.toml").read_text(encoding="utf-8")).items():
+    _values = {key: tuple(value) if isinstance(value, list) else value for key, value in _form.items()}
+    CONVERSATIONS.register(_name)(Conversation(_name, **_values))
+VICUNA_V0, CHATML = CONVERSATIONS.get("vicuna_v0"), CONVERSATIONS.get("chatml")
 
-# BOS of the ChatML models is `<|im_start|>` itself, so the first turn opens with it either way.
-CHATML = Conversation(
-    name="chatml",
-    system="",
-    user="<|im_start|>user\n{text}<|im_end|>\n",
-    assistant="<|im_start|>assistant\n",
-    answer="{text}<|im_end|>\n",
-    stop=("<|im_end|>", "<|im_start|>"),
-)
-
-for _template in (VICUNA_V0, CHATML):
-    CONVERSATIONS.register(_template.name)(_template)
-
-# What the demo page offers to ask.
-EXAMPLE_QUESTIONS = (
+EXAMPLE_QUESTIONS = (  # that the demo page offers
     "Describe this image in detail.",
     "What is unusual about this picture?",
     "Write a short poem about this image.",

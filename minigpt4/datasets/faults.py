@@ -58,7 +58,7 @@ class HugeMember(SampleFault):
 
 
 class DamagedShard(SampleFault):
-    """A shard that is not a tar, is cut short or has a damaged header. The samples before the damage are used."""
+    """A shard that is no whole tar. The samples before the damage are used."""
 
 
 class EmptyShard(SampleFault):
@@ -89,10 +89,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def pause_after(error: Exception, attempt: int, where: str, pauses: Sequence[float] = PAUSES) -> SampleFault | None:
-    """Sleep, and return None, when the same read is to be tried again; else return the fault to report.
-
-    `attempt` is the number of the read that failed, from 0; `where` the file.
-    """
+    """Sleep and return None when read `attempt` (from 0) of `where` is to be tried again; else the fault to report."""
     if is_transient(error) and attempt < len(pauses):
         log.warning("%s: %s; trying again in %g s", where, short(str(error)), pauses[attempt])
         sleep(pauses[attempt])
@@ -120,10 +117,7 @@ def decode_json(content: bytes | str, name: str = "its json") -> dict:
 
 
 def clean_caption(caption: Any, text_processor: Callable[[str], str]) -> str:
-    """A caption as the text processor changes it. Raises NoCaption, BadCaption.
-
-    An empty one would teach the model to answer nothing.
-    """
+    """A caption as the text processor changes it. Raises BadCaption, NoCaption: an empty one teaches empty answers."""
     if caption is None:
         raise NoCaption("it has no caption")
     if not isinstance(caption, str):

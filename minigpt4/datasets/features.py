@@ -22,8 +22,8 @@ from .faults import Unreadable
 
 
 def made_from(model: ModelConfig, processors: ProcessorsConfig, pairs: list[tuple]) -> dict:
-    """All that the features depend on: weights by their content, pictures by their names and sizes.
-    Raises ConfigError for missing weights, DataError for a missing picture."""
+    """All that the features depend on: weights by their content, pictures by their names and sizes. Raises ConfigError
+    for missing weights, DataError for a missing picture."""
     images = hashlib.sha256()
     for path, _ in pairs:
         try:
@@ -71,10 +71,8 @@ def short_name(path: Path) -> str:
 class FeatureTable:
     """Image file -> features of one of its crops, float32 (N, D_vit), read from the .npy file at each call.
 
-    Args:
-        pairs: the pictures of the file, in its order.
-        expected: what `made_from` returns now; DataError is raised for a file that was made from something else.
-        random_crop: take a random crop instead of crop 0.
+    `pairs` are the pictures of the file, in its order; `expected` is what `made_from` returns now; `random_crop`
+    takes a random crop instead of crop 0. Raises DataError for a file that was made from something else.
     """
 
     def __init__(self, pairs: list[tuple], file: Path, expected: dict, random_crop: bool = True):

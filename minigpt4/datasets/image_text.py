@@ -18,11 +18,7 @@ PHOTO_LINE = '{"image": "a.jpg", "caption": "A dog on grass."}'
 
 class ImageTextSource:
     """Every pair once in each pass, in a new order each time. Of several captions, a sample has a random one.
-
-    Args:
-        vis_processor, text_processor: PIL image -> (3, H, W); caption -> text.
-        features: image file -> features of the frozen ViT (N, D_vit), see features.py; None: pixels.
-    """
+    `features`, see features.py, takes the place of pixels: image file -> features of the frozen ViT (N, D_vit)."""
 
     def __init__(self, pairs: Sequence[Pair], vis_processor: Callable, text_processor: Callable, features=None):
         self.pairs = list(pairs)
@@ -96,10 +92,8 @@ def folder_of_images(file: Path, images: str | None) -> Path:
 
 def read_photos(file: str, images: str | None = None, splits: Sequence[str] | None = None) -> list[Pair]:
     """The pairs of a JSON-lines file, a photo a line: {"image": path below `images`, "captions": [...], "split": name},
-    or "caption" with one text. Takes the `splits` (default: all). Raises DataError with the line that is wrong.
-
-    `images`: see `folder_of_images`.
-    """
+    or "caption" with one text. Takes the `splits` (default: all). `images`: see `folder_of_images`. Raises DataError
+    with the line that is wrong."""
     path = Path(file)
     folder = folder_of_images(path, images)
     pairs, seen = [], set()

@@ -1,8 +1,7 @@
-"""One webdataset shard -> its raw samples. A shard is a tar file on disk, at a URL, in an object store, or the output
-of a command.
+"""One webdataset shard -> its raw samples. A shard is a tar on disk, at a URL, in an object store, or from a command.
 
-webdataset runs the commands and groups members into samples. Its decoders are never called: members stay bytes. Its
-`tar_file_iterator` is not used: it takes a damaged header for the end of the shard, and reads members of any size.
+webdataset runs the commands and groups members into samples. Its `tar_file_iterator` is not used: it takes a damaged
+header for the end of the shard, and reads members of any size.
 """
 
 import contextlib
@@ -46,10 +45,8 @@ COMMANDS = {"s3://": "aws s3 cp --no-progress {url} -", "gs://": "gsutil cat {ur
 def read_shard(
     url: str, cache: str | Path | None = None, pauses: Sequence[float] = faults.PAUSES
 ) -> Iterator[tuple[str, dict | SampleFault]]:
-    """Read one shard and yield (where, raw sample), undecoded.
-
-    A raw sample is {"__key__": key, suffix in lower case: bytes}. A fault (a shard that is cut, empty or unreadable, a
-    member that is too large) is yielded in the place of a sample, so that it is counted as a bad sample.
+    """Read one shard and yield (where, raw sample): {"__key__": key, suffix in lower case: bytes}. A fault (a shard
+    that is cut, empty or unreadable, a member that is too large) is yielded in the place of a sample, and so counted.
 
     Args:
         url: a file, or anything in `paths.REMOTE`. It comes from the config, never from data.
@@ -128,8 +125,7 @@ class _Header(tarfile.TarInfo):
 
 
 def open_shard(url: str, cache: str | Path | None = None) -> BinaryIO:
-    """Open a shard for reading; arguments as for `read_shard`. Raises OSError, and tarfile.ReadError for a fetched file
-    that is no tar."""
+    """Open a shard, see `read_shard`. Raises OSError, and tarfile.ReadError for a fetched file that is no tar."""
     if not url.startswith(REMOTE):
         return open(url, "rb", BUFFER)
     if cache and (file := _fetch(url, Path(cache))):
@@ -175,12 +171,10 @@ class Command(Pipe):
         self.url = url
         command = next((line.split() for scheme, line in COMMANDS.items() if url.startswith(scheme)), None)
         line = [part.format(url=url) for part in command] if command else url.removeprefix("pipe:")
+        # A session of its own, so that the whole pipeline can be killed. Only the user's own `pipe:` needs a shell.
+        options = {"shell": command is None, "stdin": subprocess.DEVNULL, "start_new_session": True}
         try:
-            # A session of its own, so that the whole pipeline can be killed. Only `pipe:`, the user's own line, needs a
-            # shell.
-            super().__init__(
-                line, mode="rb", shell=command is None, bufsize=0, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+            super().__init__(line, mode="rb", bufsize=0, **options)
         except FileNotFoundError:
             raise FileNotFoundError(f"{command[0]}: no such command here; it is what reads {url}") from None
         self.running.add(self)

@@ -17,10 +17,7 @@ PATIENCE = 20  # shards in a row that stay unreadable, after which the next ones
 
 class ShardSource:
     """Shards drawn at random with replacement, without end (webdataset's ResampledShards, as in the original). Their
-    samples are shuffled in blocks, not in a sliding buffer, so that the position in the data is three numbers.
-
-    `urls` are local or remote, `cache` a folder that keeps remote ones. Processors: see `ImageTextSource`.
-    """
+    samples are shuffled in blocks, not in a sliding buffer, so that the position in the data is three numbers."""
 
     def __init__(
         self, urls: Sequence[str], vis_processor: Callable, text_processor: Callable, cache: str | Path | None = None

@@ -115,13 +115,11 @@ def make_loader(
 
 
 class MixedLoader:
-    """Draws each batch from one of several loaders, with probabilities in proportion to their ratios. The choice is a
-    function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
+    """Draws each batch from one of several loaders of a `SampleStream`, with probabilities in proportion to their
+    ratios. The choice is a function of (seed, rank, number of the batch). Source: the original's MultiIterLoader.
 
-    Args:
-        loaders: dataset -> loader of a `SampleStream`.
-        began: number of batches that were drawn before with another number of processes or workers. The streams then
-            start anew, in another order.
+    `began` batches were drawn before with another number of processes or workers; the streams then start anew, in
+    another order.
     """
 
     def __init__(

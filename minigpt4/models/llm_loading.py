@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import shutil
 import sys
@@ -26,10 +27,10 @@ def load_llm(
     path: str, dtype: torch.dtype, device: torch.device, *, low_resource: bool | str = False,
     device_map: str | None = None, max_memory: dict | None = None, attn_implementation: str = "eager",
 ) -> transformers.PreTrainedModel:  # fmt: skip
-    """A causal LM with frozen weights, in eval mode. The other arguments are keys of `model`.
+    """A causal LM with frozen weights, in eval mode, from the folder or .gguf file `path`. The other arguments are keys
+    of `model`.
 
     Args:
-        path: folder with config.json and weights, or a .gguf file.
         dtype: of the weights, and what quantized ones compute in. Weights that are stored in it stay memory-mapped on
             the CPU, so several processes of a machine share one copy.
         device: of the LLM; with `device_map`, of its inputs.
@@ -80,10 +81,7 @@ def stored_dtype(path: str) -> torch.dtype | None:
     except CheckpointError as error:
         raise CheckpointError(f"model.llama_model: {error}") from None
     dtypes = {t.dtype for facts in files for t in facts.tensors.values() if t.is_floating_point()}
-    found = dtypes.pop() if dtypes else torch.float32
-    for dtype in dtypes:
-        found = torch.promote_types(found, dtype)
-    return found
+    return functools.reduce(torch.promote_types, dtypes or {torch.float32})
 
 
 def bits_of(low_resource: bool | str) -> int | None:

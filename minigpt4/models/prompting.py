@@ -63,8 +63,7 @@ class Prompting:
         return [ids[:most] for ids in self.token_ids(closed)] if closed else []
 
     def prompt_ids(self, samples: dict) -> list[tuple[list[int], list[int]]]:
-        """For each sample of `MiniGPT4.build_batch`, the ids of its prompt before and after the image. One prompt is
-        drawn for all samples without their own."""
+        """For each sample, the ids of its prompt before and after the image. Samples without one share a drawn one."""
         choices = samples.get("prompts") or self.prompt_list
         drawn = choices[torch.randint(len(choices), ()).item()] if choices else ""
         own = samples.get("prompt") or [None] * len(samples["text_input"])
@@ -95,8 +94,7 @@ def split_prompt(prompt: str) -> list[str]:
 
 
 def read_prompts(path: str, template: str, key: str = "model.prompt_path") -> list[str]:
-    """The prompts of a file, one a line, each in `template`; lines without `<ImageHere>` are left out. `key` is the
-    config key that names the file, for messages."""
+    """The lines of a file that hold `<ImageHere>`, each in `template`. `key` names the file in the config."""
     try:
         text = read_text(resolve_path(path))
     except OSError as error:

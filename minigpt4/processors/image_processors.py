@@ -16,7 +16,6 @@ from ..common.registry import PROCESSORS
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 BICUBIC = Image.Resampling.BICUBIC
-
 # Whatever else PIL knows stays closed: some of its readers start other programs (Ghostscript for EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif")
@@ -43,13 +42,8 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def decode_image(content: bytes, name: str | os.PathLike) -> Image.Image:
-    """The bytes of an image file -> its first frame, in RGB (see `to_rgb`).
-
-    Args:
-        name: what messages call the image.
-    Raises:
-        HugeImage, BrokenImage: nothing else, whatever the bytes are.
-    """
+    """The bytes of an image file -> its first frame, in RGB (see `to_rgb`). Raises HugeImage and BrokenImage, which
+    call the image `name`; nothing else, whatever the bytes are."""
     try:
         return to_rgb(open_image(content))
     except BrokenImage as error:
@@ -72,8 +66,7 @@ def _broken_image() -> Iterator[None]:
 
 
 def open_image(content: bytes) -> Image.Image:
-    """An image of one of FORMATS, or HEIC where pillow-heif is installed; no pixels are decoded yet. Raises as
-    `decode_image`."""
+    """An image in FORMATS, or HEIC with pillow-heif; no pixels are decoded yet. Raises as `decode_image`."""
     formats = FORMATS
     if content[4:8] == b"ftyp" and content[8:12] in HEIC_BRANDS and b"avif" not in content[16:64]:
         try:
@@ -92,11 +85,7 @@ def open_image(content: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a person sees it: turned upright by EXIF, transparency on white, other ranges scaled to 0..255.
-
-    Raises:
-        BrokenImage: it cannot be decoded or converted.
-    """
+    """RGB as a person sees it: upright by EXIF, transparency on white, other ranges as 0..255. Raises BrokenImage."""
     with _broken_image():
         image.load()
         sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))

@@ -1,6 +1,7 @@
 """Captions -> training text."""
 
 import re
+from dataclasses import dataclass
 
 from ..common.registry import PROCESSORS
 
@@ -11,16 +12,13 @@ def has_text(text: str) -> bool:
 
 
 @PROCESSORS.register("blip_caption")
+@dataclass
 class BlipCaption:
     """BLIP's cleaning: lower case, `.!"()*#:;~` become spaces, runs of spaces become one, the first `max_words` words.
-    Nothing, not even the prompt, is left of a caption without words.
+    Nothing, not even the prompt, is left of a caption without words. Source: LAVIS's BlipCaptionProcessor (stage 1)."""
 
-    Source: LAVIS's BlipCaptionProcessor, used in stage 1.
-    """
-
-    def __init__(self, prompt: str = "", max_words: int = 50):
-        self.prompt = prompt
-        self.max_words = max_words
+    prompt: str = ""
+    max_words: int = 50
 
     def __call__(self, caption: str) -> str:
         caption = re.sub(r"([.!\"()*#:;~])", " ", caption.lower())
@@ -30,12 +28,12 @@ class BlipCaption:
 
 
 @PROCESSORS.register("plain_text")
+@dataclass
 class PlainText:
     """The text as it is, without white space at its ends (stage 2: answers keep their case and punctuation)."""
 
-    def __init__(self, prompt: str = "", max_words: int | None = None):
-        self.prompt = prompt
-        self.max_words = max_words
+    prompt: str = ""
+    max_words: int | None = None
 
     def __call__(self, caption: str) -> str:
         caption = " ".join(caption.split()[: self.max_words]) if self.max_words else caption.strip()

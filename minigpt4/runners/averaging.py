@@ -8,11 +8,9 @@ from torch import Tensor
 
 
 class WeightAverage:
-    """The average of the tensors that `tensors()` returns by name.
-
-    After step n the average is `a_n = d a_(n-1) + (1 - d) w_n` with d = min(decay, n / (n + 9)), so the first steps
-    count for little. Integer buffers are copied. torch's AveragedModel would copy the whole model with its frozen LLM.
-    """
+    """The average of the tensors that `tensors()` returns by name: after step n, `a_n = d a_(n-1) + (1 - d) w_n` with
+    d = min(decay, n / (n + 9)), so the first steps count for little. Integer buffers are copied. torch's AveragedModel
+    would copy the whole model with its frozen LLM."""
 
     def __init__(self, tensors: Callable[[], dict[str, Tensor]], decay: float):
         self.tensors, self.decay = tensors, decay

@@ -29,8 +29,8 @@ class Checkpointing:
 
     def due_by_clock(self) -> bool:
         """Whether run.save_every_minutes have passed."""
-        minutes = (time.monotonic() - self.saved_at) / 60
-        return bool(self.run.save_every_minutes and minutes >= self.run.save_every_minutes)
+        every = self.run.save_every_minutes
+        return bool(every and time.monotonic() - self.saved_at >= 60 * every)
 
     def note_position(self) -> None:
         """Keep the state of this process after a step, for a checkpoint that is written before the next step ends."""
@@ -108,7 +108,13 @@ class Checkpointing:
 
     def resume(self) -> None:
         """Continue from the checkpoint that run.resume and run.resume_ckpt_path name, if any."""
-        checkpoint = self._checkpoint_to_resume()
+        checkpoint, complaints = None, []
+        if self.run.resume_ckpt_path:
+            checkpoint = Path(resolve_path(self.run.resume_ckpt_path))
+        elif self.run.resume != "never":
+            checkpoint, complaints = ckpt.find_latest(self.folder)
+        for complaint in complaints:
+            log.warning("%s; trying the one before", complaint)
         if checkpoint is None:
             return
         runner = self.runner
@@ -137,16 +143,6 @@ class Checkpointing:
                 log.warning("validation reads other samples than before: its best loss is counted from here")
         for line in changes(before, self.config):
             log.warning("the config has changed since: %s", line)
-
-    def _checkpoint_to_resume(self) -> Path | None:
-        if self.run.resume_ckpt_path:
-            return Path(resolve_path(self.run.resume_ckpt_path))
-        if self.run.resume == "never":
-            return None
-        checkpoint, complaints = ckpt.find_latest(self.folder)
-        for complaint in complaints:
-            log.warning("%s; trying the one before", complaint)
-        return checkpoint
 
     def _resume_data(self, checkpoint: Path, resume: dict) -> None:
         """Continue at this process's position. With another number of processes or workers, begin the data anew."""

@@ -82,8 +82,7 @@ class Progress:
 
 
 class Throughput:
-    """How fast this process is between two rows of log.jsonl. `count_flops`: count the FLOPs of the first step, with
-    those of recomputed layers, where the GPU's peak is known."""
+    """How fast this process is between two rows of log.jsonl. FLOPs are counted in the first step, on a known GPU."""
 
     def __init__(self, device: torch.device, count_flops: bool = True):
         self.device = device

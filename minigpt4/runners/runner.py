@@ -24,11 +24,10 @@ from ..common.registry import LR_SCHEDULES
 from ..common.schema import Config
 from .averaging import WeightAverage
 from .checkpointing import Checkpointing
-from .data_monitor import DataMonitor
+from .guards import DataMonitor, StepGuard
 from .process import STEP, StopSignals, lock_folder, worker_faults_explained
 from .progress import Progress, Throughput
 from .sharding import shard_llm
-from .step_guard import StepGuard
 from .validation import Validation
 
 
@@ -212,16 +211,14 @@ class Runner:
         self.progress.step_done(self.step, loss, lr, rate)
 
     def _log_end(self) -> None:
-        early, best = self.step < self.total_steps, self.validation
-        log.info(
-            "%s in %s. Checkpoint: %s; loss curve: %s; %s%s%s",
-            f"stopped early at step {self.step}, the validation loss no longer falls," if early else "done",
-            hms(self.progress.seconds), self.checkpoints.last, self.output_dir / "loss.png",
-            self.monitor.summary(),
-            f"; best validation loss {best.best:.4f} at step {best.best_step}: {self.output_dir}/checkpoint_best.pth"
-            if best.wanted else "",
-            f"; {self.guard.skipped} steps were not finite and skipped" if self.guard.skipped else "",
-        )  # fmt: skip
+        early, best, folder = self.step < self.total_steps, self.validation, self.output_dir
+        what = f"stopped early at step {self.step}, the validation loss no longer falls," if early else "done"
+        facts = [f"Checkpoint: {self.checkpoints.last}", f"loss curve: {folder / 'loss.png'}", self.monitor.summary()]
+        if best.wanted:
+            facts.append(f"best validation loss {best.best:.4f} at step {best.best_step}: {folder}/checkpoint_best.pth")
+        if self.guard.skipped:
+            facts.append(f"{self.guard.skipped} steps were not finite and skipped")
+        log.info("%s in %s. %s", what, hms(self.progress.seconds), "; ".join(facts))
 
 
 def frozen_names(model: nn.Module) -> list[str]:

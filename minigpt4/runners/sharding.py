@@ -7,17 +7,13 @@ from torch.distributed.fsdp import fully_shard
 
 
 def shard_llm(llm: nn.Module, device: torch.device, dtype: torch.dtype, world_size: int) -> None:
-    """Give each process 1 / world_size of every layer; a layer is whole only while it computes, forward and backward.
+    """Give each process 1 / world_size of every layer of a frozen LLM, which then computes in `dtype`; a layer is whole
+    only while it computes, forward and backward.
 
     The layers move to `device` one by one and are cast there, so the LLM need not fit on one GPU, and the processes of
     a machine share the memory-mapped files. The input embeddings and lm_head stay whole (0.65 GB for LLaMA-13B),
-    because they are called outside the LLM's body.
-
-    Call it after `accelerator.prepare`, which refuses a model with sharded parameters.
-
-    Args:
-        llm: a frozen causal LM in the dtype of its files.
-        dtype: what it computes in.
+    because they are called outside the LLM's body. Call it after `accelerator.prepare`, which refuses a model with
+    sharded parameters.
     """
     stored = llm.dtype
 

@@ -9,8 +9,6 @@ from torch import nn
 from ..common.errors import UserError
 from ..common.logger import SideWork, log
 
-STATE = ("best", "best_step", "since", "step")
-
 
 class Validation:
     """Validates and asks for sample answers when they are due, with the averaged weights where there are any."""
@@ -23,7 +21,7 @@ class Validation:
         self.step = 0  # of the last validation
 
     def state_dict(self) -> dict:
-        return {name: getattr(self, name) for name in STATE}
+        return {name: getattr(self, name) for name in ("best", "best_step", "since", "step")}
 
     def load_state_dict(self, state: dict) -> None:
         vars(self).update(state)
@@ -99,8 +97,7 @@ class Validation:
 def sum_of_losses(
     model: nn.Module, batches: Iterable[dict], loss_of: Callable[[nn.Module, dict], torch.Tensor]
 ) -> tuple[float, int]:
-    """(sum of the losses of all samples, number of samples), without dropout. The random state of the process stays as
-    it was, and the same prompts are drawn each time."""
+    """(sum of the losses of all samples, their number), without dropout, and with the same random prompts each time."""
     total, count = 0.0, 0
     model.eval()
     try:

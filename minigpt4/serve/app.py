@@ -25,14 +25,6 @@ from ..conversation.prompts import EXAMPLE_QUESTIONS, ChatState
 log = logging.getLogger("minigpt4")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 
-# The texts of the conversation are escaped (see `verbatim`); the copy button copies them as they are shown.
-COPY = """() => {
-  if (!navigator.clipboard) return;
-  const write = navigator.clipboard.writeText.bind(navigator.clipboard);
-  navigator.clipboard.writeText = (text) =>
-    write(text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&"));
-}"""
-
 
 @dataclass
 class Session:
@@ -144,8 +136,7 @@ class Page:
 
 
 def thumbnail(path: str, side: int = 480) -> str:
-    """A small copy next to an upload, for the conversation: gradio reads and sends it again with every token. Raises
-    ImageError."""
+    """A small copy next to an upload: gradio reads and sends it again with every token. Raises ImageError."""
     small = Path(path).with_name(f"{Path(path).stem}_{side}px.jpg")
     if not small.exists():
         image = read_image(path)
@@ -231,7 +222,7 @@ def launch(
 ) -> str:
     """Open the page, until Ctrl-C with `block`, and return its address. Only this machine sees it, unless `host` or
     `share` says otherwise. `port` None takes the first free one from 7860. Raises UserError where it cannot listen."""
-    ip, port = find_address(host, port)
+    (ip, port), here = find_address(host, port), Path(__file__).parent
     # The page asks itself whether it is up: that must not go through a proxy. With `share`, gradio's servers may.
     direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost,127.0.0.1,::1"]
     os.environ["no_proxy"] = ",".join(filter(None, direct)) if share else "*"
@@ -244,7 +235,7 @@ def launch(
     try:
         _, address, _ = app.launch(
             server_name=f"[{ip}]" if ":" in ip else ip, server_port=port, share=share, theme=theme,
-            css_paths=Path(__file__).with_name("app.css"), js=COPY,
+            css_paths=here / "app.css", js=(here / "app.js").read_text(encoding="utf-8"),
             show_error=False,  # it would be read as HTML; the console has it
             run_history=False, max_file_size="64mb", ssr_mode=False, enable_monitoring=False,
             prevent_thread_lock=not block, quiet=not block,

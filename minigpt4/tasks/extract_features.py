@@ -67,29 +67,22 @@ def run(args: argparse.Namespace) -> int:
             continue
         encode = encode or encoder(config.model, device)
         if unreadable := write_features(encode, table, args.batch, config.run.num_workers):
-            reasons = some(f"{name} ({why})" for name, why in unreadable.items())
-            print(
-                f"  {len(unreadable)} cannot be read, bad samples in training: {reasons}. Delete the file to try again"
-            )
+            some_of_them = some(f"{name} ({why})" for name, why in unreadable.items())
+            said = f"{len(unreadable)} cannot be read, bad samples in training: {some_of_them}"
+            print(f"  {said}. Delete the file to try again")
     return 0
 
 
 @dataclass(frozen=True)
 class FeatureFile(Dataset):
     """A file that a config names, and the crops to be encoded: picture -> (crops (C, 3, H, W), ""), or (zeros, why the
-    picture cannot be read).
+    picture cannot be read)."""
 
-    Args:
-        key: the config key that names the file.
-        facts: what the file is made from, with the number of `crops`.
-        whole: processor of the first crop; None: it is random like the others.
-    """
-
-    key: str
+    key: str  # the config key that names the file
     file: Path
-    facts: dict
+    facts: dict  # what the file is made from, with the number of `crops`
     source: ImageTextSource
-    whole: Callable | None
+    whole: Callable | None  # processor of the first crop; None: it is random like the others
     image_size: int
     seed: int
 

@@ -45,8 +45,7 @@ def default_vis_processor(model: ModelConfig, split: str) -> ProcessorConfig:
 
 
 def chat_processor(config: Config):
-    """The image processor of the chat. As in the original, the `train` processor of the config's first dataset, but
-    with the whole picture in place of a random crop."""
+    """The chat's, as in the original: the `train` processor of the config's first dataset, without the random crop."""
     named = [d.vis_processor.train for d in config.datasets.values() if d.vis_processor.train]
     chosen = named[0] if named else default_vis_processor(config.model, "eval")
     name, kwargs = chosen.name, {"image_size": config.model.image_size} | chosen.kwargs()
@@ -65,8 +64,7 @@ def chat_with(model: nn.Module, config: Config) -> Chat:
 
 
 def build_source(name: str, dataset: DatasetConfig, split: str, model: ModelConfig) -> Source:
-    """The dataset `name` with its processors for `split` (train or eval); by default `default_vis_processor` and
-    `plain_text`."""
+    """The dataset with its processors for `split` (train or eval): the config's, or `plain_text` and BLIP-2's."""
     see, read = (getattr(p, split) or p.train for p in (dataset.vis_processor, dataset.text_processor))
     chosen = see or default_vis_processor(model, split), read or ProcessorConfig(name="plain_text")
     return DATASETS.get(dataset.builder or name)(dataset, *map(build_processor, chosen))
@@ -111,13 +109,8 @@ class ImageTextPretrain:
         }
 
     def source_of(self, name: str, dataset: DatasetConfig, split: str, where: str) -> Source:
-        """The samples of a dataset.
-
-        Args:
-            dataset: for validation, its build_info is the config's valid_info.
-            split: train or eval.
-            where: the config key of its build_info, for messages.
-        """
+        """The samples of a dataset for `split`, train or eval; for eval, its build_info is the config's valid_info.
+        `where` is the config key of that, for messages."""
         with add_config_key_to_errors(f"{where}.storage"):
             source = build_source(name, dataset, split, self.config.model)
         if dataset.build_info.features:

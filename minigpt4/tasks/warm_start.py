@@ -62,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         loader.close()
     ids, targets = token_targets([set(row) for row in model.token_ids([f" {text}" for text in texts])])
-    with torch.no_grad():
-        vocabulary = model.embed_ids(ids).float()  # (V, D_llm)
+    vocabulary = model.embed_ids(ids).detach().float()  # (V, D_llm)
     print(f"warm start: {len(texts):,} pictures, {len(ids):,} tokens in their captions", flush=True)
     folder = args.out or Path(config.run.output_dir).with_name("warm_start")
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,11 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 @torch.no_grad()
 def read_samples(model: nn.Module, loader, count: int) -> tuple[Tensor, list[str]]:
-    """What enters the projection for the next `count` samples of the loader, fp16 (N, Q, D_q), and their texts.
-
-    Raises:
-        DataError: no sample can be read.
-    """
+    """What enters the projection for the next `count` samples of the loader, fp16 (N, Q, D_q), and their texts. Raises
+    DataError when no sample can be read."""
     model.eval()
     entered: list[Tensor] = []
     hook = model.llama_proj.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].half()))
@@ -102,10 +98,8 @@ def read_samples(model: nn.Module, loader, count: int) -> tuple[Tensor, list[str
 
 
 def token_targets(rows: list[set[int]]) -> tuple[Tensor, Tensor]:
-    """The tokens of N captions -> the ids of all of them (V), and the weight of each in each caption (N, V).
-
-    A row adds up to 1. Rare tokens weigh more, log(N / captions with the token): no list of stop words is needed.
-    """
+    """The tokens of N captions -> the ids of all of them (V), and the weight of each in each caption (N, V). A row adds
+    up to 1. Rare tokens weigh more, log(N / captions with the token): no list of stop words is needed."""
     often = Counter(token for row in rows for token in row)
     ids = sorted(often)
     column = {token: i for i, token in enumerate(ids)}
@@ -122,13 +116,8 @@ def word_logits(queries: Tensor, vocabulary: Tensor) -> Tensor:
 
 
 def words_loss(queries: Tensor, vocabulary: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy between a caption's tokens and the mean of its queries' choices among the vocabulary: a scalar.
-
-    Args:
-        queries: projected, (B, Q, D_llm).
-        vocabulary: input embeddings of the tokens that count, (V, D_llm).
-        targets: the weight of each token, (B, V).
-    """
+    """Cross-entropy between a caption's tokens and the mean of its queries' choices among the vocabulary: a scalar, of
+    the projected queries (B, Q, D_llm), the embeddings of the tokens (V, D_llm) and their weights (B, V)."""
     chosen = word_logits(queries, vocabulary).log_softmax(-1)  # (B, Q, V)
     return -(targets * (chosen.logsumexp(1) - math.log(chosen.shape[1]))).sum(1).mean()
 

@@ -78,10 +78,8 @@ def run(args: argparse.Namespace) -> int:
 def quickstart(plan: Plan) -> dict:
     """Run every step that is not finished in `plan.out`.
 
-    Returns:
-        what `results.json` holds: scores and answers as `minigpt4 eval` writes them, losses, seconds of each step.
-    Raises:
-        UserError: a step failed; its message says which. The same call goes on from there.
+    Returns what `results.json` holds: scores and answers as `minigpt4 eval` writes them, losses, seconds of each step.
+    Raises UserError when a step failed; its message says which. The same call goes on from there.
     """
     trained = {stage: load_config(getattr(plan, stage), plan.options, mode="show") for stage in ("stage1", "stage2")}
     configs = {"warm_start": trained["stage1"], **trained}
@@ -128,11 +126,17 @@ def quickstart(plan: Plan) -> dict:
         }
         write_json(results, plan.out / "results.json")
         report.write(results, plan.out)
-    print_farewell(plan, results, checkpoint, clock)
+    print(
+        f"{report.summary(results)}\n\n"
+        f"Done in {minutes(clock.elapsed())}. The report, to open in a browser:\n"
+        f"  {plan.out / 'report.html'}\n"
+        "What to try next:\n"
+        "  make demo                          a chat with the small model that ships, about your own picture\n"
+        f"  make demo CKPT={checkpoint}\n"
+        "                                     the same with the projection that was trained just now",
+        flush=True,
+    )
     return results
-
-
-# -- the steps ----------------------------------------------------------------------------------------------------
 
 
 def counts_in(folder: Path) -> dict[str, int]:
@@ -152,12 +156,8 @@ def verb(*arguments: str) -> None:
 
 
 def train(plan: Plan, stage: str, checkpoint: Path, *before: Path) -> None:
-    """Run the warm start, or `train.py`, which goes on from where an earlier run stopped, as a user would.
-
-    Args:
-        checkpoint: the last one of the stage.
-        before: the checkpoint that it begins with.
-    """
+    """Run the warm start, or `train.py`, which goes on from where an earlier run stopped, as a user would. `checkpoint`
+    is the last one of the stage, `before` the one that it begins with."""
     if checkpoint.exists():
         print(f"already trained: {checkpoint} (to train again, delete {checkpoint.parent})", flush=True)
     elif stage == "warm_start":
@@ -192,16 +192,3 @@ def set_aside_if_outdated(folder: Path, clock: Clock, now: str) -> None:
         print(f"{folder.name}: {reason}, so it begins anew; what was there is in {before}", flush=True)
     begun_with[folder.name] = now
     clock.save()
-
-
-def print_farewell(plan: Plan, results: dict, checkpoint: Path, clock: Clock) -> None:
-    print(
-        f"{report.summary(results)}\n\n"
-        f"Done in {minutes(clock.elapsed())}. The report, to open in a browser:\n"
-        f"  {plan.out / 'report.html'}\n"
-        "What to try next:\n"
-        "  make demo                          a chat with the small model that ships, about your own picture\n"
-        f"  make demo CKPT={checkpoint}\n"
-        "                                     the same with the projection that was trained just now",
-        flush=True,
-    )

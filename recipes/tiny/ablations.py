@@ -25,10 +25,6 @@ CONFIG = "recipes/tiny/ablation.yaml"
 HELD_OUT, LIMIT = "human_dev", "200"  # photos that no stage trains on; so many are described
 
 
-class AblationError(UserError):
-    """A run that cannot be made."""
-
-
 @dataclass(frozen=True)
 class Arm:
     """One way to train stage 1.
@@ -78,12 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     places = Places(args.data, args.out)
     if args.qformer is None and not (places.out / "stage0" / "finished").exists():
-        raise AblationError(f"{places.out / 'stage0'} is not finished: `minigpt4 tiny` trains it; or write --qformer")
+        raise UserError(f"{places.out / 'stage0'} is not finished: `minigpt4 tiny` trains it; or write --qformer")
     study = Study(places, args.qformer or places.checkpoint("stage0"), tuple(args.options))
     wanted = [(arm, seed) for seed in args.seeds for arm in args.arms]
     clock = Clock(study.folder / "steps.json", [run_name(*one) for one in wanted])
     for arm, seed in wanted:
-        finished = study.figures_file(arm, seed).exists()
+        finished = (study.folder / run_name(arm, seed) / "figures.json").exists()
         title = f"{ARMS[arm].label}, seed {seed}" + (": finished before" if finished else "")
         with clock.step(run_name(arm, seed), title, finished, operator.add):
             if not finished:
@@ -112,13 +108,12 @@ class Study:
         qformer: the file that every arm starts from; without Q-Former, it brings ln_vision alone.
         more: overrides of the training config, the same for every run.
     Raises:
-        AblationError: there is no such file.
-        TinyError: the folder's runs were made with another Q-Former or other overrides.
+        UserError: there is no such file, or the folder's runs were made with another one or other overrides.
     """
 
     def __init__(self, places: Places, qformer: Path, more: tuple[str, ...] = ()):
         if not qformer.is_file():
-            raise AblationError(f"{qformer}: no such file; write another --qformer")
+            raise UserError(f"{qformer}: no such file; write another --qformer")
         self.places, self.qformer, self.more = places, qformer, more
         self.folder = places.out / "ablations"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -130,10 +125,6 @@ class Study:
         moved = self.places.options(f"ablations/{run_name(arm, seed)}")
         return [*moved, f"model.q_former_model={self.qformer}", f"run.seed={seed}", *chosen.model, *chosen.training,
                 *self.more]  # fmt: skip
-
-    def figures_file(self, arm: str, seed: int) -> Path:
-        """Where a finished run has its figures."""
-        return self.folder / run_name(arm, seed) / "figures.json"
 
     def run(self, arm: str, seed: int) -> None:
         """Train, measure, and write figures.json; a run that was begun goes on."""
@@ -181,11 +172,9 @@ def table(arms: dict[str, dict]) -> str:
     rows = [["stage 1 of the small model", *(label for label, _ in FIGURES.values()), "runs"]]
     rows.append(["---"] * len(rows[0]))
     for arm in arms.values():
-        cells = [_mean_and_deviation(arm[name], form) for name, (_, form) in FIGURES.items()]
+        cells = []
+        for name, (_, form) in FIGURES.items():
+            known = [arm[name][key] for key in ("mean", "std") if arm[name][key] is not None]
+            cells.append(" ± ".join(map(form.format, known)))
         rows.append([arm["label"], *cells, str(len(arm["seeds"]))])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _mean_and_deviation(figure: dict, form: str) -> str:
-    value = form.format(figure["mean"])
-    return value if figure["std"] is None else f"{value} ± {form.format(figure['std'])}"

@@ -27,9 +27,13 @@ class MiniGPT4Captions(MiniGPT4):
             number of the text that each position belongs to, or PROMPT or PADDING.
         """
         image, rows = samples["image"], texts_of(samples)
-        asked = not isinstance(rows[0][0], str)  # a batch is of one dataset, so of one kind
-        texts = [*map(self._question_ids if asked else self._caption_ids, rows)]
-        prompts = [self._before_questions()] * len(rows) if asked else self.prompt_ids(samples)
+        if isinstance(rows[0][0], str):  # a batch is of one dataset, so of one kind
+            texts = [[([], ids) for ids in self.caption_ids(captions)] for captions in rows]
+            prompts = self.prompt_ids(samples)
+        else:
+            texts = [*map(self._question_ids, rows)]
+            before = self.segment_ids([self.config.prompt_template.partition("{}")[0] + IMAGE_BEFORE])
+            prompts = [([i for part in before for i in part], [])] * len(rows)
         tokens, pad = self.image_tokens(image), self.tokenizer.pad_token_id
         joined = [[i for question, answer in row for i in question + answer] for row in texts]
         batch = lay_out_batch(prompts, joined, tokens, pad)
@@ -51,18 +55,11 @@ class MiniGPT4Captions(MiniGPT4):
         batch["target_ids"], batch["target_positions"] = batch["target_ids"][sources >= 0], sources[sources >= 0]
         return {"image": image, "position_ids": positions, "text": text} | batch
 
-    def _caption_ids(self, captions: Sequence[str]) -> list[tuple[list[int], list[int]]]:
-        return [([], ids) for ids in self.caption_ids(captions)]
-
     def _question_ids(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """The ids of each question, from the image's end to where the answer begins, and of its answer."""
         after = self.config.prompt_template.partition("{}")[2]
         questions = [f"{IMAGE_AFTER}{question}{after}" for question, _ in pairs]
         return [*zip(self.token_ids(questions), self.caption_ids([answer for _, answer in pairs]), strict=True)]
-
-    def _before_questions(self) -> tuple[list[int], list[int]]:
-        before = self.config.prompt_template.partition("{}")[0] + IMAGE_BEFORE
-        return [i for part in self.segment_ids([before]) for i in part], []
 
     def read_batch(self, batch: dict[str, Tensor]) -> Tensor:
         """See `MiniGPT4.read_batch`. A text sees the prompt and itself, no other text."""

@@ -13,6 +13,7 @@ from minigpt4.datasets.image_text import read_photos
 from recipes.english import article
 
 from .classes import imagenet_names
+from .questions import WORDS
 
 WORD = re.compile(r"[a-z'-]+")
 # Which splits of the photos' own list make up which of ours; a label split is parted by LABEL_HELD_OUT.
@@ -23,14 +24,7 @@ HUMAN = {
 }
 LABELS = {"caltech": ["caltech_train"], "imagenet": ["imagenet_sample"]}
 LABEL_HELD_OUT = 10  # every tenth Caltech photo, by the hash of its name, is never trained on
-
-STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an the in on and is with of to at are his by into her from its for as their has it each some other another "
-        "one while down up out off that he she be they this them who being there through over near next front photo",
-    )
-)
+STOP_WORDS = frozenset(WORDS["stop_words"].split())
 LEAST_PHOTOS = 2  # a word of fewer photos teaches nothing
 
 
@@ -61,15 +55,9 @@ def make_photos(photos: Path, folder: Path) -> dict[str, int]:
         link.symlink_to(images)
     if link.resolve() != images.resolve():
         raise DataError(f"{link} leads to {link.resolve()}, not to {images}; write another --data")
-    _write(folder / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    _write(folder / "words.txt", "\n".join(words_of(rows, imagenet_names())) + "\n")
+    write_whole(folder / "photos.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(folder / "words.txt", "\n".join(words_of(rows, imagenet_names())) + "\n")
     return dict(Counter(row["split"] for row in rows))
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all, and not when it is there: another run may be reading it."""
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        write_whole(file, text)
 
 
 def _name(path: Path, images: Path) -> str:
@@ -87,10 +75,8 @@ def sentence(caption: str) -> str:
 
 def with_article(caption: str) -> str:
     """ "a photo of a Afghan hound" -> "a photo of an Afghan hound"; as the word sounds, not as it is spelt."""
-    match = re.fullmatch(r"(a photo of) an? (.+)", " ".join(caption.split()))
-    if not match:
-        return " ".join(caption.split())
-    return f"{match[1]} {article(match[2])} {match[2]}"
+    caption = " ".join(caption.split())
+    return re.sub(r"^a photo of an? (.+)$", lambda match: f"a photo of {article(match[1])} {match[1]}", caption)
 
 
 def words_of(rows: list[dict], names: Sequence[str] = ()) -> list[str]:

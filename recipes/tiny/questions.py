@@ -8,6 +8,7 @@ colour, number, doing, where, and is there (yes and no, equally often for each t
 import json
 import random
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,50 +17,13 @@ from typing import NamedTuple
 from minigpt4.common.paths import write_whole
 from recipes.english import article
 
-MANY = {
-    "man": "men", "woman": "women", "boy": "boys", "girl": "girls", "child": "children", "person": "people",
-    "baby": "babies", "dog": "dogs", "cat": "cats", "horse": "horses", "bird": "birds", "cow": "cows",
-    "sheep": "sheep", "elephant": "elephants", "giraffe": "giraffes", "zebra": "zebras", "bear": "bears",
-    "puppy": "puppies", "kid": "kids", "player": "players", "lady": "ladies", "guy": "guys",
-}  # fmt: skip
+WORDS = tomllib.loads(Path(__file__).with_name("word_lists.toml").read_text(encoding="utf-8"))
+MANY, SAME, THINGS = WORDS["plurals"], WORDS["same"], WORDS["things"]
 ONE = {plural: single for single, plural in MANY.items() if single != plural}
-PEOPLE = ("man", "woman", "boy", "girl", "child", "person", "baby", "kid", "player", "lady", "guy")
-SAME = {"kid": "child", "puppy": "dog", "lady": "woman", "guy": "man"}  # a rarer word -> the one that is asked and told
-ANIMALS = ("dog", "cat", "horse", "bird", "cow", "sheep", "elephant", "giraffe", "zebra", "bear")
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
-COLOURS = ("black", "white", "brown", "red", "blue", "green", "yellow", "orange", "pink", "purple", "gray", "tan")
-COLOURED = (
-    "dog", "cat", "horse", "bird", "shirt", "dress", "jacket", "coat", "hat", "cap", "helmet", "shorts", "pants",
-    "jeans", "suit", "sweater", "uniform", "ball", "car", "bus", "train", "truck", "bike", "boat", "umbrella", "kite",
-    "toy", "frisbee", "wall", "bench", "flower", "couch", "collar", "motorcycle", "building", "swimsuit", "vest",
-)  # fmt: skip
+LISTS = ("people", "animals", "colours", "coloured", "places", "not_done")
+PEOPLE, ANIMALS, COLOURS, COLOURED, PLACES, NOT_DONE = (tuple(WORDS[name].split()) for name in LISTS)
 SEVERAL = ("shorts", "pants", "jeans")  # "are", though they are one thing
-PLACES = (
-    "snow", "water", "grass", "beach", "street", "field", "park", "pool", "ocean", "sand", "road", "sidewalk", "bench",
-    "couch", "bed", "mountain", "forest", "woods", "river", "lake", "city", "kitchen", "bathroom", "room", "yard",
-    "air", "track", "trail", "dirt", "table", "boat", "court", "stage", "rock", "wall", "tree", "hill", "desert",
-    "restaurant", "garden", "playground", "swing", "ramp", "zoo", "runway",
-)  # fmt: skip
-# What a photo may show, and other words that say it is there; no question is asked where one of them is.
-THINGS = {
-    "dog": "puppy", "cat": "kitten", "horse": "pony", "bird": "", "man": "guy men", "woman": "lady women",
-    "ball": "football basketball baseball soccer tennis", "bike": "bicycle biker cyclist motorcycle bicyclist",
-    "car": "cars vehicle", "water": "ocean sea lake river pool beach wave waves surfer surfing swimming swims",
-    "snow": "snowy ski skier skis snowboarder snowboard", "beach": "sand shore ocean sea", "tree": "woods forest",
-    "hat": "cap", "bench": "seat", "table": "desk", "umbrella": "", "train": "", "bus": "", "boat": "kayak canoe ship",
-    "frisbee": "disc", "skateboard": "skateboarder skateboarding skater", "child": "kid boy girl toddler baby",
-    "fence": "", "rock": "rocks cliff boulder", "grass": "grassy lawn field", "pizza": "", "laptop": "computer",
-    "motorcycle": "motorbike bike biker", "camera": "photographer photo", "guitar": "musician band", "kite": "",
-    "surfboard": "surfer surfing surf", "clock": "", "elephant": "", "giraffe": "", "zebra": "", "cake": "",
-}  # fmt: skip
-NOT_DONE = frozenset(
-    re.findall(
-        r"\w+",
-        "building clothing something nothing anything everything evening morning railing ceiling ring king wedding "
-        "swing spring wing painting crossing landing wearing holding having being including according during looking "
-        "using sting thing sling icing lightning duckling clearing opening setting covering",
-    )
-)
 OBJECT = r"(?: (?:a|an|the|his|her|their|some) (?:\w+ )?(?:bike|bicycle|ball|horse|guitar|skateboard|surfboard|" \
          r"frisbee|book|boat|wave|kite|motorcycle|stick|camera|toy|picture|pizza|cake|sandwich|food)| (?:soccer|" \
          r"football|basketball|baseball|tennis|hockey|rugby|volleyball|frisbee|music|golf))?"  # fmt: skip

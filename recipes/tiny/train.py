@@ -42,21 +42,13 @@ SUITES = {  # name -> suite, split and more; stage 1 fills all the tokens it is 
 CHAT = "eval_configs/tiny_eval.yaml"
 
 
-class TinyError(UserError):
-    """What was asked for does not go together."""
-
-
 @dataclass(frozen=True)
 class Places:
-    """Where things lie.
-
-    Args:
-        more: overrides of every training config.
-    """
+    """Where things lie."""
 
     data: Path
     out: Path
-    more: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()  # overrides of every training config
 
     def checkpoint(self, stage: str) -> Path:
         """What the next stage goes on with: the last. The best by validation on scenes would know fewer names."""
@@ -112,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if not args.photos.is_file():
-        raise TinyError(f"--photos {args.photos}: no such file; checkpoints/tiny/README.md says what it holds")
+        raise UserError(f"--photos {args.photos}: no such file; checkpoints/tiny/README.md says what it holds")
     places = Places(args.data, args.out, (f"run.seed={args.seed}", *args.options))
     args.out.mkdir(parents=True, exist_ok=True)
     made_with = {"photos": sha256(args.photos), "data": str(args.data.resolve()), "options": list(places.more)}
@@ -155,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
 def keep_to(file: Path, made_with: dict) -> None:
     """A folder is of one set of photos and options; mixing two would train on neither."""
     if file.exists() and (before := json.loads(file.read_text(encoding="utf-8"))) != made_with:
-        raise TinyError(f"{file.parent} was begun with {before}, not {made_with}; write another --out")
+        raise UserError(f"{file.parent} was begun with {before}, not {made_with}; write another --out")
     file.write_text(json.dumps(made_with) + "\n", encoding="utf-8")
 
 

@@ -39,8 +39,8 @@ from minigpt4.processors.image_processors import (
     open_image,
 )
 from minigpt4.processors.text_processors import BlipCaption, PlainText
-from minigpt4.runners import data_monitor
-from minigpt4.runners.data_monitor import DataMonitor
+from minigpt4.runners import guards
+from minigpt4.runners.guards import DataMonitor
 
 PROJECT = Path(__file__).parents[2]
 
@@ -633,7 +633,7 @@ def test_the_end_names_the_most_frequent_faults_of_the_whole_run(tmp_path):
 
 def test_a_full_disk_does_not_stop_the_counting(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(data_monitor.log, "warning", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(guards.log, "warning", lambda text, *values: said.append(text % values))
     (tmp_path / "bad_samples.jsonl").symlink_to("/dev/full")
     monitor = DataMonitor(tmp_path, max_bad_share=1.0, rank=0)
     for _ in range(3):

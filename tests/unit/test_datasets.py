@@ -17,7 +17,7 @@ from minigpt4.datasets import stream as stream_module
 from minigpt4.datasets.image_text import ImageTextSource, read_filter_cap, read_photos
 from minigpt4.datasets.shards import ShardSource
 from minigpt4.datasets.stream import MixedLoader, SampleStream, make_loader
-from minigpt4.runners.data_monitor import DataMonitor
+from minigpt4.runners.guards import DataMonitor
 
 # -- bad samples --------------------------------------------------------------------------------------------------
 

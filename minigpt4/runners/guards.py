@@ -1,17 +1,18 @@
-"""Counts bad samples, lists them in a file, and ends a run that has too many."""
+"""Bad samples and bad steps: they are skipped and counted; a run that has too many of them ends."""
 
 import json
+import math
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from ..common.errors import DataError
+from ..common.errors import DataError, UserError
 from ..common.logger import SideWork, log
 
 JUDGE_AFTER = 200  # samples read before their share of bad ones is judged
 
 
 class DataMonitor:
-    """One for each process. Rank R lists bad samples in `bad_samples_R.jsonl`, rank 0 in `bad_samples.jsonl`."""
+    """Counts bad samples. Rank R lists them in `bad_samples_R.jsonl`, rank 0 in `bad_samples.jsonl`."""
 
     def __init__(self, output_dir: Path, max_bad_share: float, rank: int):
         self.path = Path(output_dir) / ("bad_samples.jsonl" if rank == 0 else f"bad_samples_{rank}.jsonl")
@@ -56,3 +57,41 @@ class DataMonitor:
             faults = f" ({self._most_often(name)})" if self.faults[name] else ""
             found.append(f"{self.faults[name].total()} of {read} samples of {name} were bad{faults}")
         return ", ".join(found)
+
+
+class StepGuard:
+    """Skips steps whose loss or gradient is not finite, `limit` in a row; one more ends the run. There is one for each
+    process; all decide alike, because they get the same numbers."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.skipped = self.in_a_row = 0
+
+    def state_dict(self) -> dict:
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+    def should_step(self, step: int, loss: float, grad_norm: float, loss_scale: float | None = None) -> bool:
+        """Whether the optimizer may take this step, by the loss and gradient norm over all processes. A gradient that
+        is not finite at a `loss_scale` (fp16's) above 1 is an overflow, which a lower scale prevents. Raises UserError
+        after more than `limit` bad steps in a row."""
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        what = f"the loss of step {step} is {loss}"
+        if math.isfinite(loss):
+            if loss_scale is not None and loss_scale > 1:
+                log.info("step %d skipped: a gradient overflows fp16 at the loss scale %g", step, loss_scale)
+                return False
+            what = f"the gradient of step {step} is not finite (its norm is {grad_norm}; the loss is {loss:.3f})"
+        self.in_a_row += 1
+        if self.in_a_row > self.limit:
+            raise UserError(
+                f"{what}, {self.in_a_row} steps in a row (run.max_bad_steps is {self.limit}); none of them touched the "
+                "weights. Lower run.init_lr, or set run.grad_clip=1.0 or run.amp=False"
+            )
+        log.warning("%s: step skipped", what)
+        return False
