@@ -102,7 +102,7 @@ def score_coverage(items: Sequence[Item], answers: Sequence[dict], tools: Tools)
         main = main or things.main_things(captions, vocabulary)
         foremost = {name for name, weight in main.items() if weight == max(main.values())}
         of_captions = [seen for seen in (things.seen(caption, vocabulary) for caption in captions) if seen]
-        marks = things.find_fitting(text, vocabulary, {*main, *objects}.union(*of_captions))
+        marks = things.find(text, vocabulary, {*main, *objects}.union(*of_captions))
         said = {name for m in marks for name in m.names}
         row = {
             "picture_named": (bool(said & set(main)), bool(main)),

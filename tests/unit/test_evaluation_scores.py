@@ -181,7 +181,7 @@ def test_people_are_told_apart_as_far_as_captions_agree():
     assert things.main_things(["a man", "a woman", "a rider"], VOCABULARY) == {"person": 3}
 
     def right(text, *there):
-        return [m.right for m in things.find_fitting(text, VOCABULARY, there)]
+        return [m.right for m in things.find(text, VOCABULARY, there)]
 
     assert right("a woman and a person", "man") == [False, True]
     assert right("a woman, a boy", "person") == [True, True]
