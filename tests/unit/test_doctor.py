@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4.checkup import doctor
 from minigpt4.checkup.doctor.context import LOOK, OK, WRONG
-from minigpt4.checkup.golden import write_published_files
 from minigpt4.cli import main
+from tests.golden_set import write_published_files
 
 
 @pytest.fixture(scope="session")
