@@ -16,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg-path", required=True, help="the YAML config")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
     parser.add_argument("--docs", action="store_true", help="print the meaning of each key too")
-    parser.add_argument(
-        "--mode", choices=("train", "chat"), default=None, help="also check what training or chat needs"
-    )
+    parser.add_argument("--mode", choices=("train", "chat"), help="also check what training or chat needs")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,12 +27,11 @@ def run(args: argparse.Namespace) -> int:
         if args.mode:  # its own message names the paths too
             load_config(args.cfg_path, args.options, mode=args.mode)
         raise
-    rows = [(name, repr(value), origin, doc) for name, value, origin, doc in describe_config(config)]
-    rows.sort(key=lambda row: row[3].startswith(UNUSED))
+    rows = sorted(describe_config(config), key=lambda row: row[3].startswith(UNUSED))
     wide = max(len(name) for name, *_ in rows)
-    value_wide = min(max(len(value) for _, value, *_ in rows), 48)
+    value_wide = min(max(len(repr(value)) for _, value, *_ in rows), 48)
     for name, value, origin, doc in rows:
-        print(f"{name:{wide}}  {value:{value_wide}}  # {origin}")
+        print(f"{name:{wide}}  {value!r:{value_wide}}  # {origin}")
         if args.docs:
             print(textwrap.indent(textwrap.fill(doc, 96), "    "), end="\n\n")
     for what, run_section in (("training", config.run), ("chat", None)) if config.datasets else (("chat", None),):

@@ -401,7 +401,7 @@ def test_the_page_for_people(files, capsys):
 def test_too_little_memory(files, monkeypatch, capsys):
     from types import SimpleNamespace
 
-    from minigpt4.checkup.doctor import context as doctor_context
+    from minigpt4.checkup.doctor import machine as doctor_context
 
     monkeypatch.setattr(
         doctor_context.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000, total=200_000)

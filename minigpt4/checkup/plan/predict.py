@@ -1,10 +1,9 @@
 """What a config needs on its devices, in plain numbers: memory, time, whether it fits, and what would make it fit."""
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 
-from ...common.config import load_config
 from ...common.gpus import CUDA_CONTEXT, IMAGES_PER_SECOND, PROCESS, Gpu, all_gather, all_reduce, find_gpu, roofline
 from ...common.schema import Config
 from .costs import Setup, activations, chat_activations, longest_context, next_token_work, training_work
@@ -14,12 +13,6 @@ GIB = 2**30
 LARGEST_BATCH = 4096  # no larger one is tried
 SPARE = "the allocator's unused blocks"
 SPARE_TRAINING, SPARE_CHAT = 0.07, 0.5  # of the activations; of keys and values, which grow into ever larger blocks
-
-
-def make_setup(path: str, llm: str | None, gpu: Gpu, nproc: int = 1, options: Sequence[str] = (), **more) -> Setup:
-    """The setup of a config file; `more` are fields of Setup."""
-    config = load_config(path, options, mode="show")
-    return Setup(config, Shapes(config.model, find_llm(config, llm)[0]), gpu, nproc, **more)
 
 
 def predict(
