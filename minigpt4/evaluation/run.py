@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.before:
         options = [*args.options, f"model.ckpt={args.before}"]
         configs = {"before": load_config(args.cfg_path, options, mode="chat"), **configs}
-    items = suite.items(read_records(args.data, args.images, args.split, args.limit, suite.kinds), args.prompt)
+    items = suite.items(read_records(args.data, args.images, args.split, args.limit, suite.data), args.prompt)
     decoding = {"do_sample": args.sample, "num_beams": args.beams,
                 "max_new_tokens": args.max_new_tokens or suite.max_new_tokens,
                 "repetition_penalty": config.model.repetition_penalty,

@@ -9,11 +9,13 @@ from made import picture
 from minigpt4.common.errors import DataError
 from minigpt4.evaluation import objects as things
 from minigpt4.evaluation.captions import bleu_of, caption_measures, has_java, plain_tokens, tokenize
-from minigpt4.evaluation.data import PHOTOS, QUESTIONS, read_records
+from minigpt4.evaluation.data import read_records
 from minigpt4.evaluation.failures import failure
 from minigpt4.evaluation.scoring import Tools
 from minigpt4.evaluation.suites import SUITES
 from minigpt4.evaluation.vqa_scores import counted_accuracy, exact, holds, normalize, soft_accuracy
+
+PHOTOS, QUESTIONS = SUITES["caption"].data, SUITES["vqa"].data
 
 # ---------------------------------------------------------------------- captions
 
