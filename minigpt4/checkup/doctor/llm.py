@@ -60,9 +60,8 @@ def check_tokenizer(context: Context) -> list[Finding]:
     found = []
     stated = read_json(context.llm_path / "config.json", optional=True).get("bos_token_id")
     if isinstance(stated, int) and bos != stated and (bos is not None or has_llama_pieces(tokenizer)):
-        found.append(
-            (f"its BOS {tokenizer.bos_token} is {bos}, by config.json {stated}: another model's tokenizer?", FETCH)
-        )
+        text = f"its BOS {tokenizer.bos_token} is {bos}, by config.json {stated}: another model's tokenizer?"
+        found.append((text, FETCH))
     if rows and (beyond := sorted((i, token) for token, i in ids.items() if i >= rows)):
         text = f"{some(f'{token} = {i}' for i, token in beyond)} past the embedding's {rows:,} rows: "
         v0 = PAD in (token for _, token in beyond)
