@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import DataError
-from ..common.packages import require_packages
 from ..common.paths import read_text
 from ..datasets.image_text import folder_of_images, inside, read_json_lines, read_photos
 from ..processors.image_processors import SUFFIXES, pictures_in
@@ -70,8 +69,6 @@ def limited(records: list[Record], limit: int | None) -> list[Record]:
 def detect(name: str) -> tuple[str, object]:
     """The kind of a `--data` argument, a key of FORMATS, and its content."""
     path = Path(name)
-    if name == "easy-vqa":
-        return "easy-vqa", None
     if path.is_dir():
         files = pictures_in(path)
         if not files and not any(path.glob("*.jsonl")):
@@ -168,8 +165,8 @@ def _questions(found: Found, images: str | None, split: str | None) -> list[Reco
     return records
 
 
-def _question(id: str, image: Path, question: str, answers: list[str], rule: str, kind: str = "", **more) -> Record:
-    return Record(id, image, {"question": question, "answers": answers, "rule": rule, "type": kind, **more})
+def _question(id: str, image: Path, question: str, answers: list[str], rule: str, kind: str = "") -> Record:
+    return Record(id, image, {"question": question, "answers": answers, "rule": rule, "type": kind})
 
 
 def _vqa(found: Found, images: str | None, split: str | None) -> list[Record]:
@@ -217,27 +214,9 @@ def _gqa(found: Found, images: str | None, split: str | None) -> list[Record]:
     ]  # fmt: skip
 
 
-def _easy_vqa(found: Found, images: str | None, split: str | None) -> list[Record]:
-    """The PyPI package easy-vqa: drawn shapes, 13 possible answers."""
-    split = split or "test"
-    if split not in ("train", "test"):
-        raise DataError(f"--split {split}: easy-vqa has train and test")
-    require_packages("--data easy-vqa", "eval", "easy_vqa")
-    import easy_vqa
-
-    places, choices = getattr(easy_vqa, f"get_{split}_image_paths")(), easy_vqa.get_answers()
-    questions = zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True)
-    return [
-        _question(f"{split}-{number}", Path(places[owner]), text, [answer], "exact",
-                  "yes/no" if answer in ("yes", "no") else "colour or shape", choices=choices,
-                  correct=choices.index(answer))
-        for number, (text, answer, owner) in enumerate(questions)
-    ]  # fmt: skip
-
-
 READERS = {
     "photos": _photos, "karpathy": _karpathy, "coco captions": _coco, "coco instances": _coco, "gqa": _gqa,
-    "questions": _questions, "easy-vqa": _easy_vqa, "aokvqa": _aokvqa, "vqa questions": _vqa, "vqa annotations": _vqa,
+    "questions": _questions, "aokvqa": _aokvqa, "vqa questions": _vqa, "vqa annotations": _vqa,
     "folder": lambda found, images, split: [Record(path.name, path, {}) for path in found["folder"][1]],
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--cfg-path", default="eval_configs/tiny_eval.yaml", help="config (default: %(default)s)")
     add("--suite", required=True, choices=SUITES, metavar="NAME", help=", ".join(SUITES))
-    what = "annotation files, a folder of pictures, or easy-vqa; docs/evaluation.md lists the formats"
+    what = "annotation files, or a folder of pictures; docs/evaluation.md lists the formats"
     add("--data", required=True, nargs="+", metavar="FILE", help=what)
     add("--split", help="the split to take")
     add("--before", metavar="CHECKPOINT", help="a second model.ckpt: scored too, with the difference to it")

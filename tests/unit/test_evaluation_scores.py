@@ -356,9 +356,3 @@ def test_files_of_no_use_are_refused(write):
             write("c.json", {"images": coco(), "annotations": [{"image_id": 1, "caption": "x"}]}),
             images=None,
         )
-
-
-def test_easy_vqa():
-    pytest.importorskip("easy_vqa")
-    records = read_records(["easy-vqa"], None, None, 5, QUESTIONS)
-    assert len(records) == 5 and all(r.image.is_file() and len(r.truth["choices"]) == 13 for r in records)
