@@ -1,12 +1,14 @@
 """Makes the tables of docs/plan.md: `python docs/make_plan.py`, between the marks of the page."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from minigpt4.checkup.plan.costs import Setup, next_token_work
 from minigpt4.checkup.plan.page import span
-from minigpt4.checkup.plan.predict import GIB, fits, make_setup, needed_memory, training_time, verdict, what_fits
-from minigpt4.checkup.plan.shapes import LLMS
-from minigpt4.common.gpus import GPUS, roofline
+from minigpt4.checkup.plan.predict import GIB, fits, needed_memory, training_time, verdict, what_fits
+from minigpt4.checkup.plan.shapes import LLMS, Shapes, find_llm
+from minigpt4.common.config import load_config
+from minigpt4.common.gpus import GPUS, Gpu, roofline
 
 STAGE1 = "train_configs/minigpt4_stage1_pretrain.yaml"
 STAGE2 = "train_configs/minigpt4_stage2_finetune.yaml"
@@ -14,6 +16,12 @@ DEMO = "eval_configs/minigpt4_eval.yaml"
 STEPS_IN_PAPER = 400  # of stage 2
 DEVICES = ("3090-24g", "4090-24g", "a100-40g", "l40s-48g", "a100-80g", "h100-80g", "cpu")
 CHANGES = {"model.use_grad_checkpoint": "checkpointing", "model.low_resource": "8 bit"}
+
+
+def make_setup(path: str, llm: str | None, gpu: Gpu, nproc: int = 1, options: Sequence[str] = (), **more) -> Setup:
+    """The setup of a config file; `more` are fields of Setup."""
+    config = load_config(path, options, mode="show")
+    return Setup(config, Shapes(config.model, find_llm(config, llm)[0]), gpu, nproc, **more)
 
 
 def tables() -> str:

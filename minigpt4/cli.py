@@ -24,7 +24,6 @@ VERBS = {
     "eval": (".evaluation.run", "score a model on pictures: captions, things named, broken answers, questions"),
     "curate": (".curation.run", "make stage-2 data: a model describes photos, bad sentences are dropped"),
     "doctor": (".checkup.doctor", "say what is wrong with a config's files and this machine, and what to do"),
-    "parity": (".checkup.parity", "compare this model with the original on a golden set"),
     "export": (".weights.export", "write the weights of a checkpoint alone, as safetensors"),
     "export-hf": (".convert.hf.export_hf", "write the model as transformers' BLIP-2, which opens without this code"),
     "import-hf": (".convert.hf.import_hf", "write the files that an exported folder was made of again"),

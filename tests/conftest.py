@@ -42,7 +42,7 @@ def golden():
 
 @pytest.fixture(scope="session")
 def meta() -> dict:
-    from minigpt4.checkup.golden import read_meta
+    from tests.golden_set import read_meta
 
     return read_meta(GOLDEN)
 
@@ -67,7 +67,7 @@ def same_sys_path(monkeypatch):
 def lay_published(tmp_path_factory):
     """lay_published(folder) -> keywords for ModelConfig: what `write_published_files` writes of the golden set, copied
     to `folder`."""
-    from minigpt4.checkup.golden import write_published_files
+    from tests.golden_set import write_published_files
 
     written = tmp_path_factory.mktemp("published")
     keys = write_published_files(GOLDEN, written)
@@ -91,7 +91,7 @@ def make_model(lay_published, tmp_path):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """One tiny MiniGPT4 with the golden weights, for tests that do not change it."""
-    from minigpt4.checkup.golden import golden_model
+    from tests.golden_set import golden_model
 
     return golden_model(GOLDEN, tmp_path_factory.mktemp("published")).eval()
 

@@ -25,7 +25,7 @@ def picture(colour: str, place: int) -> Image.Image:
 
 def lay_model(golden: Path, folder: Path) -> dict:
     """The files a user downloads, laid out from a golden set: the `model` section that names them."""
-    from minigpt4.checkup.golden import write_published_files
+    from tests.golden_set import write_published_files
 
     files = write_published_files(golden, folder)
     return {**files, "qformer_kwargs": vars(files["qformer_kwargs"])}

@@ -4,5 +4,4 @@
 - `plan/`: whether a config fits a GPU, and how long it takes.
 - `data.py`: which training samples cannot be used.
 - `show_config.py`: what a config comes to, key by key.
-- `parity.py`, then `golden.py`: whether this model computes what the original does.
 """

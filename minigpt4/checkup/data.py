@@ -62,20 +62,16 @@ class Report:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check = actions.add_parser("check", help="decode every sample and say which cannot be used")
-    check.add_argument(
-        "data", nargs="*", metavar="SHARDS",
-        help="shards (pattern, glob or URL), a folder with filter_cap.json, or a .jsonl of captioned photos",
-    )  # fmt: skip
-    check.add_argument("--cfg-path", help="check every dataset of this training config, with its own processors")
-    check.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
-    check.add_argument("--images", help="folder of the images of a .jsonl (default: photos/ beside it)")
-    check.add_argument("--jobs", type=int, help="processes (default: one for each CPU)")
-    check.add_argument("--jsonl", metavar="FILE", help="also write a JSON line for each part and dataset")
-    check.add_argument(
-        "--max-bad-share", type=float, help="exit code 1 above this share (default: the config's, or 0.05)"
-    )
+    add = parser.add_argument
+    add("action", choices=["check"], help="decode every sample and say which cannot be used")
+    what = "shards (pattern, glob or URL), a folder with filter_cap.json, or a .jsonl of captioned photos"
+    add("data", nargs="*", metavar="SHARDS", help=what)
+    add("--cfg-path", help="check every dataset of this training config, with its own processors")
+    add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    add("--images", help="folder of the images of a .jsonl (default: photos/ beside it)")
+    add("--jobs", type=int, help="processes (default: one for each CPU)")
+    add("--jsonl", metavar="FILE", help="also write a JSON line for each part and dataset")
+    add("--max-bad-share", type=float, help="exit code 1 above this share (default: the config's, or 0.05)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,13 +125,11 @@ def sources_of_config(path: str, options: list[str]) -> tuple[dict[str, Source],
 
 
 def sources_of_paths(paths: list[str], images: str | None = None) -> dict[str, Source]:
-    """Datasets by the paths a user wrote: shards are one dataset together.
-
-    Raises:
-        DataError: nothing is there, or a list of images is wrong.
-    """
+    """Datasets by the paths a user wrote: shards are one dataset together. Raises DataError: nothing is there, or a
+    list of images is wrong."""
     sources: dict[str, Source] = {}
-    shards, processor = [], Blip2ImageEval()
+    shards: list[str] = []
+    processor = Blip2ImageEval()
     for path in paths:
         place = Path(resolve_path(path))
         if path.endswith(".jsonl"):
@@ -147,10 +141,10 @@ def sources_of_paths(paths: list[str], images: str | None = None) -> dict[str, S
                 found = expand_shards(path)
             except ValueError as error:
                 raise DataError(f"{path}: not a pattern like {{00000..01255}}.tar: {error}") from None
-            if gone := missing_shards(found):
-                raise DataError(f"{path}: {len(gone)} of {len(found)} files are missing, the first {gone[0]}")
             if not found:
                 raise DataError(f"{path}: no such file or folder")
+            if gone := missing_shards(found):
+                raise DataError(f"{path}: {len(gone)} of {len(found)} files are missing, the first {gone[0]}")
             shards += found
     if shards:
         sources["shards"] = ShardSource(shards, processor, BlipCaption())
@@ -175,11 +169,7 @@ def parts_of(sources: dict[str, Source]) -> list[Part]:
 
 
 def check(sources: dict[str, Source], jobs: int | None = None) -> list[Report]:
-    """Read everything -> a report of each part, in order.
-
-    Raises:
-        UserError: a process was killed, e.g. for lack of memory.
-    """
+    """Read everything -> a report of each part, in order. Raises UserError: a process was killed."""
     _sources.update(sources)
     parts = parts_of(sources)
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(parts))
@@ -188,9 +178,8 @@ def check(sources: dict[str, Source], jobs: int | None = None) -> list[Report]:
             found = pool.map(read_part, *zip(*parts, strict=True))
             return list(tqdm(found, total=len(parts), unit="part", disable=not sys.stderr.isatty()))
         except BrokenProcessPool:
-            raise UserError(
-                "data check: one of its processes was killed, perhaps for lack of memory; try --jobs 1"
-            ) from None
+            why = "one of its processes was killed, perhaps for lack of memory"
+            raise UserError(f"data check: {why}; try --jobs 1") from None
         except KeyboardInterrupt:
             for child in multiprocessing.active_children():
                 child.terminate()

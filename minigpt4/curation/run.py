@@ -12,7 +12,7 @@ from ..common.paths import write_whole
 from ..evaluation.answering import chat_for
 from ..evaluation.data import limited, read_records
 from ..evaluation.judge import Judge
-from ..evaluation.run import check_arguments
+from ..evaluation.run import add_shared_arguments, check_arguments
 from . import folder
 from .clean import Cleaned, clean
 from .describe import QUESTION, describe, edited, joined
@@ -26,22 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "photos with human captions: photos.jsonl, COCO's or Karpathy's captions; with --unchecked a folder too"
     add("--data", required=True, metavar="FILE", help=what)
     add("--split", nargs="+", metavar="NAME", help="the splits to use (default: all)")
-    add("--images", metavar="DIR", help="folder of the images, where the file does not say")
     add("--out", required=True, metavar="FOLDER", help="stage 2's folder: filter_cap.json, image/, curation.jsonl, ...")
-    add("--limit", type=int, metavar="N", help="use N photos, drawn at random but always the same ones")
     add("--prompt", default=QUESTION, help="what the model is asked (default: the paper's words)")
     add("--no-continue", action="store_true", help='leave out the second turn, "Continue", after short answers')
     add("--unchecked", action="store_true", help="do not compare with captions, as in the paper; people check by hand")
-    add("--batch", type=int, default=16, help="photos described at once (default: %(default)s)")
     add("--max-new-tokens", type=int, default=300, help="longest answer (default: %(default)s)")
-    add("--sample", action="store_true", help="sample answers as the chat does, instead of greedily")
-    add("--seed", type=int, default=42, help="seed of --sample (default: %(default)s)")
     add("--copy", action="store_true", help="copy the photos into image/ instead of linking them")
-    add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    add("--judge", metavar="URL", help="an OpenAI-compatible endpoint that edits the answers, by the paper's prompt")
-    add("--judge-model", default="", help="its model name")
-    add("--judge-key-env", default="OPENAI_API_KEY", help="variable with its key (default: %(default)s)")
-    add("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
+    add_shared_arguments(parser, "edits the answers, by the paper's prompt")
 
 
 def run(args: argparse.Namespace) -> int:

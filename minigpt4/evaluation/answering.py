@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -107,11 +108,9 @@ def read_kept(files: Iterable[Path]) -> dict[str, dict]:
     known = {}
     for file in sorted(files):
         for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):  # texts may hold other line breaks
-            try:
+            with suppress(ValueError):
                 entry = json.loads(line)
-            except ValueError:
-                continue
-            known[entry.pop("key")] = entry
+                known[entry.pop("key")] = entry
     return known
 
 

@@ -5,43 +5,18 @@ from __future__ import annotations
 import json
 import random
 import re
+import tomllib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..common.errors import DataError
-from ..common.packages import require_packages
 from ..common.paths import read_text
 from ..datasets.image_text import folder_of_images, inside, read_json_lines, read_photos
 from ..processors.image_processors import SUFFIXES, pictures_in
 
-PHOTOS = ("photos", "karpathy", "coco captions", "coco instances")
-QUESTIONS = ("questions", "vqa questions", "vqa annotations", "aokvqa", "gqa", "easy-vqa")
+FORMATS = tomllib.loads(Path(__file__).with_name("formats.toml").read_text(encoding="utf-8"))  # by their kind
 QUESTION_LINE = '{"image": "a.jpg", "question": "What animal is this?", "answer": "dog"}'
-VQA = "of https://visualqa.org/download.html, or OK-VQA's of https://okvqa.allenai.org/download.html"
-WHERE = {
-    "photos": 'JSON lines such as {"image": "a.jpg", "captions": ["A dog on grass."]}',
-    "questions": f"JSON lines such as {QUESTION_LINE}",
-    "coco captions": "captions_val2017.json of https://cocodataset.org/#download",
-    "coco instances": "instances_val2017.json of https://cocodataset.org/#download",
-    "karpathy": "dataset_coco.json of https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
-    "vqa questions": f"v2_OpenEnded_mscoco_val2014_questions.json {VQA}",
-    "vqa annotations": f"v2_mscoco_val2014_annotations.json {VQA}",
-    "gqa": "testdev_balanced_questions.json of https://cs.stanford.edu/people/dorarad/gqa/download.html",
-    "aokvqa": "aokvqa_v1p0_val.json of https://github.com/allenai/aokvqa",
-    "easy-vqa": "pip install -e '.[eval]', then --data easy-vqa",
-    "folder": "a folder of pictures",
-}
-SPLITS = ("photos", "questions", "karpathy", "aokvqa", "easy-vqa")  # what holds several splits
-SIGNS = (  # kind, the list in the file that tells (None: the file itself), keys of its first entry
-    ("aokvqa", None, {"question_id", "image_id", "question", "choices"}),
-    ("vqa questions", "questions", {"question_id", "image_id", "question"}),
-    ("vqa annotations", "annotations", {"question_id", "answers"}),
-    ("coco instances", "annotations", {"image_id", "category_id"}),
-    ("coco captions", "annotations", {"image_id", "caption"}),
-    ("karpathy", "images", {"sentences", "filename"}),
-    ("gqa", None, {"imageId", "question"}),
-)
 MAIN_AREA = 0.05  # of the picture: from there on an annotated COCO object is a main one
 Found = dict[str, tuple[Path, object]]  # kind -> (file, its content)
 
@@ -66,11 +41,11 @@ def read_records(
             name = str(listed[0])  # the list of the pictures beside it
             kind, content = detect(name)
         if kind not in kinds:
-            wanted = "".join(f"\n  {k}: {WHERE[k]}" for k in kinds)
+            wanted = "".join(f"\n  {k}: {FORMATS[k]['where']}" for k in kinds)
             raise DataError(f"--data {name}: this is {kind}, which the suite does not read. It reads{wanted}")
         if kind in found:
             raise DataError(f"--data: {found[kind][0]} and {name} are both {kind}; name one")
-        if split and kind not in SPLITS:
+        if split and "splits" not in FORMATS[kind]:
             raise DataError(f"--split {split}: {name} holds one split alone; leave --split out")
         found[kind] = (Path(name), content)
     reader = next(reader for kind, reader in READERS.items() if kind in found)
@@ -92,10 +67,8 @@ def limited(records: list[Record], limit: int | None) -> list[Record]:
 
 
 def detect(name: str) -> tuple[str, object]:
-    """The kind of a `--data` argument, a key of WHERE, and its content."""
+    """The kind of a `--data` argument, a key of FORMATS, and its content."""
     path = Path(name)
-    if name == "easy-vqa":
-        return "easy-vqa", None
     if path.is_dir():
         files = pictures_in(path)
         if not files and not any(path.glob("*.jsonl")):
@@ -110,13 +83,15 @@ def detect(name: str) -> tuple[str, object]:
         content = json.loads(read_text(path))
     except ValueError as error:
         raise DataError(f"--data {name}: not JSON: {error}") from None
-    for kind, key, signs in SIGNS:
-        entries = content.get(key) if key and isinstance(content, dict) else None if key else content
+    for kind, known in FORMATS.items():
+        entries = content
+        if "list" in known:
+            entries = content.get(known["list"]) if isinstance(content, dict) else None
         first = next(iter(entries.values() if isinstance(entries, dict) else entries or ()), None)
         filter_cap = kind == "coco captions" and "images" not in content
-        if isinstance(first, dict) and signs <= first.keys() and not filter_cap:
+        if "keys" in known and isinstance(first, dict) and {*known["keys"]} <= first.keys() and not filter_cap:
             return kind, content
-    known = "".join(f"\n  {k}: {where}" for k, where in WHERE.items())
+    known = "".join(f"\n  {kind}: {known['where']}" for kind, known in FORMATS.items())
     raise DataError(f"--data {name}: none of the formats that are read:{known}")
 
 
@@ -190,15 +165,15 @@ def _questions(found: Found, images: str | None, split: str | None) -> list[Reco
     return records
 
 
-def _question(id: str, image: Path, question: str, answers: list[str], rule: str, kind: str = "", **more) -> Record:
-    return Record(id, image, {"question": question, "answers": answers, "rule": rule, "type": kind, **more})
+def _question(id: str, image: Path, question: str, answers: list[str], rule: str, kind: str = "") -> Record:
+    return Record(id, image, {"question": question, "answers": answers, "rule": rule, "type": kind})
 
 
 def _vqa(found: Found, images: str | None, split: str | None) -> list[Record]:
     """VQA v2 and OK-VQA: ten answers a question."""
     for kind in ("vqa questions", "vqa annotations"):
         if kind not in found:
-            raise DataError(f"--data: VQA comes in two files, the {kind[4:]} are missing: {WHERE[kind]}")
+            raise DataError(f"--data: VQA comes in two files, the {kind[4:]} are missing: {FORMATS[kind]['where']}")
     (file, content), (other, annotations) = found["vqa questions"], found["vqa annotations"]
     questions = content["questions"]
     people = {a["question_id"]: a for a in annotations["annotations"]}
@@ -239,27 +214,9 @@ def _gqa(found: Found, images: str | None, split: str | None) -> list[Record]:
     ]  # fmt: skip
 
 
-def _easy_vqa(found: Found, images: str | None, split: str | None) -> list[Record]:
-    """The PyPI package easy-vqa: drawn shapes, 13 possible answers."""
-    split = split or "test"
-    if split not in ("train", "test"):
-        raise DataError(f"--split {split}: easy-vqa has train and test")
-    require_packages("--data easy-vqa", "eval", "easy_vqa")
-    import easy_vqa
-
-    places, choices = getattr(easy_vqa, f"get_{split}_image_paths")(), easy_vqa.get_answers()
-    questions = zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True)
-    return [
-        _question(f"{split}-{number}", Path(places[owner]), text, [answer], "exact",
-                  "yes/no" if answer in ("yes", "no") else "colour or shape", choices=choices,
-                  correct=choices.index(answer))
-        for number, (text, answer, owner) in enumerate(questions)
-    ]  # fmt: skip
-
-
 READERS = {
     "photos": _photos, "karpathy": _karpathy, "coco captions": _coco, "coco instances": _coco, "gqa": _gqa,
-    "questions": _questions, "easy-vqa": _easy_vqa, "aokvqa": _aokvqa, "vqa questions": _vqa, "vqa annotations": _vqa,
+    "questions": _questions, "aokvqa": _aokvqa, "vqa questions": _vqa, "vqa annotations": _vqa,
     "folder": lambda found, images, split: [Record(path.name, path, {}) for path in found["folder"][1]],
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -104,22 +104,17 @@ def _terms(vocabulary: Vocabulary) -> tuple[re.Pattern, dict[str, frozenset[str]
 
 
 def find(text: str, vocabulary: Vocabulary, present: Iterable[str] = ()) -> list[Mention]:
-    """Every mention of a thing in `text`, from left to right; right when `present` has the thing."""
+    """Every mention of a thing in `text`, from left to right; right when `present` has the thing, or one above or below
+    it: a woman is right where someone saw a person or a woman, wrong where all saw a man."""
     pattern, owners = _terms(vocabulary)
     present = set(present)
-    found = [(match, owners[_plain(match.group())]) for match in pattern.finditer(text)]
-    return [Mention(*match.span(), names, bool(names & present)) for match, names in found if names != {NOTHING}]
-
-
-def find_fitting(text: str, vocabulary: Vocabulary, there: Iterable[str]) -> list[Mention]:
-    """Like `find`, with kinds of people told apart: a mention is right when `there` has its thing, or one above or
-    below it. A woman is right where someone saw a person or a woman, wrong where all saw a man."""
-    there = set(there)
-    fitting = there | {above for name in there for above in ancestors(name)}
+    fitting = present | {above for name in present for above in ancestors(name)}
     found = []
-    for mention in find(text, vocabulary):
-        name = min(finest(mention.names))
-        found.append(replace(mention, right=name in fitting or not there.isdisjoint(ancestors(name))))
+    for match in pattern.finditer(text):
+        names = owners[_plain(match.group())]
+        right = any(name in fitting or not present.isdisjoint(ancestors(name)) for name in finest(names))
+        if names != {NOTHING}:
+            found.append(Mention(*match.span(), names, right))
     return found
 
 

@@ -54,16 +54,10 @@ def write_json(results: dict, file: Path) -> None:
     write_whole(file, json.dumps(results, ensure_ascii=False, indent=1))
 
 
-def stages(results: dict) -> dict[str, str]:
-    """stage -> its heading, in order; `results["stages"]` may name others than before and after."""
-    titles = results.get("stages", {"before": "before", "after": "after"})
-    return {stage: title for stage, title in titles.items() if stage in results["scores"]}
-
-
 def columns(results: dict) -> dict[str, dict]:
-    """heading -> scores, from left to right."""
-    found = {title: results["scores"][stage] for stage, title in stages(results).items()}
-    return {**found, "difference": results["difference"]} if "difference" in results else {"": found.popitem()[1]}
+    """heading -> scores, from left to right: before, after and their difference; or after alone, without a heading."""
+    scores = results["scores"]
+    return scores | {"difference": results["difference"]} if "difference" in results else {"": scores["after"]}
 
 
 def cell(score: dict, form: str, signed: bool = False) -> tuple[str, str]:
@@ -75,10 +69,11 @@ def cell(score: dict, form: str, signed: bool = False) -> tuple[str, str]:
 
 def rows(results: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     """(label, the cells of each column) of every measure."""
-    heads, found = columns(results).items(), []
-    for name, m in results["measures"].items():
-        found.append((m["label"], [cell(scores[name], m["form"], head == "difference") for head, scores in heads]))
-    return found
+    heads = columns(results).items()
+    return [
+        (m["label"], [cell(scores[name], m["form"], head == "difference") for head, scores in heads])
+        for name, m in results["measures"].items()
+    ]
 
 
 def about(results: dict) -> str:
@@ -104,8 +99,8 @@ def html_page(results: dict, title: str) -> str:
     """The page of some results, with SHOWN of the pictures."""
     body = render(
         "evaluation/report.html", results=results, heads=list(columns(results)), rows=rows(results),
-        pictures=shown_pictures(results, SHOWN), stages=stages(results),
-        has_marks=any(item[stage]["marks"] for item in results["items"] for stage in stages(results)),
+        pictures=shown_pictures(results, SHOWN),
+        has_marks=any(item[stage]["marks"] for item in results["items"] for stage in results["scores"]),
     )  # fmt: skip
     return document(title, "evaluation", about(results), body)
 

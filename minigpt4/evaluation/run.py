@@ -22,24 +22,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--cfg-path", default="eval_configs/tiny_eval.yaml", help="config (default: %(default)s)")
     add("--suite", required=True, choices=SUITES, metavar="NAME", help=", ".join(SUITES))
-    what = "annotation files, a folder of pictures, or easy-vqa; docs/evaluation.md lists the formats"
+    what = "annotation files, or a folder of pictures; docs/evaluation.md lists the formats"
     add("--data", required=True, nargs="+", metavar="FILE", help=what)
-    add("--images", metavar="DIR", help="folder of the images, where the files do not say")
     add("--split", help="the split to take")
-    add("--limit", type=int, metavar="N", help="so many pictures or questions, at random, always the same")
     add("--before", metavar="CHECKPOINT", help="a second model.ckpt: scored too, with the difference to it")
     add("--prompt", help="asked instead of the suite's own questions; {question} is the data's")
-    add("--batch", type=int, default=16, help="pictures answered at once (default: %(default)s)")
     add("--max-new-tokens", type=int, help="longest answer (default: the suite's)")
     add("--beams", type=int, default=1, help="beams (default: %(default)s)")
+    add("--out", metavar="DIR", help="answers and results go there (default: output/eval/CONFIG)")
+    add("--synonyms", metavar="FILE", help="CHAIR's published synonyms.txt instead of ours")
+    add_shared_arguments(parser, "judges too (coverage, abilities)")
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser, judge: str) -> None:
+    """What `minigpt4 curate` takes too; `judge` says what the judge does."""
+    add = parser.add_argument
+    add("--images", metavar="DIR", help="folder of the images, where the files do not say")
+    add("--limit", type=int, metavar="N", help="so many pictures or questions, at random, always the same")
+    add("--batch", type=int, default=16, help="pictures answered at once (default: %(default)s)")
     add("--sample", action="store_true", help="draw answers as the chat does, instead of greedily")
     add("--seed", type=int, default=42, help="of --sample (default: %(default)s)")
-    add("--out", metavar="DIR", help="answers and results go there (default: output/eval/CONFIG)")
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: cuda where there is one)")
-    add("--judge", metavar="URL", help="an OpenAI-compatible endpoint that judges too (coverage, abilities)")
-    add("--judge-model", default="", help="the judge's model name")
+    add("--judge", metavar="URL", help=f"an OpenAI-compatible endpoint that {judge}")
+    add("--judge-model", default="", help="its model name")
     add("--judge-key-env", default="OPENAI_API_KEY", help="variable with its key (default: %(default)s)")
-    add("--synonyms", metavar="FILE", help="CHAIR's published synonyms.txt instead of ours")
     add("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
 
 
@@ -52,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.before:
         options = [*args.options, f"model.ckpt={args.before}"]
         configs = {"before": load_config(args.cfg_path, options, mode="chat"), **configs}
-    items = suite.items(read_records(args.data, args.images, args.split, args.limit, suite.kinds), args.prompt)
+    items = suite.items(read_records(args.data, args.images, args.split, args.limit, suite.data), args.prompt)
     decoding = {"do_sample": args.sample, "num_beams": args.beams,
                 "max_new_tokens": args.max_new_tokens or suite.max_new_tokens,
                 "repetition_penalty": config.model.repetition_penalty,

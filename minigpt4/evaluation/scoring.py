@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +17,7 @@ from .failures import REASONS, failure
 from .judge import Judge
 from .statistics import Measure, share
 
-FULFILLED = (
-    "A model was shown this picture and asked: {question}\nIt answered: {answer}\n"
-    "Does the answer fit the picture and do what was asked? Answer yes or no."
-)
-COVERS = (
-    "What a person says of a picture: {caption}\nWhat a model says of it: {answer}\n"
-    "Does the model's text cover the main objects and visual relations of the person's? Answer yes or no."
-)
+MEASURES = tomllib.loads(Path(__file__).with_name("measures.toml").read_text(encoding="utf-8"))
 
 
 @dataclass
@@ -51,9 +45,9 @@ def verdict_of(truth: str, answer: str, marks: Iterable[things.Mention] = (), fl
     return {"truth": truth, "answer": answer, "marks": spans, "flags": [f for f in flags if f]}
 
 
-def measures_of(rows: Sequence[dict[str, tuple]], labels: dict[str, tuple[str, ...]]) -> list[Measure]:
+def measures_of(rows: Sequence[dict[str, tuple]], labels: dict[str, Sequence[str]]) -> list[Measure]:
     """The measures that some answer has. A row has (numerator, denominator) of an answer by the measure's name; where
-    it has none, the answer does not count. `labels`: name -> (label, form, better), see Measure."""
+    it has none, the answer does not count. `labels`: as in measures.toml."""
     return [
         share(name, label, [row.get(name, (0, 0)) for row in rows], *style)
         for name, (label, *style) in labels.items()
@@ -76,25 +70,14 @@ def score_caption(items: Sequence[Item], answers: Sequence[dict], tools: Tools) 
     return Scored(measures, verdicts, [f"pycocoevalcap 1.2, {JAVA if java else PLAIN}.", warning])
 
 
-COVERAGE = {
-    "picture_named": ("pictures with a main thing named",),
-    "foremost_named": ("pictures with the foremost thing named",),
-    "main_named": ("main things named",),
-    "wrong": ("things named that are not there, an answer", "{:.2f}", "less"),
-    "captions_covered": ("captions whose things are all named",),
-    "covered_each": ("… of them, a picture", "{:.2f}"),
-    "judge_covered": ("captions covered, says the judge",),
-    "judge_each": ("… of them, a picture", "{:.2f}"),
-}
-
-
 def score_coverage(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -> Scored:
     vocabulary = things.things_vocabulary()
     known = dict(vocabulary)  # COCO's "orange" is not: in captions it is a colour
     texts, rows, verdicts, wanted = [a["answer"] for a in answers], [], [], []
     if tools.judge:
         pairs = [(c, text) for i, text in zip(items, texts, strict=True) for c in i.record.truth.get("captions", ())]
-        replies = iter(tools.judge.ask([(COVERS.format(caption=c, answer=t), None) for c, t in pairs], tools.judged))
+        asked = [(MEASURES["judge"]["coverage"].format(caption=c, answer=t), None) for c, t in pairs]
+        replies = iter(tools.judge.ask(asked, tools.judged))
     for item, text in zip(items, texts, strict=True):
         captions, objects = item.record.truth.get("captions", []), item.record.truth.get("objects", ())
         # the more weight, the more foremost: COCO's main things come largest first
@@ -102,7 +85,7 @@ def score_coverage(items: Sequence[Item], answers: Sequence[dict], tools: Tools)
         main = main or things.main_things(captions, vocabulary)
         foremost = {name for name, weight in main.items() if weight == max(main.values())}
         of_captions = [seen for seen in (things.seen(caption, vocabulary) for caption in captions) if seen]
-        marks = things.find_fitting(text, vocabulary, {*main, *objects}.union(*of_captions))
+        marks = things.find(text, vocabulary, {*main, *objects}.union(*of_captions))
         said = {name for m in marks for name in m.names}
         row = {
             "picture_named": (bool(said & set(main)), bool(main)),
@@ -124,15 +107,7 @@ def score_coverage(items: Sequence[Item], answers: Sequence[dict], tools: Tools)
     blind = things.swapped_share(texts, wanted, vocabulary) if len(texts) <= 1000 else None
     if blind is not None:
         notes.append(f"With the answers shuffled among the pictures, {blind:.1%} have a main thing named.")
-    return Scored(measures_of(rows, COVERAGE), verdicts, notes, {"picture_named_shuffled": blind})
-
-
-CHAIR = {
-    "chair_i": ("CHAIR_i", "{:.1%}", "less"),
-    "chair_s": ("CHAIR_s", "{:.1%}", "less"),
-    "recall": ("objects named",),
-    "words": ("words", "{:.1f}", ""),
-}
+    return Scored(measures_of(rows, MEASURES["coverage"]), verdicts, notes, {"picture_named_shuffled": blind})
 
 
 def score_chair(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -> Scored:
@@ -150,7 +125,7 @@ def score_chair(items: Sequence[Item], answers: Sequence[dict], tools: Tools) ->
     labels = {
         f"{variant}.{name}": (f"{variant}: {label}", *style)
         for variant in ("short", "long")
-        for name, (label, *style) in CHAIR.items()
+        for name, (label, *style) in MEASURES["chair"].items()
     }
     notes = [f"Words: {tools.synonyms or 'coco_synonyms.txt, written after the published list from memory'}."]
     if not all("objects" in item.record.truth for item in items):
@@ -183,7 +158,7 @@ def score_abilities(items: Sequence[Item], answers: Sequence[dict], tools: Tools
         scored.notes.append("Whether an answer does what was asked is for people to say, or for a --judge.")
         return scored
     questions = [
-        (FULFILLED.format(question=item.question, answer=a["answer"]), item.record.image)
+        (MEASURES["judge"]["abilities"].format(question=item.question, answer=a["answer"]), item.record.image)
         for item, a in zip(items, answers, strict=True)
     ]
     said = tools.judge.ask(questions, tools.judged)
@@ -212,11 +187,9 @@ def score_vqa(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -> S
             row |= {f"{name}.{kind}": row[name] for name in ("open", "choice") if name in row}
         rows.append(row)
         verdicts.append(verdict_of(f"{truth['question']} {wanted}", text, flags=["right" if right else "wrong"]))
-    kinds = sorted({item.record.truth.get("type", "") for item in items} - {""})
-    of_kinds = {name: {f"{name}.{k}": (f"… {k}",) for k in kinds if len(kinds) > 1} for name in ("open", "choice")}
-    labels = {"open": ("open answers, official accuracy",), **of_kinds["open"],
-              "open_held": ("… if a part of the answer may count",),
-              "choice": ("choices, by likelihood",), **of_kinds["choice"]}  # fmt: skip
+    kinds, labels = sorted({item.record.truth.get("type", "") for item in items} - {""}), {}
+    for name, label in MEASURES["vqa"].items():
+        labels |= {name: label} | {f"{name}.{kind}": (f"… {kind}",) for kind in kinds if len(kinds) > 1}
     notes = ["Answers are brought into the VQA challenge's form before they are compared."]
     truths = [item.record.truth for item in items if not item.choices]
     if truths:  # what one answer to everything would get: accuracy says little where that is much
@@ -225,13 +198,6 @@ def score_vqa(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -> S
         got = sum(vqa_scores.RULES[truth["rule"]](answer, truth["answers"]) for truth in truths) / len(truths)
         notes.append(f"Always saying “{answer}” gets {got:.1%} of the open answers.")
     return Scored(measures_of(rows, labels), verdicts, notes)
-
-
-LABELS = {
-    "named": ("label named in the answer",),
-    "top1": ("label ranked first by likelihood",),
-    "top5": ("label among the first five",),
-}
 
 
 def score_labels(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -> Scored:
@@ -252,4 +218,4 @@ def score_labels(items: Sequence[Item], answers: Sequence[dict], tools: Tools) -
         rows.append(row)
         verdicts.append(verdict_of(label, text, marks, ["right" if right else "wrong"]))
     notes = [f"Ranked: the {len(items[0].record.truth['choices'])} captions of this data."]
-    return Scored(measures_of(rows, LABELS), verdicts, notes)
+    return Scored(measures_of(rows, MEASURES["labels"]), verdicts, notes)

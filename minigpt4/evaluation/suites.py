@@ -1,33 +1,26 @@
-"""What each suite asks, what data it reads, and who scores it."""
+"""The suites: suites.toml says what each asks, and of what data; scoring.py scores the answers."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..common.errors import DataError
 from . import scoring
 from .answering import Item
-from .data import PHOTOS, QUESTIONS, Record
+from .data import Record
 from .scoring import Scored, Tools
-
-SHORT, DETAILED = "Describe this image in one sentence.", "Describe this image in detail."
-POEM = "Can you craft a beautiful poem about this image?"
-ABILITIES = {  # the paper's prompts
-    "meme": "Explain why this meme is funny.",
-    "recipe": "How should I make something like this?",
-    "advertisement": "Help me draft a professional advertisement for this.",
-    "poem": POEM,
-}
-ASK_SHORTLY = "Based on the image, answer this question with a word or a short phrase: {question}"
-NAME_IT = "What is in this picture?"
 
 
 @dataclass(frozen=True)
 class Suite:
+    """A table of suites.toml."""
+
     title: str
-    kinds: tuple[str, ...]  # what data it reads, see data.WHERE
-    questions: dict[str, str]  # variant -> question; `{question}` is the record's own
+    data: list[str]  # the kinds that it reads, see formats.toml
+    questions: dict[str, str]  # variant -> question
     max_new_tokens: int
     score: Callable[[Sequence[Item], Sequence[dict], Tools], Scored]
 
@@ -50,13 +43,5 @@ class Suite:
         return found
 
 
-FOLDER = (*PHOTOS, "folder")
-SUITES = {
-    "caption": Suite("Captions", PHOTOS, {"": SHORT}, 60, scoring.score_caption),
-    "coverage": Suite("Things named", PHOTOS, {"": SHORT}, 60, scoring.score_coverage),
-    "chair": Suite("Hallucination", PHOTOS, {"short": SHORT, "long": DETAILED}, 300, scoring.score_chair),
-    "failure": Suite("Broken answers", FOLDER, {"detailed": DETAILED, "poem": POEM}, 300, scoring.score_failure),
-    "vqa": Suite("Questions", QUESTIONS, {"open": ASK_SHORTLY, "choice": ASK_SHORTLY}, 20, scoring.score_vqa),
-    "labels": Suite("Labels", ("photos",), {"name": NAME_IT, "choice": NAME_IT}, 40, scoring.score_labels),
-    "abilities": Suite("Abilities", FOLDER, ABILITIES, 300, scoring.score_abilities),
-}
+TABLES = tomllib.loads(Path(__file__).with_name("suites.toml").read_text(encoding="utf-8"))
+SUITES = {name: Suite(score=getattr(scoring, f"score_{name}"), **table) for name, table in TABLES.items()}

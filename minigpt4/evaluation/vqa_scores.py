@@ -7,23 +7,12 @@ answers are brought into form even where all ten people agree: else "Yes." would
 import re
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = ["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 DIGITS = {word: str(max(0, i - 1)) for i, word in enumerate(NUMBERS)}
 ARTICLES = {"a", "an", "the"}
-# The right forms; without one or all of their apostrophes they are brought into these. Words that mean something else
-# without it ("she'd", "we'd", "he'll") are not in the original's table either.
-CONTRACTED = (
-    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
-    "he'd've he's how'd how'll how's i'd've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't "
-    "must've needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've "
-    "somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll "
-    "that's there'd there'd've there're there's they'd they'd've they'll they're they've wasn't we'd've we've "
-    "weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've "
-    "why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll "
-    "you're you've 'twas "
-)
 
 
 def _without_apostrophes(word: str) -> list[str]:
@@ -34,7 +23,10 @@ def _without_apostrophes(word: str) -> list[str]:
     return ["".join(map("".join, zip(parts, (*way, ""), strict=True))) for way in ways]
 
 
-CONTRACTIONS = {variant: word for word in CONTRACTED.split() for variant in _without_apostrophes(word)}
+# The file has the right forms; without one or all of their apostrophes words are brought into these. Words that mean
+# something else without it ("she'd", "we'd", "he'll") are not in the original's table either.
+CONTRACTED = Path(__file__).with_name("contractions.txt").read_text(encoding="utf-8").split()
+CONTRACTIONS = {variant: word for word in CONTRACTED for variant in _without_apostrophes(word)}
 
 
 def normalize(answer: str) -> str:

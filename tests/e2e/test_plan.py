@@ -11,13 +11,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
 from docs import make_plan
+from docs.make_plan import make_setup
 from minigpt4.checkup.plan import costs, page
 from minigpt4.checkup.plan.costs import Setup
 from minigpt4.checkup.plan.predict import (
     GIB,
     SPARE,
     largest_batch,
-    make_setup,
     needed_memory,
     predict,
     training_time,

@@ -11,10 +11,10 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 
-from minigpt4.checkup.golden import write_published_files
 from minigpt4.common.config import load_config
 from recipes import steps
 from recipes.quickstart import run as quickstart
+from tests.golden_set import write_published_files
 
 COLOURS = {"apple": (200, 30, 30), "leaf": (30, 160, 60), "plum": (110, 40, 150)}
 

@@ -16,7 +16,6 @@ from PIL import Image
 from transformers import AutoProcessor, Blip2Config, Blip2ForConditionalGeneration, LlamaConfig, LlamaForCausalLM
 
 from minigpt4 import cli
-from minigpt4.checkup.golden import read_meta, write_published_files
 from minigpt4.common.checkpoint import read_state, save_weights
 from minigpt4.common.config import load_config
 from minigpt4.common.registry import CONVERSATIONS, PROCESSORS
@@ -26,6 +25,7 @@ from minigpt4.convert.hf import export_hf
 from minigpt4.convert.hf import text as hf_text
 from minigpt4.convert.hf.layout import renamed, to_hf
 from minigpt4.tasks import build_model
+from tests.golden_set import read_meta, write_published_files
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
 

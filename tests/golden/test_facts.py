@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt4.checkup.golden import golden_model, read_arrays, read_meta
 from minigpt4.common.optims import linear_warmup_cosine_lr, parameter_groups
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.prompts import VICUNA_V0
 from minigpt4.processors.text_processors import BlipCaption
+from tests.golden_set import golden_model, read_arrays, read_meta
 
 # The schedules of the published configs: (steps of an epoch, schedule).
 SCHEDULES = {

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt4 import cli
-from minigpt4.checkup.golden import golden_model
-from minigpt4.checkup.parity import compare, row, uncompared, vision
+from minigpt4.common.errors import main_guard
+from tests.golden_set import golden_model
+from tests.parity import compare, main, row, uncompared, vision
 
 SETS = ("a", "b", "c")  # `b`, `c`: all widths different; `c`: variances near the norms' epsilons
 
@@ -45,7 +45,7 @@ def test_parity_command_tells_a_wrong_weight(golden_dir, golden, tmp_path, capsy
     weights = golden("weights")
     weights["ln_vision.bias"] = weights["ln_vision.bias"] + 1e-2
     np.savez(broken / "weights.npz", **weights)
-    assert cli.main(["parity", str(broken)]) == 1
+    assert main([str(broken)]) == 1
     out = capsys.readouterr().out
     assert "ln_vision_out" in out and "PAST TOLERANCE" in out
     vit = next(line for line in out.splitlines() if "vit_out" in line)
@@ -53,7 +53,7 @@ def test_parity_command_tells_a_wrong_weight(golden_dir, golden, tmp_path, capsy
 
 
 def test_a_folder_that_is_no_golden_set(tmp_path, capsys):
-    assert cli.main(["parity", str(tmp_path)]) == 1
+    assert main_guard(lambda: main([str(tmp_path)])) == 1
     assert "no golden set here" in capsys.readouterr().err
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from minigpt4.checkup.golden import golden_model, read_arrays, read_meta
-from minigpt4.checkup.parity import compare, uncompared
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.prompts import VICUNA_V0
 
+from ..golden_set import golden_model, read_arrays, read_meta
+from ..parity import compare, uncompared
 from .setting import GOLDEN, Setting, relative_error
 
 FP32 = 1e-3  # largest absolute error of any array

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from minigpt4.checkup.golden import golden_model
 from minigpt4.common.logger import read_log
 from minigpt4.runners.sharding import shard_llm
 
+from ..golden_set import golden_model
 from .setting import GOLDEN, NotRun, Setting, relative_error
 
 sys.path.append(str(Path(__file__).parents[1]))  # for tests/training.py

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 import train
-from minigpt4.checkup.golden import write_published_files
 from minigpt4.common.checkpoint import read_state
 from minigpt4.common.config import PROJECT, load_config
 from minigpt4.common.errors import CheckpointError, ConfigError
@@ -22,6 +21,7 @@ from minigpt4.common.schema import LoraConfig, ModelConfig
 from minigpt4.models.adapters import create_projection
 from minigpt4.models.shapes import MiniGPT4Shapes
 from minigpt4.serve import build_chat
+from tests.golden_set import write_published_files
 
 CAPTIONS = ["a small dog is sitting on the grass", "a house", "the river near a mountain", "two people walk"]
 LORA = LoraConfig(r=2, alpha=6, dropout=0.5, target_modules=["q_proj", "v_proj"])

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4.checkup import doctor
 from minigpt4.checkup.doctor.context import LOOK, OK, WRONG
-from minigpt4.checkup.golden import write_published_files
 from minigpt4.cli import main
+from tests.golden_set import write_published_files
 
 
 @pytest.fixture(scope="session")
@@ -401,7 +401,7 @@ def test_the_page_for_people(files, capsys):
 def test_too_little_memory(files, monkeypatch, capsys):
     from types import SimpleNamespace
 
-    from minigpt4.checkup.doctor import context as doctor_context
+    from minigpt4.checkup.doctor import machine as doctor_context
 
     monkeypatch.setattr(
         doctor_context.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000, total=200_000)

@@ -10,12 +10,12 @@ from PIL import Image
 
 import train
 from minigpt4 import cli
-from minigpt4.checkup.golden import write_published_files
 from minigpt4.common import registry
 from minigpt4.common.checkpoint import read_state
 from minigpt4.common.config import PROJECT, load_config
 from minigpt4.common.errors import ConfigError
 from minigpt4.serve import build_chat
+from tests.golden_set import write_published_files
 
 
 @pytest.fixture(autouse=True)

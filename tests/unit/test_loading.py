@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import LlamaConfig
 
-from minigpt4.checkup.golden import write_published_files
 from minigpt4.checkup.plan.shapes import find_llm
 from minigpt4.common.checkpoint import atomic_save, load_exact, named_tensors, read_state
 from minigpt4.common.errors import CheckpointError
@@ -25,6 +24,7 @@ from minigpt4.models.llm import create_llm, load_tokenizer
 from minigpt4.models.llm_loading import load_llm
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.models.shapes import MiniGPT4Shapes
+from tests.golden_set import write_published_files
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[1, 20, 33, 47, 300, 5, 9]])

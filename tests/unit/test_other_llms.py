@@ -11,7 +11,6 @@ from llms import LLAMA_3_2, LLMS, PHI_3, byte_tokenizer, write_llm
 from PIL import Image
 
 import train
-from minigpt4.checkup.golden import write_published_files
 from minigpt4.common.checkpoint import read_state
 from minigpt4.common.config import load_config
 from minigpt4.common.errors import ConfigError
@@ -19,6 +18,7 @@ from minigpt4.conversation.chat_template import conversation_of, read_chat_templ
 from minigpt4.conversation.prompts import CHATML, VICUNA_V0, ChatState, Turn
 from minigpt4.models.llm import load_tokenizer
 from minigpt4.serve import build_chat
+from tests.golden_set import write_published_files
 
 INSTRUCTION = "<Img><ImageHere></Img> Describe this image in detail."
 

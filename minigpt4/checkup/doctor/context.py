@@ -4,11 +4,10 @@ A fact that cannot be worked out raises the user error that says why; the same e
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import psutil
 import torch
 from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,11 +19,9 @@ from ...common.identify import FileFacts, identify
 from ...common.paths import resolve_path
 from ...common.precision import Precision, resolve_precision
 from ...common.schema import Config
-from ...conversation.chat_template import conversation_of
-from ...conversation.prompts import Conversation
 from ...models.llm import create_llm, load_tokenizer
 from ...models.llm_checks import weight_files
-from ...models.llm_loading import bits_of, quiet_transformers, stored_dtype
+from ...models.llm_loading import quiet_transformers, stored_dtype
 from ...models.mini_gpt4 import MiniGPT4
 from ...models.shapes import META, MiniGPT4Shapes
 
@@ -36,21 +33,13 @@ FAULTS = (UserError, OSError, ValueError, RuntimeError)  # of a file that is rea
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """What a check found."""
 
-    Args:
-        mark: ok; look (it may be intended, a person should decide); wrong (it will not work as it should).
-        text: what was found.
-        do: what to do about it; empty when all is well.
-        name: the config's key, or a word; empty: that of the check.
-        section: heading on the page; filled in from the table of checks.
-    """
-
-    mark: str
+    mark: str  # ok; look (it may be intended, a person should decide); wrong (it will not work as it should)
     text: str
-    do: str = ""
-    name: str = ""
-    section: str = ""
+    do: str = ""  # what to do about it; empty when all is well
+    name: str = ""  # the config's key, or a word; empty: that of the check
+    section: str = ""  # heading on the page; filled in from the table of checks
 
 
 def of_error(error: Exception, name: str = "") -> Finding:
@@ -64,18 +53,15 @@ class Unknown(Exception):
     """A fact needs a file whose key has a problem of its own, or that was not fetched yet: the check is left out."""
 
 
+@dataclass
 class Context:
-    """A config, what it is for, and every fact about it that several checks need.
+    """A config, what it is for, and every fact about it that several checks need."""
 
-    Args:
-        mode: chat or train.
-        problems: key -> what the config's own checks say. No fact is worked out from such a key.
-        device_name: the value of --device.
-    """
-
-    def __init__(self, config: Config, mode: str, problems: dict[str, str], device_name: str | None = None):
-        self.config, self.mode, self.problems, self.device_name = config, mode, problems, device_name
-        self.findings: list[Finding] = []
+    config: Config
+    mode: str  # chat or train
+    problems: dict[str, str]  # key -> what the config's own checks say. No fact is worked out from such a key.
+    device_name: str | None = None  # the value of --device
+    findings: list[Finding] = field(default_factory=list)
 
     def local(self, key: str) -> Path | None:
         """Where the file of a key of `model` is; None: null, has a problem, or its URL was not fetched."""
@@ -85,11 +71,6 @@ class Context:
         if not path.startswith(WEB):
             return Path(resolve_path(path))
         return cached_path(path) if cached_path(path).exists() else None
-
-    def to_fetch(self, key: str) -> bool:
-        """Whether the file of a key is at a URL and not in the cache yet."""
-        path = getattr(self.config.model, key.removeprefix("model."))
-        return bool(path) and key not in self.problems and self.local(key) is None
 
     @cached_property
     def files(self) -> dict[str, FileFacts]:
@@ -155,11 +136,6 @@ class Context:
         with quiet_transformers():
             return load_tokenizer(str(self.llm_path), self.config.model.pad_token)
 
-    @cached_property
-    def template(self) -> Conversation:
-        """The template that conv_template means."""
-        return conversation_of(self.config.model.conv_template, self.tokenizer)
-
     # -- the model ----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -192,18 +168,3 @@ class Context:
         stored = stored_dtype(str(self.local(LLM))) if self.local(LLM) else None
         run = self.config.run if self.mode == "train" else None
         return resolve_precision(self.config.model, self.device, run, stored)
-
-    @cached_property
-    def memory(self) -> tuple[float, int, int]:
-        """Bytes: (that the weights take, free on the device, in all on it)."""
-        numbers = {key: file.parameters for key, file in self.files.items()}
-        numbers[LLM] = sum(file.parameters for file in self.llm_files)
-        if not numbers[LLM]:
-            raise Unknown
-        bits = bits_of(self.config.model.low_resource) or self.precision.llm.itemsize * 8
-        need = numbers[LLM] * bits / 8 + numbers.get("model.q_former_model", 0) * 4
-        need += numbers.get("model.vit_ckpt", 0) * self.precision.vit.itemsize
-        if self.device.type == "cuda":
-            return need, *torch.cuda.mem_get_info(self.device)
-        memory = psutil.virtual_memory()
-        return need, memory.available, memory.total

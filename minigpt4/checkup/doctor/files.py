@@ -38,11 +38,11 @@ def check_ckpt(context: Context) -> Finding:
     facts = context.files[CKPT].facts
     stage, why = stage_of(facts)
     at = f" (epoch {facts['epoch']})" if "epoch" in facts else ""
-    text = f"{found.text}\n" + (f"stage {stage}{at}: {why}" if stage else f"stage 1 or 2 cannot be told{at}: {why}")
     if context.mode == "chat" and stage == 1:
         text = f"{found.text}\na stage-1 checkpoint{at}: {why}. It continues captions; it does not hold a conversation"
         return Finding(WRONG, text, "write a checkpoint of stage 2")
-    return Finding(OK, text)
+    told = f"stage {stage}" if stage else "stage 1 or 2 cannot be told"
+    return Finding(OK, f"{found.text}\n{told}{at}: {why}")
 
 
 def _check(context: Context, key: str, load: Callable[[MiniGPT4, FileFacts], None]) -> Finding:
@@ -75,11 +75,8 @@ def _check(context: Context, key: str, load: Callable[[MiniGPT4, FileFacts], Non
 
 
 def stage_of(facts: dict[str, Any]) -> tuple[int | None, str]:
-    """(1, 2 or None where it cannot be told; why) of the training that wrote a checkpoint.
-
-    The config inside it decides: stage 1 has no instructions and closes a caption with a newline, stage 2 puts
-    descriptions into the conversation template.
-    """
+    """(1, 2 or None where it cannot be told; why) of the training that wrote a checkpoint, by the config inside it:
+    stage 1 has no instructions, stage 2 puts descriptions into the conversation template."""
     config = facts.get("config") or {}
     model, datasets = config.get("model") or {}, config.get("datasets") or {}
     if not model and not datasets:

@@ -7,6 +7,7 @@ import re
 
 from ...common.errors import some
 from ...common.identify import amount, gigabytes
+from ...conversation.chat_template import conversation_of
 from ...conversation.prompts import VICUNA_V0
 from ...convert.vicuna.llama_meta import MODEL_SIZES
 from ...convert.vicuna.prepare import DELTA_NORM
@@ -20,7 +21,7 @@ OWN = "write auto, for the chat template in the LLM's folder"
 
 def check_llm(context: Context) -> Finding | None:
     """The folder of the LLM is whole, its weights are those of its config.json, and it is no delta."""
-    if context.to_fetch(LLM):
+    if context.local(LLM) is None:
         return Finding(LOOK, f"{context.config.model.llama_model}\nnot fetched yet")
     if context.misfit:
         do = "fetch config.json and all weights again, from one place: files of two models may be mixed (7B and 13B?)"
@@ -59,9 +60,8 @@ def check_tokenizer(context: Context) -> list[Finding]:
     found = []
     stated = read_json(context.llm_path / "config.json", optional=True).get("bos_token_id")
     if isinstance(stated, int) and bos != stated and (bos is not None or has_llama_pieces(tokenizer)):
-        found.append(
-            (f"its BOS {tokenizer.bos_token} is {bos}, by config.json {stated}: another model's tokenizer?", FETCH)
-        )
+        text = f"its BOS {tokenizer.bos_token} is {bos}, by config.json {stated}: another model's tokenizer?"
+        found.append((text, FETCH))
     if rows and (beyond := sorted((i, token) for token, i in ids.items() if i >= rows)):
         text = f"{some(f'{token} = {i}' for i, token in beyond)} past the embedding's {rows:,} rows: "
         v0 = PAD in (token for _, token in beyond)
@@ -90,7 +90,8 @@ def check_template(context: Context) -> Finding | None:
     Vicuna v0 has one row more than LLaMA, for [PAD]. Raw LLaMA and Vicuna v1.1 have the same names, shapes and
     vocabulary, so what their files say of themselves is shown.
     """
-    template, tokenizer, rows = context.template, context.tokenizer, context.llm_size[0]
+    tokenizer, rows = context.tokenizer, context.llm_size[0]
+    template = conversation_of(context.config.model.conv_template, tokenizer)
     if not rows:
         return None
     name, ids, kind = template.name, tokenizer.get_vocab(), context.llm.config.model_type

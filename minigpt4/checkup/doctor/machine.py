@@ -4,10 +4,12 @@ import os
 import platform
 from importlib.metadata import version
 
+import psutil
 import torch
 
 from ...common.identify import gigabytes
-from .context import LOOK, OK, Context, Finding
+from ...models.llm_loading import bits_of
+from .context import LOOK, OK, WEIGHTS, Context, Finding
 
 SHOWN = ("torch", "transformers", "timm", "tokenizers", "safetensors", "accelerate")  # what most problems are about
 ACTIVATIONS = 1.5e9  # bytes beside the weights in a chat: the cache of 2,000 tokens, one image, the CUDA context
@@ -33,10 +35,20 @@ def check_precision(context: Context) -> Finding:
     return Finding(OK, str(context.precision))
 
 
-def check_memory(context: Context) -> Finding:
+def check_memory(context: Context) -> Finding | None:
     """The weights fit into the free memory of the device."""
-    (need, free, total), model = context.memory, context.config.model
-    where = "GPU memory" if context.device.type == "cuda" else "memory"
+    model, precision, device = context.config.model, context.precision, context.device
+    llm = sum(file.parameters for file in context.llm_files)
+    if not llm:  # a GGUF file
+        return None
+    vit, qformer = (file.parameters if (file := context.files.get(key)) else 0 for key in WEIGHTS[:2])
+    need = llm * (bits_of(model.low_resource) or 8 * precision.llm.itemsize) / 8
+    need += vit * precision.vit.itemsize + qformer * 4
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+    else:
+        free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
+    where = "GPU memory" if device.type == "cuda" else "memory"
     text = f"{gigabytes(free)} of {gigabytes(total)} {where} free; the weights take {gigabytes(need)}"
     if need + (ACTIVATIONS if need > 1e9 else 0) <= free or model.device_map:
         return Finding(OK, text)

@@ -26,20 +26,15 @@ TRAFFIC = 4
 
 @dataclass
 class Setup:
-    """What is planned.
-
-    Args:
-        tokens: text tokens of a row in training, padding included; None: model.max_txt_len.
-        original: count the original's code as it ran in April 2023: logits of all tokens, attention not fused.
-    """
+    """What is planned."""
 
     config: Config
     shapes: Shapes
     gpu: Gpu
     nproc: int = 1
     nodes: int = 1
-    tokens: int | None = None
-    original: bool = False
+    tokens: int | None = None  # of a row's text in training, padding included; None: model.max_txt_len
+    original: bool = False  # the original's code as it ran in April 2023: logits of all tokens, attention not fused
 
     def __post_init__(self):
         model, run = self.config.model, self.config.run

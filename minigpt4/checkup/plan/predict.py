@@ -1,10 +1,9 @@
 """What a config needs on its devices, in plain numbers: memory, time, whether it fits, and what would make it fit."""
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 
-from ...common.config import load_config
 from ...common.gpus import CUDA_CONTEXT, IMAGES_PER_SECOND, PROCESS, Gpu, all_gather, all_reduce, find_gpu, roofline
 from ...common.schema import Config
 from .costs import Setup, activations, chat_activations, longest_context, next_token_work, training_work
@@ -16,29 +15,21 @@ SPARE = "the allocator's unused blocks"
 SPARE_TRAINING, SPARE_CHAT = 0.07, 0.5  # of the activations; of keys and values, which grow into ever larger blocks
 
 
-def make_setup(path: str, llm: str | None, gpu: Gpu, nproc: int = 1, options: Sequence[str] = (), **more) -> Setup:
-    """The setup of a config file; `more` are fields of Setup."""
-    config = load_config(path, options, mode="show")
-    return Setup(config, Shapes(config.model, find_llm(config, llm)[0]), gpu, nproc, **more)
-
-
 def predict(
     config: Config, gpu: Gpu | str, nproc: int = 1, nodes: int = 1, *,
     tokens: int | None = None, llm: str | None = None, mode: str = "train",
 ) -> dict:  # fmt: skip
-    """Everything that the page says, in plain numbers; what `minigpt4 plan --json` prints.
+    """Everything that the page says, in plain numbers; what `minigpt4 plan --json` prints. The config's weights and
+    data need not be there.
 
     Args:
-        config: of `load_config`. Weights and data need not be there.
         gpu: a device, or its name in common/gpus.py.
         nproc: devices of each of `nodes`.
-        tokens, llm: as --tokens and --llm.
-        mode: train or chat.
+        tokens, llm, mode: as --tokens, --llm, --mode.
     Returns:
-        memory {purpose: bytes} and "total", verdict (fits, tight, does not fit), parts {name: parameters, trained,
-        weights in bytes}, ways to fit if it does not. Of training also batch, samples of an optimizer step, flops and
-        bytes (moved) of a batch, time (see `training_time`), largest_batch. Of a chat context (tokens) and
-        tokens_per_second.
+        memory: {purpose: bytes} with "total"; verdict: fits, tight or does not fit; parts: {name: {parameters, trained,
+        weights in bytes}}; ways to fit if it does not. Of training also the flops and bytes (moved) of a batch, the
+        samples of an optimizer step, and time, see `training_time`. Of a chat the tokens of its context.
     """
     sizes, source = find_llm(config, llm)
     device = find_gpu(gpu) if isinstance(gpu, str) else gpu
@@ -57,17 +48,12 @@ def predict(
     if mode == "chat":
         rate = 1 / roofline(next_token_work(setup), device)
         return plan | {"context": longest_context(setup)[0], "tokens_per_second": rate}
-    work = [*training_work(setup)]
+    flops, _, moved = map(sum, zip(*training_work(setup), strict=True))
     return plan | {
-        "features": setup.features,
-        "tokens": setup.text_tokens,
-        "batch": setup.batch,
-        "samples": setup.batch * config.run.accum_grad_iters * setup.devices,
-        "flops": sum(flops for flops, _, _ in work),
-        "bytes": sum(moved for _, _, moved in work),
-        "time": training_time(setup),
-        "largest_batch": largest_batch(setup),
-    }
+        "features": setup.features, "tokens": setup.text_tokens, "batch": setup.batch,
+        "samples": setup.batch * config.run.accum_grad_iters * setup.devices, "flops": flops, "bytes": moved,
+        "time": training_time(setup), "largest_batch": largest_batch(setup),
+    }  # fmt: skip
 
 
 def needed_memory(setup: Setup, mode: str) -> dict[str, int]:
@@ -136,14 +122,14 @@ def what_fits(setup: Setup, mode: str = "train") -> Iterator[tuple[dict, Setup]]
     else:
         changes = [{}] if model.use_grad_checkpoint else [{}, {"model.use_grad_checkpoint": True}]
         if not (setup.sharded or model.low_resource):  # FSDP shards an LLM that is frozen, in 16 bit
-            others = [{"model.low_resource": True}] + [{"run.parallel": "fsdp"}] * (
-                setup.devices > 1 and not model.lora
-            )
+            others = [{"model.low_resource": True}]
+            if setup.devices > 1 and not model.lora:
+                others.append({"run.parallel": "fsdp"})
             changes += [change | other for other in others for change in changes]
     whole = setup.batch * run.accum_grad_iters
-    batches = [batch for batch in range(setup.batch, 0, -1) if whole % batch == 0]
+    batches = [setup.with_batch(batch) for batch in range(setup.batch, 0, -1) if whole % batch == 0]
     for change in changes:
-        for options in [change | setup.with_batch(batch) for batch in batches] if mode == "train" else [change]:
-            if fits(changed := setup.changed(options), mode):
-                yield options, changed
+        for batch in batches if mode == "train" else [{}]:
+            if fits(changed := setup.changed(change | batch), mode):
+                yield change | batch, changed
                 break

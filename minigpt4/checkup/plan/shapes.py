@@ -25,13 +25,8 @@ LLMS = {  # LLaMA's sizes; Vicuna's are the same
 
 
 def find_llm(config: Config, name: str | None) -> tuple[PreTrainedConfig, str]:
-    """Return the LLM's config and a line that says where it comes from.
-
-    Args:
-        name: one of LLMS, a folder with config.json, a GGUF file, or None: the LLM of `config`, else Vicuna-13B.
-    Raises:
-        ConfigError: `name` is none of these.
-    """
+    """The LLM's config, and a line that says where it comes from. `name` is one of LLMS, a folder with config.json, a
+    GGUF file, or None: the LLM of `config`, else Vicuna-13B. Raises ConfigError for any other name."""
     if name in LLMS:
         return _llama(name), f"LLM: {name}'s sizes (--llm)"
     written = config.model.llama_model if name is None else name
@@ -52,10 +47,10 @@ def _llama(name: str) -> LlamaConfig:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the model: how many weights it has, and how many of them are trained."""
+    """One part of the model."""
 
-    parameters: int
-    trained: int
+    parameters: int  # how many weights it has
+    trained: int  # how many of them are trained
 
 
 class Shapes:

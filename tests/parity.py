@@ -1,12 +1,13 @@
-"""`minigpt4 parity DIR`: does this MiniGPT-4 compute what the original does?
+"""`python -m tests.parity DIR`: does this MiniGPT-4 compute what the original does?
 
 DIR is a golden set: tiny random weights and the numbers that the original's code made of them (tests/golden/data/a is
 one). The model is built through the real loaders, every array is compared, and the largest errors are printed.
 """
 
 import argparse
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,15 +17,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .. import processors  # noqa: F401  (fills the registry)
-from ..common.registry import PROCESSORS
-from ..common.schema import ModelConfig
-from ..conversation.chat import Chat
-from ..conversation.prompts import VICUNA_V0
-from ..models.batch import full_labels, to_device
-from ..models.eva_vit import encode_tokens
-from ..models.mini_gpt4 import MiniGPT4
-from .golden import read_arrays, read_meta, write_published_files
+from minigpt4 import processors  # noqa: F401  (fills the registry)
+from minigpt4.common.errors import main_guard
+from minigpt4.common.registry import PROCESSORS
+from minigpt4.common.schema import ModelConfig
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.prompts import VICUNA_V0
+from minigpt4.models.batch import full_labels, to_device
+from minigpt4.models.eva_vit import encode_tokens
+from minigpt4.models.mini_gpt4 import MiniGPT4
+
+from .golden_set import read_arrays, read_meta, write_published_files
 
 TOLERANCE = 1e-4
 # Arrays that are what the numbers were made from, or that show in another array.
@@ -169,15 +172,14 @@ def uncompared(golden: Path, rows: list[Row]) -> list[str]:
     ]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; exit code 1 when an array is past the tolerance."""
+    parser = argparse.ArgumentParser(prog="python -m tests.parity", description="Compare this model with the original.")
     parser.add_argument("golden", metavar="DIR", help="a golden set, e.g. tests/golden/data/a")
     parser.add_argument(
         "--tolerance", type=float, default=TOLERANCE, help="largest error allowed (default: %(default)s)"
     )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the table; exit code 1 when an array is past the tolerance."""
+    args = parser.parse_args(argv)
     rows = []
     print(f"{'file':20} {'array':28} {'largest error':>14}")
     for row in compare(Path(args.golden)):
@@ -191,3 +193,7 @@ def run(args: argparse.Namespace) -> int:
     failed = sum(not row.holds(args.tolerance) for row in rows)
     print(f"{len(rows)} arrays, {failed} past {args.tolerance:g}")
     return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main_guard(main))

@@ -9,10 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from ..common.checkpoint import load_exact, named_tensors
-from ..common.errors import CheckpointError
-from ..common.schema import ModelConfig, QFormerConfig
-from ..models.mini_gpt4 import MiniGPT4
+from minigpt4.common.checkpoint import load_exact, named_tensors
+from minigpt4.common.errors import CheckpointError
+from minigpt4.common.schema import ModelConfig, QFormerConfig
+from minigpt4.models.mini_gpt4 import MiniGPT4
 
 VISION = ("Qformer.", "query_tokens", "ln_vision.")
 
