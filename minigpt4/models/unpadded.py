@@ -4,13 +4,13 @@ The tokens of all rows lie one after the other, (1, T, D_llm), each with the pos
 lays them out as (B, S) again, so that no row sees another: losses and gradients are those of the padded batch.
 """
 
+from __future__ import annotations
+
 import sys
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 PREFIX = "unpadded_"  # of the names by which transformers knows these attentions
 EAGER = "eager_attention_forward"  # each of its modules has its own
@@ -20,9 +20,13 @@ def leave_padding_out(llm: transformers.PreTrainedModel) -> None:
     """Let `hidden_states` do so, if this LLM has rotary positions, and full attention in every layer: eager or SDPA."""
     config, attention = llm.config.get_text_config(), llm.config._attn_implementation
     full = {*(getattr(config, "layer_types", None) or ["full_attention"])} == {"full_attention"}
-    if full and not getattr(config, "sliding_window", None) and hasattr(llm.get_decoder(), "rotary_emb"):
-        if attention in ("eager", "sdpa") and hasattr(sys.modules[type(llm).__module__], EAGER):
-            llm.set_attn_implementation(PREFIX + attention)
+    rotary = hasattr(llm.get_decoder(), "rotary_emb") and hasattr(sys.modules[type(llm).__module__], EAGER)
+    if full and rotary and not getattr(config, "sliding_window", None) and attention in ("eager", "sdpa"):
+        transformers.AttentionInterface.register(PREFIX + attention, unpadded_attention)
+        transformers.AttentionMaskInterface.register(
+            PREFIX + attention, transformers.AttentionMaskInterface()[attention]
+        )
+        llm.set_attn_implementation(PREFIX + attention)
 
 
 def hidden_states(llm: transformers.PreTrainedModel, embeds: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -69,7 +73,9 @@ def unpadded_attention(
         (1, T, heads, D), and the weights where there are any.
     """
     name = module.config._attn_implementation.removeprefix(PREFIX)
-    attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(sys.modules[type(module).__module__], EAGER))
+    attention = transformers.AttentionInterface().get_interface(
+        name, getattr(sys.modules[type(module).__module__], EAGER)
+    )
     if real_positions is None:  # a chat
         return attention(module, query, key, value, attention_mask, **options)
 
@@ -80,8 +86,3 @@ def unpadded_attention(
 
     output, weights = attention(module, padded(query), padded(key), padded(value), attention_mask, **options)
     return output.flatten(0, 1).index_select(0, real_positions)[None], weights
-
-
-for known, masks in {"eager": eager_mask, "sdpa": sdpa_mask}.items():
-    AttentionInterface.register(PREFIX + known, unpadded_attention)
-    AttentionMaskInterface.register(PREFIX + known, masks)
