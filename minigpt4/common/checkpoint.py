@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .download import local_path
 from .errors import CheckpointError, some
 from .file_system import whole_file
-from .identify import DOWNLOAD_AGAIN, identify, load_torch
+from .identify import DOWNLOAD_AGAIN, FileFacts, identify, load_torch
 
 # Buffers the original saved beside the trained weights; they hold nothing that is learned.
 HARMLESS = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
@@ -31,12 +31,18 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: no such file, not a weight file, damaged.
     """
     path = Path(local_path(str(path)))
+    tensors = weight_file(path).tensors
+    return load_file(path) if any(tensor.is_meta for tensor in tensors.values()) else tensors
+
+
+def weight_file(path: Path) -> FileFacts:
+    """The header of a weight file; `value(name)` of the result reads one tensor. Raises CheckpointError as above."""
     found = identify(path)
     if found.kind in DOWNLOAD_AGAIN:
         raise CheckpointError(f"{path} is {found.describe()}; {DOWNLOAD_AGAIN[found.kind]}")
     if not found.tensors:
         raise CheckpointError(f"{path}: holds no state dict (names and tensors)")
-    return load_file(path) if any(tensor.is_meta for tensor in found.tensors.values()) else found.tensors
+    return found
 
 
 def finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:

@@ -132,14 +132,8 @@ def identify(path: str | Path) -> FileFacts:
     for beginning, kind in HEADS.items():
         if start.startswith(beginning):
             return FileFacts(path, kind, size)
-    return _identify_safetensors(path, size) if is_safetensors(path) else _identify_torch(path, head, size)
-
-
-def is_safetensors(path: Path) -> bool:
-    """Whether the content is safetensors; the file name does not matter."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+    is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+    return _identify_safetensors(path, size) if is_safetensors else _identify_torch(path, head, size)
 
 
 def _identify_safetensors(path: Path, size: int) -> FileFacts:
@@ -197,17 +191,13 @@ def load_torch(path: Path) -> Any:
 
 
 def _by_names(path: Path, size: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> FileFacts:
-    """The facts of a file whose header could be read."""
-    kind, note = _kind(tensors), ""
+    """The facts of a file whose header could be read: the names of its tensors decide."""
+    kinds = (k for k, (_, names) in MODELS.items() if names and any(re.search(names, name) for name in tensors))
+    kind, note = next(kinds, "unknown"), ""
+    if kind == "unknown" and any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values()):
+        kind = "vision"
     if not tensors and {"optimizer", "param_groups"} & set(facts):
         kind = "resume"
     if kind == "unknown":
         note = f"{', '.join(list(tensors)[:3])}, ..." if tensors else f"it holds {', '.join(list(facts)[:5])}"
     return FileFacts(path, kind, size, note, tensors, facts)
-
-
-def _kind(tensors: dict[str, Tensor]) -> str:
-    for kind, (_, pattern) in MODELS.items():
-        if pattern and any(re.search(pattern, name) for name in tensors):
-            return kind
-    return "vision" if any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values()) else "unknown"

@@ -1,4 +1,4 @@
-"""Read and write the folders of models: JSON files, weight files, and a folder that is whole or not there."""
+"""Write the folders of models: JSON files, and a folder that is whole or not there."""
 
 import json
 import os
@@ -9,30 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import CheckpointError
-from ..common.file_system import whole_file
-from ..common.identify import DOWNLOAD_AGAIN, FileFacts, identify
-
-
-def weight_file(path: Path) -> FileFacts:
-    """Read the header of a weight file; `value(name)` of the result reads one tensor.
-
-    Raises:
-        CheckpointError: the file holds no weights: a git-lfs pointer, a web page, truncated, ...
-    """
-    found = identify(path)
-    if not found.tensors:
-        again = DOWNLOAD_AGAIN.get(found.kind, "weights in safetensors or torch's format are needed")
-        raise CheckpointError(f"{path} is {found.describe()}; {again}")
-    return found
+from ..common.paths import write_whole
 
 
 def write_json(data: Any, path: Path) -> None:
-    """Write a JSON file completely or not at all. Raises CheckpointError."""
-    try:
-        with whole_file(path) as part:
-            part.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from error
+    """Write a JSON file of a model's folder."""
+    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.cli import main
+from minigpt4.common.checkpoint import weight_file
 from minigpt4.common.errors import CheckpointError, UserError
-from minigpt4.convert.folders import weight_file
 from minigpt4.convert.vicuna import prepare as prepare_vicuna
 from minigpt4.convert.vicuna import tokenizer as llama_tokenizer
 from minigpt4.convert.vicuna import verify as verify_llama

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from ...common.checkpoint import load_exact
+from ...common.checkpoint import load_exact, weight_file
 from ...common.errors import CheckpointError, some
 from ...models.llm import create_llm
 from ...models.llm_checks import read_json, weight_files
-from ..folders import weight_file
 
 # Meta's name -> (transformers' name, the axis along which it is split over the files; None: each file has all of it).
 IN_LAYER = {
