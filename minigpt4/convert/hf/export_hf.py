@@ -6,11 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from torch import nn
-from transformers import Blip2Config, Blip2ForConditionalGeneration
+from transformers import Blip2Config
 
-from ...common.checkpoint import load_exact, named_tensors, save_weights
 from ...common.config import load_config
 from ...common.errors import CheckpointError, ConfigError
 from ...common.paths import resolve_path
@@ -19,14 +17,13 @@ from ...common.schema import Config, ModelConfig
 from ...models.eva_vit import encode_tokens
 from ...models.llm_loading import stored_dtype
 from ...tasks import build_model, chat_processor
-from ..folders import whole_folder, write_json
-from .layout import IMAGE_TOKEN, INDEX_FILE, OWN_SETTINGS, to_hf
+from ..folders import whole_folder
+from .layout import IMAGE_TOKEN, OWN_SETTINGS, SHARD, blip2_with, to_hf
 from .text import write_generation_config, write_model_card, write_processor
 
 # BLIP-2 in transformers has one epsilon for all vision norms; the original has these two.
 VIT_EPS, LN_VISION_EPS = 1e-6, 1e-5
 EPS_ERROR = 1e-5  # largest relative error of ln_vision that the ViT's epsilon may cause
-SHARD = "2GB"  # a shard is in memory twice while it is written
 VIT_KEYS = {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"}
 # Notes of the model card
 ROW_NEW = "Its row is new, a copy of row 0, and `suppress_tokens` prevents it from being generated."
@@ -124,28 +121,19 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
             "export-hf cannot write this model: transformers' BLIP-2 has one epsilon for all vision norms, which would "
             f"be a relative error of {error:.0e} in ln_vision, because the ViT's output varies so little"
         )
-    tied = llm.config.tie_word_embeddings
     config = Blip2Config(
         vision_config=vision_config(model),
         qformer_config=model.Qformer.config.to_dict(),
         text_config=llm.config.to_dict() | {"vocab_size": rows, "_name_or_path": ""},
         num_query_tokens=model.query_tokens.shape[1],
         image_token_index=image_id,
-        tie_word_embeddings=tied,
-        architectures=["Blip2ForConditionalGeneration"],
-        dtype=dtype or llm.dtype,
+        tie_word_embeddings=llm.config.tie_word_embeddings,
         minigpt4=settings,
     )
-    with torch.device("meta"):
-        theirs = named_tensors(Blip2ForConditionalGeneration(config))
-    required = {name for name in theirs if not (tied and name.endswith("lm_head.weight"))}
-    load_exact(theirs, state, "export-hf: the model", required=required, device="meta")
+    whole = blip2_with(config, state, "export-hf: the model")
+    whole.save_pretrained(folder, max_shard_size=SHARD, save_original_format=False)
+    config.dtype = dtype or llm.dtype  # save_pretrained wrote the dtype of the first weight, the ViT's
     config.save_pretrained(folder)
-    split = split_torch_state_dict_into_shards(state, max_shard_size=SHARD)
-    for file, names in split.filename_to_tensors.items():
-        save_weights({name: state[name] for name in names}, folder / file)
-    if split.is_sharded:
-        write_json({"metadata": split.metadata, "weight_map": split.tensor_to_filename}, folder / INDEX_FILE)
     return config, {
         "parameters": sum(tensor.numel() for tensor in state.values()),
         "dtypes": " and ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})),
