@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -109,7 +110,7 @@ def atomic_save(data: Any, path: Path, save: Callable[[Any, str], None] = torch.
     try:
         with whole_file(Path(path)) as part:
             save(data, str(part))
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk: torch's writer raises RuntimeError
         raise CheckpointError(f"{path}: cannot be written: {error}; earlier checkpoints are untouched") from error
 
 

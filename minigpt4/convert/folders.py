@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ..common.errors import CheckpointError
 from ..common.paths import write_whole
 
@@ -34,7 +36,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         os.replace(partial, out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"--out {out}: cannot be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
