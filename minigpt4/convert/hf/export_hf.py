@@ -93,21 +93,12 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
     llm = model.llama_model
     if model.config.lora:
         merge_lora(llm)
-    ends = {id(llm.get_input_embeddings().weight), id(llm.get_output_embeddings().weight)}
     own_rows = len(llm.get_input_embeddings().weight)
     # The image token's id is the first free one of the tokenizer; its row is new where the table ends there.
     vocabulary = model.tokenizer.get_vocab()
     image_id = vocabulary.get(IMAGE_TOKEN, max(vocabulary.values()) + 1)
     rows = max(own_rows, image_id + 1)
-    published, seen = {}, set()
-    for name, tensor in model.published_tensors().items():
-        # a tied head is the embeddings under a second name; LoRA was merged
-        if id(tensor) not in seen and ".lora_" not in name:
-            seen.add(id(tensor))
-            # New rows are copies of row 0: a new token is never more likely than token 0, so greedy text is the same.
-            grown = rows > own_rows and id(tensor) in ends
-            published[name] = torch.cat([tensor, tensor[:1].expand(rows - own_rows, -1)]) if grown else tensor.detach()
-    state = to_hf(published)
+    state = to_hf({name: t.detach() for name, t in model.published_tensors().items() if ".lora_" not in name})
     if dtype is not None:
         state = {k: v if k.startswith(("qformer.", "query_tokens")) else v.to(dtype) for k, v in state.items()}
     settings = {key: getattr(model.config, key) for key in OWN_SETTINGS} | {
@@ -124,19 +115,24 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
     config = Blip2Config(
         vision_config=vision_config(model),
         qformer_config=model.Qformer.config.to_dict(),
-        text_config=llm.config.to_dict() | {"vocab_size": rows, "_name_or_path": ""},
+        text_config=llm.config.to_dict() | {"_name_or_path": ""},
         num_query_tokens=model.query_tokens.shape[1],
         image_token_index=image_id,
         tie_word_embeddings=llm.config.tie_word_embeddings,
         minigpt4=settings,
     )
     whole = blip2_with(config, state, "export-hf: the model")
+    if rows > own_rows:
+        whole.resize_token_embeddings(rows, mean_resizing=False)
+        for end in (whole.get_input_embeddings(), whole.get_output_embeddings()):
+            # A copy of row 0: the new token is never more likely than token 0, so greedy text is the same.
+            end.weight[own_rows:] = end.weight[0]
     whole.save_pretrained(folder, max_shard_size=SHARD, save_original_format=False)
     config.dtype = dtype or llm.dtype  # save_pretrained wrote the dtype of the first weight, the ViT's
     config.save_pretrained(folder)
     return config, {
-        "parameters": sum(tensor.numel() for tensor in state.values()),
-        "dtypes": " and ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})),
+        "parameters": whole.num_parameters(),
+        "dtypes": " and ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in whole.parameters()})),
         "row_note": ROW_NEW if rows > own_rows else ROW_FREE,
         "eps_note": EPS_NOTE.format(error),
     }

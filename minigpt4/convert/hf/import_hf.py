@@ -7,6 +7,7 @@ them. Every weight is bit for bit the folder's.
 import argparse
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
@@ -15,15 +16,17 @@ from transformers import Blip2Config, GenerationConfig
 
 from ...common.checkpoint import atomic_save, read_state
 from ...common.errors import CheckpointError
+from ...common.schema import QFormerConfig
 from ...models.eva_vit import EVA_CLIP_G
 from ...models.llm_checks import read_json, weight_files
 from ..folders import whole_folder
 from .layout import IMAGE_TOKEN, OWN_SETTINGS, SHARD, blip2_with, to_published
 from .text import plain_tokenizer
 
-QFORMER_SIZES = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "cross_attention_frequency",
-)  # fmt: skip
+# Keys of model.vit_kwargs (timm's) and their names in transformers; model.qformer_kwargs have transformers' names.
+VIT_SIZES = {"patch_size": "patch_size", "embed_dim": "hidden_size", "depth": "num_hidden_layers",
+             "num_heads": "num_attention_heads", "qkv_bias": "qkv_bias"}  # fmt: skip
+QFORMER_SIZES = [size.name for size in fields(QFormerConfig) if size.name != "dropout"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,9 +72,7 @@ def write_llm(folder: Path, config: Blip2Config, out: Path) -> dict[str, Tensor]
     """
     state = {name: tensor for file in weight_files(folder) for name, tensor in read_state(file.path).items()}
     llm = blip2_with(config, state, folder).language_model
-    rows = llm.config.vocab_size = config.minigpt4["llm_vocab_size"]
-    for module in (llm.get_input_embeddings(), llm.get_output_embeddings()):
-        module.weight.data = module.weight.data[:rows]
+    llm.resize_token_embeddings(config.minigpt4["llm_vocab_size"])
     llm.generation_config = GenerationConfig.from_dict(config.minigpt4["llm_generation"])
     llm.save_pretrained(out, max_shard_size=SHARD)
     return {name: tensor for name, tensor in state.items() if not name.startswith("language_model.")}
@@ -94,14 +95,7 @@ def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> N
     width, ratio = vision.hidden_size, EVA_CLIP_G["mlp_ratio"]
     if int(width * ratio) != vision.intermediate_size:  # timm rounds down
         ratio = round((vision.intermediate_size + 0.5) / width, 6)
-    vit = {
-        "patch_size": vision.patch_size,
-        "embed_dim": width,
-        "depth": vision.num_hidden_layers,
-        "num_heads": vision.num_attention_heads,
-        "mlp_ratio": ratio,
-        "qkv_bias": vision.qkv_bias,
-    }
+    vit = {key: getattr(vision, theirs) for key, theirs in VIT_SIZES.items()} | {"mlp_ratio": ratio}
     pixels = read_json(folder / "processor_config.json")["image_processor"]
     model = {
         "arch": "mini_gpt4",
