@@ -11,7 +11,7 @@ import torch
 
 from minigpt4.common.errors import UserError
 from minigpt4.weights import small as weights
-from minigpt4.weights.small_items import Item, map_by_order
+from minigpt4.weights.small import Item, map_by_order
 
 REAL_NAMES = {"smollm2-135m-instruct", "efficientnet_lite0"}
 WHEEL = "toy_pack-1.2-py3-none-any.whl"
