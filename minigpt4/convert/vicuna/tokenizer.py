@@ -67,7 +67,7 @@ def special_tokens(folder: Path, pieces: SentencePieceProcessor) -> dict[str, st
         CheckpointError: a special token is not in the vocabulary.
     """
     file = folder / "special_tokens_map.json"
-    named = read_json(file) if file.is_file() else {}
+    named = read_json(file, optional=True)
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     for key in tokens:
         token = named.get(key)
