@@ -1,16 +1,17 @@
-"""Paths in a config -> files; reading and writing texts; checksums."""
+"""Paths in a config -> files; files that are written whole or not at all; checksums."""
 
 import codecs
 import hashlib
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
 
 from braceexpand import braceexpand
 
 from .errors import DataError
-from .file_system import whole_file
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PROJECT = PACKAGE.parent  # the clone, when the package is installed with `pip install -e`
@@ -82,6 +83,25 @@ def sha256(file: Path) -> str:
     """Return the SHA-256 of a file's content as 64 hexadecimal digits. Raises OSError."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Write `target` whole or not at all. The block writes to the temporary file beside it that it is given, which is
+    flushed and renamed at the end. When the block raises or the process is killed, `target` is as it was before.
+    """
+    part = target.with_name(f".{target.name}.{threading.get_native_id()}.tmp")
+    try:
+        part.touch()
+        mode = part.stat().st_mode
+        yield part
+        with suppress(PermissionError):  # some network shares have no modes
+            part.chmod(mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
+        with part.open("rb") as file:
+            os.fsync(file.fileno())  # a full network disk says so here
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from minigpt4.common import download
 from minigpt4.common.checkpoint import atomic_save
 from minigpt4.common.errors import CheckpointError, UserError
-from minigpt4.common.file_system import whole_file
+from minigpt4.common.paths import whole_file
 from minigpt4.runners.process import lock_folder
 
 
