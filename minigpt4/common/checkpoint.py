@@ -26,12 +26,9 @@ HARMLESS = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .pth/.pt/.bin or .safetensors file, memory-mapped, unwrapped from `model` or `state_dict`. A
-    URL is fetched into the cache first. Pickles are read with `weights_only=True`: no code of the file ever runs.
-
-    Raises:
-        CheckpointError: no such file, not a weight file, damaged.
-    """
+    """The tensors of a .pth/.pt/.bin or .safetensors file, memory-mapped, unwrapped from `model` or `state_dict`. A URL
+    is fetched into the cache first. Pickles are read with `weights_only=True`: no code of the file ever runs.
+    Raises CheckpointError: no such file, not a weight file, damaged."""
     path = Path(local_path(str(path)))
     tensors = weight_file(path).tensors
     return load_file(path) if any(tensor.is_meta for tensor in tensors.values()) else tensors
@@ -107,10 +104,7 @@ def empty_weights(when: bool = True) -> AbstractContextManager:
 
 def check_loaded(model: nn.Module) -> None:
     """Make what only the parameters' device decides (masks of timm's Swin), then look for tensors without memory.
-
-    Raises:
-        CheckpointError: names them; such a model would compute nonsense, or stop somewhere within a step.
-    """
+    Raises CheckpointError: names them; such a model would compute nonsense, or stop somewhere within a step."""
     for module in model.modules():
         if any(b.is_meta for b in module.buffers(recurse=False)) and hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
@@ -129,10 +123,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def atomic_save(data: Any, path: Path, save: Callable[[Any, str], None] = torch.save) -> None:
     """Write `path` whole or not at all with `save(data, path)`, see `whole_file`.
-
-    Raises:
-        CheckpointError: the disk is full, the folder read-only, ...; what stood at `path` is untouched.
-    """
+    Raises CheckpointError: the disk is full, the folder read-only, ...; what stood at `path` is untouched."""
     try:
         with whole_file(Path(path)) as part:
             save(data, str(part))
@@ -173,10 +164,7 @@ def save_model(checkpoint: Path, model: dict[str, Tensor], facts: dict) -> None:
 
 def read_resume(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
     """The trained weights and the resume state of a checkpoint.
-
-    Raises:
-        CheckpointError: one of the two files is missing or damaged, or they are of different steps.
-    """
+    Raises CheckpointError: one of the two files is missing or damaged, or they are of different steps."""
     sidecar = resume_path(checkpoint)
     for file in (checkpoint, sidecar):
         # torch's files are zip archives; their CRCs find a flipped byte that torch.load would not.

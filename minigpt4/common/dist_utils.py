@@ -73,10 +73,7 @@ def choose_device(name: str | None = None, said: str = "", instead: str = "--dev
 
 def training_device(name: str) -> torch.device:
     """`run.device` for this process: under torchrun each takes the GPU of its number on this machine.
-
-    Raises:
-        DeviceError: it is not there.
-    """
+    Raises DeviceError: it is not there."""
     device = choose_device(name, f"run.device={name}", "run.device=cpu")
     local_rank = os.environ.get("LOCAL_RANK") if is_launched() else None
     if device.type == "cuda" and local_rank is not None:

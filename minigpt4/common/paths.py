@@ -30,10 +30,7 @@ def resolve_path(path: str) -> str:
 def expand_shards(storage: str | Sequence[str]) -> list[str]:
     """`/data/{00000..01255}.tar`, `/data/*.tar`, a URL pattern or a list of these -> shard names, in order. A name that
     exists as it is written is no pattern. Relative ones are tried as in `resolve_path`.
-
-    Raises:
-        ValueError: braces that do not match.
-    """
+    Raises ValueError: braces that do not match."""
     found: list[str] = []
     for pattern in [storage] if isinstance(storage, str) else storage:
         if pattern.startswith(REMOTE):
@@ -62,11 +59,7 @@ def _expand(pattern: str) -> list[str]:
 
 def read_text(file: str | os.PathLike) -> str:
     """Return the text of a UTF-8 file, with or without a byte order mark. Lines may end in \\r\\n.
-
-    Raises:
-        DataError: another encoding, with the file, line and byte.
-        OSError
-    """
+    Raises DataError: another encoding, with the file, line and byte; or OSError."""
     content = Path(file).read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         return content.decode("utf-8")

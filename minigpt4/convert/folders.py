@@ -24,10 +24,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `out`; rename it to `out` when the block succeeds, else delete it.
 
     A killed run leaves `.NAME.partial`, which the next run deletes.
-
-    Raises:
-        CheckpointError: `out` exists, or the folder cannot be written.
-    """
+    Raises CheckpointError: `out` exists, or the folder cannot be written."""
     if out.exists():
         raise CheckpointError(f"--out {out}: exists already; name a new folder")
     partial = out.with_name(f".{out.name}.partial")

@@ -64,10 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def fetch_all(out: Path, names: Iterable[str] | None = None) -> list[Path]:
     """Download and convert the named items (default: those of `by_default`) into `out`, where they are missing.
-
-    Raises:
-        WeightsError: a download, a check or a conversion failed; no incomplete folder is left.
-    """
+    Raises WeightsError: a download, a check or a conversion failed; no incomplete folder is left."""
     items = [ITEMS[name] for name in names] if names else [item for item in ITEMS.values() if item.by_default]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -186,10 +183,7 @@ def map_by_order(published: Mapping, expected: Mapping) -> dict:
 
     Both list the same layers in the order of the forward pass, under different names. The shape and the last part of
     the name (`weight`, `running_mean`, ...) of each pair must be the same, so that a changed order is an error.
-
-    Raises:
-        WeightsError: another number of tensors, or the first pair that does not fit.
-    """
+    Raises WeightsError: another number of tensors, or the first pair that does not fit."""
     if len(published) != len(expected):
         raise WeightsError(f"the checkpoint has {len(published)} tensors, the model {len(expected)}")
     for (old, tensor), (new, like) in zip(published.items(), expected.items(), strict=True):

@@ -66,10 +66,7 @@ def read_config(folder: Path) -> Blip2Config:
 
 def write_llm(folder: Path, config: Blip2Config, out: Path) -> dict[str, Tensor]:
     """Write the LLM's folder, without the row of the image token. Returns the other weights.
-
-    Raises:
-        CheckpointError: a weight is missing or of another shape.
-    """
+    Raises CheckpointError: a weight is missing or of another shape."""
     state = {name: tensor for file in weight_files(folder) for name, tensor in read_state(file.path).items()}
     llm = blip2_with(config, state, folder).language_model
     llm.resize_token_embeddings(config.minigpt4["llm_vocab_size"])

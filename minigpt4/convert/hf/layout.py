@@ -40,10 +40,7 @@ _PARTS = (
 
 def blip2_with(config: Blip2Config, state: dict[str, Tensor], source: str | Path) -> Blip2ForConditionalGeneration:
     """transformers' model, whose parameters are the tensors of `state` themselves, in their own dtypes.
-
-    Raises:
-        CheckpointError: a weight of `source` is missing, unexpected or of another shape.
-    """
+    Raises CheckpointError: a weight of `source` is missing, unexpected or of another shape."""
     with torch.device("meta"):
         model = Blip2ForConditionalGeneration(config)
     targets, tied = named_tensors(model), config.text_config.tie_word_embeddings
@@ -81,10 +78,7 @@ def to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename weights in transformers to the published names.
-
-    Raises:
-        CheckpointError: a weight that MiniGPT-4 does not have, such as a bias of the keys.
-    """
+    Raises CheckpointError: a weight that MiniGPT-4 does not have, such as a bias of the keys."""
     found = {}
     for name, tensor in state.items():
         published = renamed(name, back=True)

@@ -58,11 +58,7 @@ def config_json(sizes: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 class MetaLlama:
-    """A LLaMA folder in Meta's format.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or not of this model.
-    """
+    """A LLaMA folder in Meta's format. Raises CheckpointError: a file is missing, damaged, or not of this model."""
 
     def __init__(self, folder: Path):
         self.folder, params = folder, read_json(folder / "params.json")
@@ -119,10 +115,7 @@ class MetaLlama:
 
 class TransformersLlama:
     """A LLaMA folder in transformers format: config.json and .bin or .safetensors files.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or not of this model.
-    """
+    Raises CheckpointError: a file is missing, damaged, or not of this model."""
 
     def __init__(self, folder: Path):
         self.folder, self.config = folder, read_json(folder / "config.json")
@@ -144,10 +137,7 @@ Llama = MetaLlama | TransformersLlama
 
 def open_llama(folder: Path) -> Llama:
     """Open a LLaMA folder of either format; check names and shapes, read no weights.
-
-    Raises:
-        CheckpointError: neither format; or see the two classes.
-    """
+    Raises CheckpointError: neither format; or see the two classes."""
     if (folder / "config.json").is_file():
         return TransformersLlama(folder)
     if (folder / "params.json").is_file():

@@ -153,10 +153,7 @@ def prepare(job: Job, out: Path) -> None:
 
 def verify(folder: Path) -> int:
     """Print the results of all checks of a folder that `prepare` made; return 0 when all passed, else 1.
-
-    Raises:
-        CheckpointError: not made by prepare-vicuna, a file is missing, or unreadable.
-    """
+    Raises CheckpointError: not made by prepare-vicuna, a file is missing, or unreadable."""
     record = read_json(folder / RECORD, optional=True)
     if not record:
         raise CheckpointError(f"{folder}: has no {RECORD}: it was not made by prepare-vicuna")

@@ -21,10 +21,7 @@ PROBES = ("###", " ###Human: Hello, world ###Assistant: ", "a\n###", "  two spac
 
 def find_tokenizer(folders: list[Path]) -> Path:
     """The tokenizer.model of the first folder that has one; Meta's is one folder up.
-
-    Raises:
-        CheckpointError: there is none, the folders' tokenizers differ, or it is not LLaMA's.
-    """
+    Raises CheckpointError: there is none, the folders' tokenizers differ, or it is not LLaMA's."""
     found = []
     for folder in folders:
         places = [folder, folder.parent] if (folder / "params.json").is_file() else [folder]
@@ -62,10 +59,7 @@ def special_tokens(folder: Path, pieces: SentencePieceProcessor) -> dict[str, st
     """bos, eos and unk of the folder's special_tokens_map.json; LLaMA's own where it names none.
 
     FastChat keeps the delta's tokens too. Early conversions of LLaMA wrote empty strings.
-
-    Raises:
-        CheckpointError: a special token is not in the vocabulary.
-    """
+    Raises CheckpointError: a special token is not in the vocabulary."""
     file = folder / "special_tokens_map.json"
     named = read_json(file, optional=True)
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
