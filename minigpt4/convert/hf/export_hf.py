@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import Blip2Config
+from transformers import Blip2Config, Blip2ForConditionalGeneration
 
 from ...common.config import load_config
 from ...common.errors import CheckpointError, ConfigError
@@ -25,13 +25,6 @@ from .text import write_generation_config, write_model_card, write_processor
 VIT_EPS, LN_VISION_EPS = 1e-6, 1e-5
 EPS_ERROR = 1e-5  # largest relative error of ln_vision that the ViT's epsilon may cause
 VIT_KEYS = {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"}
-# Notes of the model card
-ROW_NEW = "Its row is new, a copy of row 0, and `suppress_tokens` prevents it from being generated."
-ROW_FREE = "Its row was not used by the tokenizer."
-EPS_NOTE = (
-    "`post_layernorm` had epsilon 1e-5 in training. BLIP-2 has one value for all vision norms, here the ViT's 1e-6, "
-    "a relative change of its output of at most {:.0e} (on black, grey, white and noise)."
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,12 +54,12 @@ def export(config: Config, out: Path, dtype: str | None = None) -> None:
     as_stored = {"low_resource": False, "device_map": None, "vit_precision": "fp32", "llama_precision": llm_dtype}
     with whole_folder(out) as folder:
         model, see = build_model(replace(config.model, **as_stored), "cpu").eval(), chat_processor(config)
-        hf_config, notes = write_weights(model, folder, DTYPES[dtype] if dtype else None)
+        whole = write_weights(model, folder, DTYPES[dtype] if dtype else None)
         processor = write_processor(model, see, folder)
-        write_generation_config(model, processor, hf_config, folder)
-        write_model_card(config, hf_config, folder, name=out.name, **notes)
+        write_generation_config(model, processor, whole.config, folder)
+        write_model_card(config, whole, folder, out.name)
     size = sum(file.stat().st_size for file in out.iterdir())
-    print(f"{out}: {notes['parameters']:,} parameters, {notes['dtypes']}, {size / 1e9:.2f} GB")
+    print(f"{out}: {whole.num_parameters():,} parameters, {size / 1e9:.2f} GB")
 
 
 def check_config(config: ModelConfig) -> None:
@@ -85,11 +78,8 @@ def check_config(config: ModelConfig) -> None:
 
 
 @torch.no_grad()
-def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> tuple[Blip2Config, dict]:
-    """Write config.json and the weights -> the config, and notes for the model card.
-
-    Only the tensors that change are copied, and one shard at a time.
-    """
+def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> Blip2ForConditionalGeneration:
+    """Write config.json and the weights. Only the tensors that change are copied, and one shard at a time."""
     llm = model.llama_model
     if model.config.lora:
         merge_lora(llm)
@@ -106,8 +96,7 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
         "llm_generation": llm.generation_config.to_diff_dict(),
         "llm_chat_template": model.tokenizer.chat_template,
     }
-    error = eps_error(model)
-    if error > EPS_ERROR:
+    if (error := eps_error(model)) > EPS_ERROR:
         raise CheckpointError(
             "export-hf cannot write this model: transformers' BLIP-2 has one epsilon for all vision norms, which would "
             f"be a relative error of {error:.0e} in ln_vision, because the ViT's output varies so little"
@@ -130,12 +119,7 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
     whole.save_pretrained(folder, max_shard_size=SHARD, save_original_format=False)
     config.dtype = dtype or llm.dtype  # save_pretrained wrote the dtype of the first weight, the ViT's
     config.save_pretrained(folder)
-    return config, {
-        "parameters": whole.num_parameters(),
-        "dtypes": " and ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in whole.parameters()})),
-        "row_note": ROW_NEW if rows > own_rows else ROW_FREE,
-        "eps_note": EPS_NOTE.format(error),
-    }
+    return whole
 
 
 def merge_lora(llm: nn.Module) -> None:
