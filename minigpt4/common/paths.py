@@ -81,8 +81,7 @@ def sha256(file: Path) -> str:
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
     """Write `target` whole or not at all. The block writes to the temporary file beside it that it is given, which is
-    flushed and renamed at the end. When the block raises or the process is killed, `target` is as it was before.
-    """
+    flushed and renamed at the end. When the block raises or the process is killed, `target` is as it was before."""
     part = target.with_name(f".{target.name}.{threading.get_native_id()}.tmp")
     try:
         part.touch()

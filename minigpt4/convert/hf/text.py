@@ -18,6 +18,7 @@ from .files.processing_minigpt4 import MiniGPT4ImageProcessor, MiniGPT4Processor
 from .layout import IMAGE_TOKEN
 
 FILES = Path(__file__).parent / "files"
+TOKENIZER_OPTIONS = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length")
 
 
 def write_processor(model: nn.Module, vis_processor, folder: Path) -> MiniGPT4Processor:
@@ -49,9 +50,6 @@ def image_tokenizer(tokenizer) -> PreTrainedTokenizerFast:
     found = plain_tokenizer(tokenizer.backend_tokenizer.to_str(), options, padding_side="left")
     found.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     return found
-
-
-TOKENIZER_OPTIONS = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length")
 
 
 def plain_tokenizer(tokenizer_json: str, options: dict, **more) -> PreTrainedTokenizerFast:
