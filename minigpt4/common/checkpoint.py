@@ -142,14 +142,9 @@ def resume_path(checkpoint: Path) -> Path:
 
 
 def save_checkpoint(checkpoint: Path, model: dict[str, Tensor], facts: dict, resume: dict) -> None:
-    """Write a checkpoint and what resuming from it needs.
-
-    Args:
-        checkpoint: `checkpoint_N.pth` (the end of epoch N, from 0) or `checkpoint_step_S.pth` (within an epoch).
-        model: trained weights under their published names.
-        facts: plain values stored beside them (`epoch`, `step`, `config`), as the original did.
-        resume: plain values and tensors for `read_resume`.
-    """
+    """Write `checkpoint_N.pth` (the end of epoch N, from 0) or `checkpoint_step_S.pth` (within an epoch), and what
+    resuming from it needs, for `read_resume`. `model` has the published names; `facts` (`epoch`, `step`, `config`) are
+    stored beside the weights, as the original did."""
     save_resume(checkpoint, facts["step"], resume)  # first: a checkpoint_N.pth that is there has its other half
     save_model(checkpoint, model, facts)
 

@@ -13,7 +13,7 @@ from ...common.config import load_config
 from ...common.errors import CheckpointError, ConfigError
 from ...common.paths import resolve_path
 from ...common.precision import DTYPES, NAMES
-from ...common.schema import Config, ModelConfig
+from ...common.schema import ModelConfig
 from ...models.eva_vit import encode_tokens
 from ...models.llm_loading import stored_dtype
 from ...tasks import build_model, chat_processor
@@ -30,36 +30,25 @@ VIT_KEYS = {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_b
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg-path", required=True, help="config of the model, e.g. eval_configs/minigpt4_eval.yaml")
     parser.add_argument("--out", required=True, help="the folder to write; must not exist")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="dtype of the weights (default: that of the files)")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of all but the Q-Former (default: that of the files)")
     parser.add_argument("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
 
 
 def run(args: argparse.Namespace) -> int:
-    config = load_config(args.cfg_path, args.options, mode="chat")
-    export(config, Path(args.out), args.dtype)
-    return 0
-
-
-def export(config: Config, out: Path, dtype: str | None = None) -> None:
-    """Write the folder, completely or not at all.
-
-    Args:
-        dtype: fp32, fp16, bf16; None: the dtype of the files. The Q-Former stays in fp32, as in transformers.
-    Raises:
-        ConfigError: transformers' BLIP-2 cannot represent this model.
-        CheckpointError: `out` exists or cannot be written, or its ViT does not fit.
-    """
+    """Write the folder, completely or not at all."""
+    config, out = load_config(args.cfg_path, args.options, mode="chat"), Path(args.out)
     check_config(config.model)
-    llm_dtype = dtype or NAMES.get(stored_dtype(resolve_path(config.model.llama_model)), "auto")
+    llm_dtype = args.dtype or NAMES.get(stored_dtype(resolve_path(config.model.llama_model)), "auto")
     as_stored = {"low_resource": False, "device_map": None, "vit_precision": "fp32", "llama_precision": llm_dtype}
     with whole_folder(out) as folder:
         model, see = build_model(replace(config.model, **as_stored), "cpu").eval(), chat_processor(config)
-        whole = write_weights(model, folder, DTYPES[dtype] if dtype else None)
+        whole = write_weights(model, folder, DTYPES.get(args.dtype))
         processor = write_processor(model, see, folder)
         write_generation_config(model, processor, whole.config, folder)
         write_model_card(config, whole, folder, out.name)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {whole.num_parameters():,} parameters, {size / 1e9:.2f} GB")
+    return 0
 
 
 def check_config(config: ModelConfig) -> None:
@@ -79,10 +68,15 @@ def check_config(config: ModelConfig) -> None:
 
 @torch.no_grad()
 def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> Blip2ForConditionalGeneration:
-    """Write config.json and the weights. Only the tensors that change are copied, and one shard at a time."""
+    """Write config.json and the weights, in `dtype` or in that of the files; the Q-Former stays in fp32, as in
+    transformers. Only the tensors that change are copied, and one shard at a time."""
     llm = model.llama_model
     if model.config.lora:
-        merge_lora(llm)
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for module in llm.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.merge()
     own_rows = len(llm.get_input_embeddings().weight)
     # The image token's id is the first free one of the tokenizer; its row is new where the table ends there.
     vocabulary = model.tokenizer.get_vocab()
@@ -120,15 +114,6 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
     config.dtype = dtype or llm.dtype  # save_pretrained wrote the dtype of the first weight, the ViT's
     config.save_pretrained(folder)
     return whole
-
-
-def merge_lora(llm: nn.Module) -> None:
-    """Add the LoRA matrices to their weights, in the weights' dtype."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in llm.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
 
 
 def vision_config(model: nn.Module) -> dict:

@@ -86,13 +86,8 @@ def write_tokenizer(model: Path, out: Path, specials: dict[str, str], pad: int |
 
 
 def check_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[str, list[str]]:
-    """Load the folder's tokenizer as the model does and compare it with sentencepiece.
-
-    Args:
-        config: the folder's config.json.
-    Returns:
-        one line that describes the tokenizer, and a list of faults.
-    """
+    """Load the folder's tokenizer as the model does and compare it with sentencepiece and with config.json -> one line
+    that describes the tokenizer, and a list of faults."""
     pieces = read_pieces(folder / "tokenizer.model")
     has_pad = config["vocab_size"] == len(pieces) + 1
     faults = _not_llamas(pieces)
