@@ -87,13 +87,18 @@ def whole_file(target: Path) -> Iterator[Path]:
         part.touch()
         mode = part.stat().st_mode
         yield part
-        with suppress(PermissionError):  # some network shares have no modes
-            part.chmod(mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
-        with part.open("rb") as file:
-            os.fsync(file.fileno())  # a full network disk says so here
+        settle(part, mode)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def settle(file: Path, mode: int) -> None:
+    """Give a file that was written its mode, and wait until the disk has it."""
+    with suppress(PermissionError):  # some network shares have no modes
+        file.chmod(mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
+    with file.open("rb") as written:
+        os.fsync(written.fileno())  # a full network disk says so here
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ..common.errors import CheckpointError
-from ..common.paths import write_whole
+from ..common.paths import settle, write_whole
 
 
 def write_json(data: Any, path: Path) -> None:
@@ -32,6 +32,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                settle(file, partial.stat().st_mode & 0o666)  # what the umask leaves of it
         os.replace(partial, out)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"--out {out}: cannot be written: {error}") from error
