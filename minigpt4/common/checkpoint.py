@@ -7,36 +7,41 @@ MiniGPT-4 demo opens; and `checkpoint_N.resume.pt`, what resuming needs (optimiz
 import re
 import zipfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .download import local_path
 from .errors import CheckpointError, some
-from .file_system import whole_file
-from .identify import DOWNLOAD_AGAIN, identify, load_torch
+from .identify import DOWNLOAD_AGAIN, FileFacts, identify, load_torch
+from .paths import whole_file
 
 # Buffers the original saved beside the trained weights; they hold nothing that is learned.
 HARMLESS = re.compile(r"(position_ids|rotary_emb\.inv_freq)$")
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .pth/.pt/.bin or .safetensors file, memory-mapped, unwrapped from `model` or `state_dict`. A
-    URL is fetched into the cache first. Pickles are read with `weights_only=True`: no code of the file ever runs.
-
-    Raises:
-        CheckpointError: no such file, not a weight file, damaged.
-    """
+    """The tensors of a .pth/.pt/.bin or .safetensors file, memory-mapped, unwrapped from `model` or `state_dict`. A URL
+    is fetched into the cache first. Pickles are read with `weights_only=True`: no code of the file ever runs.
+    Raises CheckpointError: no such file, not a weight file, damaged."""
     path = Path(local_path(str(path)))
+    tensors = weight_file(path).tensors
+    return load_file(path) if any(tensor.is_meta for tensor in tensors.values()) else tensors
+
+
+def weight_file(path: Path) -> FileFacts:
+    """The header of a weight file; `value(name)` of the result reads one tensor. Raises CheckpointError as above."""
     found = identify(path)
     if found.kind in DOWNLOAD_AGAIN:
         raise CheckpointError(f"{path} is {found.describe()}; {DOWNLOAD_AGAIN[found.kind]}")
     if not found.tensors:
         raise CheckpointError(f"{path}: holds no state dict (names and tensors)")
-    return load_file(path) if any(tensor.is_meta for tensor in found.tensors.values()) else found.tensors
+    return found
 
 
 def finite(tensor: Tensor, dtype: torch.dtype | None = None) -> bool:
@@ -89,6 +94,28 @@ def load_exact(
         torch.utils.swap_tensors(target, new)
 
 
+def empty_weights(when: bool = True) -> AbstractContextManager:
+    """Modules built inside get their parameters on the meta device: no memory, no random numbers drawn. Buffers are
+    real, because files do not hold all of them. `load_exact` brings the parameters; `check_loaded` looks for gaps."""
+    from accelerate import init_empty_weights
+
+    return init_empty_weights(include_buffers=False) if when else nullcontext()
+
+
+def check_loaded(model: nn.Module) -> None:
+    """Make what only the parameters' device decides (masks of timm's Swin), then look for tensors without memory.
+    Raises CheckpointError: names them; such a model would compute nonsense, or stop somewhere within a step."""
+    for module in model.modules():
+        if any(b.is_meta for b in module.buffers(recurse=False)) and hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+    empty = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    if empty:
+        raise CheckpointError(
+            f"no file of the config brings {', '.join(empty[:5])} ({len(empty)} in all); write the file with them "
+            "as model.vit_ckpt, q_former_model, llama_model or ckpt"
+        )
+
+
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name: the live tensors, not copies."""
     return module.state_dict(keep_vars=True)
@@ -96,14 +123,11 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def atomic_save(data: Any, path: Path, save: Callable[[Any, str], None] = torch.save) -> None:
     """Write `path` whole or not at all with `save(data, path)`, see `whole_file`.
-
-    Raises:
-        CheckpointError: the disk is full, the folder read-only, ...; what stood at `path` is untouched.
-    """
+    Raises CheckpointError: the disk is full, the folder read-only, ...; what stood at `path` is untouched."""
     try:
         with whole_file(Path(path)) as part:
             save(data, str(part))
-    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk: torch's writer raises RuntimeError
         raise CheckpointError(f"{path}: cannot be written: {error}; earlier checkpoints are untouched") from error
 
 
@@ -118,14 +142,9 @@ def resume_path(checkpoint: Path) -> Path:
 
 
 def save_checkpoint(checkpoint: Path, model: dict[str, Tensor], facts: dict, resume: dict) -> None:
-    """Write a checkpoint and what resuming from it needs.
-
-    Args:
-        checkpoint: `checkpoint_N.pth` (the end of epoch N, from 0) or `checkpoint_step_S.pth` (within an epoch).
-        model: trained weights under their published names.
-        facts: plain values stored beside them (`epoch`, `step`, `config`), as the original did.
-        resume: plain values and tensors for `read_resume`.
-    """
+    """Write `checkpoint_N.pth` (the end of epoch N, from 0) or `checkpoint_step_S.pth` (within an epoch), and what
+    resuming from it needs, for `read_resume`. `model` has the published names; `facts` (`epoch`, `step`, `config`) are
+    stored beside the weights, as the original did."""
     save_resume(checkpoint, facts["step"], resume)  # first: a checkpoint_N.pth that is there has its other half
     save_model(checkpoint, model, facts)
 
@@ -140,10 +159,7 @@ def save_model(checkpoint: Path, model: dict[str, Tensor], facts: dict) -> None:
 
 def read_resume(checkpoint: Path) -> tuple[dict[str, Tensor], dict]:
     """The trained weights and the resume state of a checkpoint.
-
-    Raises:
-        CheckpointError: one of the two files is missing or damaged, or they are of different steps.
-    """
+    Raises CheckpointError: one of the two files is missing or damaged, or they are of different steps."""
     sidecar = resume_path(checkpoint)
     for file in (checkpoint, sidecar):
         # torch's files are zip archives; their CRCs find a flipped byte that torch.load would not.

@@ -5,9 +5,12 @@ Later wins: schema defaults < minigpt4/configs/ < the file that the YAML names a
 """
 
 import functools
+import importlib
 import io
 import os
 import re
+import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -22,7 +25,6 @@ from .config_values import fill, is_section, kind_of, option_value
 from .errors import ConfigError, DataError, did_you_mean
 from .paths import PACKAGE, PROJECT, read_text, resolve_path
 from .schema import Config, meaning
-from .user_modules import import_user_modules
 
 Mode = Literal["train", "chat", "show"]
 # A text such as ### that YAML reads as a comment, so that the key would be null.
@@ -172,6 +174,43 @@ def _merge(into: dict, data: dict, name: str, origin: dict[str, str], prefix: st
             into[k] = value
             _forget(origin, dotted)
             origin[dotted] = name
+
+
+def import_user_modules(names: Sequence[str], config_folder: Path, problems: list[str]) -> None:
+    """Import the user's own code, once in a process; what cannot be imported gets a line in `problems`.
+
+    Args:
+        names: modules (`my_package.my_model`), looked for from the working directory, the config's folder and the
+            project's as well as among what is installed; or files (`my_model.py`), from the config's folder, else the
+            working directory.
+    """
+    # At the end of the path: a file of the user's that is called like an installed module hides nothing.
+    _make_importable(Path.cwd(), config_folder.resolve(), PROJECT)
+    for name in names:
+        try:
+            if not name.endswith(".py"):
+                importlib.import_module(name)
+                continue
+            beside = config_folder / name
+            file = (beside if beside.is_file() else Path(resolve_path(name))).resolve()
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"no such file{did_you_mean(file.name, [f.name for f in config_folder.glob('*.py')])}"
+                )
+            _make_importable(file.parent)
+            if Path(importlib.import_module(file.stem).__file__ or "").resolve() != file:
+                raise ImportError(f"another module called {file.stem!r} is loaded already; rename the file")
+        except SyntaxError as error:
+            problems.append(f"run.import_modules: {name!r}: {error.msg} ({error.filename}:{error.lineno})")
+        except Exception as error:  # a user's module may raise anything
+            not_theirs = ("<frozen", str(PACKAGE), sys.prefix, sys.base_prefix)
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(not_theirs)]
+            where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+            problems.append(f"run.import_modules: {name!r} cannot be imported: {type(error).__name__}: {error}{where}")
+
+
+def _make_importable(*folders: Path) -> None:
+    sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
 
 
 def describe_config(config: Config) -> list[tuple[str, Any, str, str]]:

@@ -87,11 +87,7 @@ def _check_range(f: Field, value: Any) -> None:
 
 
 def _convert(kind: Any, value: Any, name: str, problems: list[str]) -> Any:
-    """`value` as type `kind`; problems within a section go to `problems`.
-
-    Raises:
-        ValueError: it is of another type.
-    """
+    """`value` as type `kind`; problems within a section go to `problems`. Raises ValueError: it is of another type."""
     kinds = _alternatives(kind)
     if value is None and type(None) in kinds:
         return None

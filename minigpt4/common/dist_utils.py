@@ -46,15 +46,8 @@ def config_decides() -> None:
 
 
 def choose_device(name: str | None = None, said: str = "", instead: str = "--device cpu") -> torch.device:
-    """The device called `name`, once it is known to be there.
-
-    Args:
-        name: cpu, cuda or cuda:N; None or auto: CUDA where there is one, else the CPU.
-        said: what the user wrote, for the message.
-        instead: what to write for the CPU, for the message.
-    Raises:
-        DeviceError: it is not there.
-    """
+    """The device called `name` (cpu, cuda or cuda:N; None or auto: CUDA where there is one, else the CPU).
+    Raises DeviceError: it is not there; `said` is what the user wrote, `instead` what to write for the CPU."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -73,10 +66,7 @@ def choose_device(name: str | None = None, said: str = "", instead: str = "--dev
 
 def training_device(name: str) -> torch.device:
     """`run.device` for this process: under torchrun each takes the GPU of its number on this machine.
-
-    Raises:
-        DeviceError: it is not there.
-    """
+    Raises DeviceError: it is not there."""
     device = choose_device(name, f"run.device={name}", "run.device=cpu")
     local_rank = os.environ.get("LOCAL_RANK") if is_launched() else None
     if device.type == "cuda" and local_rank is not None:

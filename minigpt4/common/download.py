@@ -55,10 +55,7 @@ def cached_path(url: str) -> Path:
 
 def fetch(url: str) -> Path:
     """The file at `url`, from the cache or the network.
-
-    Raises:
-        DownloadError: no such file, no network, a web page instead of weights, a full disk, another SHA-256.
-    """
+    Raises DownloadError: no such file, no network, a web page instead of weights, a full disk, another SHA-256."""
     target = cached_path(url)
     address, fragment = urldefrag(url)
     try:

@@ -1,8 +1,10 @@
-"""Published figures of common devices, and the roofline that turns counted work into seconds."""
+"""Published figures of common devices (gpus.toml), and the roofline that turns counted work into seconds."""
 
 import re
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from .errors import ConfigError
 
@@ -20,7 +22,7 @@ Operation = tuple[float, int, float]  # FLOPs, bytes of a number, bytes read and
 
 @dataclass(frozen=True)
 class Gpu:
-    """One device. Rates are the maker's dense peaks (no sparsity), 16-bit with 32-bit accumulation."""
+    """One device of gpus.toml, which says what its figures are."""
 
     name: str
     title: str
@@ -34,26 +36,9 @@ class Gpu:
 
 
 GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("t4-16g", "T4 16 GB", 15, 65, 8.1, 320, 8, "NVIDIA T4 product brief"),
-        Gpu("3090-24g", "RTX 3090 24 GB", 24, 71, 35.6, 936, 16, "NVIDIA Ampere GA102 white paper"),
-        Gpu("4090-24g", "RTX 4090 24 GB", 24, 165.2, 82.6, 1008, 16, "NVIDIA Ada white paper"),
-        Gpu("a10-24g", "A10 24 GB", 22.5, 125, 31.2, 600, 16, "NVIDIA A10 data sheet"),
-        Gpu("l4-24g", "L4 24 GB", 22.5, 121, 30.3, 300, 16, "NVIDIA L4 data sheet"),
-        Gpu("v100-32g", "V100 SXM2 32 GB", 32, 125, 15.7, 900, 150, "NVIDIA V100 data sheet"),
-        Gpu("a100-40g", "A100 SXM 40 GB", 40, 312, 19.5, 1555, 300, "NVIDIA A100 data sheet"),
-        Gpu("a6000-48g", "RTX A6000 48 GB", 48, 154.8, 38.7, 768, 16, "NVIDIA Ampere GA102 white paper"),
-        Gpu("l40s-48g", "L40S 48 GB", 45, 362, 91.6, 864, 16, "NVIDIA L40S data sheet"),
-        Gpu("a100-80g", "A100 SXM 80 GB", 80, 312, 19.5, 2039, 300, "NVIDIA A100 data sheet"),
-        Gpu("h100-80g", "H100 SXM 80 GB", 79.6, 989, 66.9, 3350, 450, "NVIDIA H100 data sheet"),
-        Gpu("h200-141g", "H200 SXM 141 GB", 140.4, 989, 66.9, 4800, 450, "NVIDIA H200 data sheet"),
-        Gpu(
-            "cpu", "CPU, 16 cores, 64 GB", 64, 1.54, 1.54, 76.8, 10,
-            "16 cores x 3.0 GHz x 32 fp32 FLOP a cycle (AVX2 FMA); two channels of DDR5-4800", kind="cpu",
-        ),
-    )
-}  # fmt: skip
+    name: Gpu(name, **figures)
+    for name, figures in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
+}
 
 
 def find_gpu(name: str) -> Gpu:

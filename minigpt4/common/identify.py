@@ -1,10 +1,11 @@
-"""What a weight file holds: decided by the names and shapes in its header, never by its file name.
+"""What a weight file holds: decided by the names and shapes in its header, never by its file name (identify.toml).
 
 Only headers are read: the JSON of safetensors, the pickle of torch. 26 GB of shards take a second.
 """
 
 import json
 import re
+import tomllib
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,45 +18,12 @@ SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.f
                       "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
                       "BOOL": torch.bool}  # fmt: skip
 STATE_KEYS = ("model", "state_dict", "module")  # keys under which a checkpoint may keep its state dict
-
-# Kinds of weights -> words that follow "is", and the names of tensors by which one is known: the first match decides.
-MODELS = {
-    "minigpt4": ("a MiniGPT-4 checkpoint", r"^llama_proj\."),
-    "adapter": ("a LoRA adapter", r"\.lora_[AB]\."),
-    "qformer": ("BLIP-2's Q-Former", r"^Qformer\.bert\."),
-    "blip2_transformers": ("BLIP-2 in transformers' format; here LAVIS's file is read", r"^qformer\."),
-    "llm_meta": ("LLaMA in Meta's own format, not converted yet",
-                 r"(?:^|\.)attention\.w[qkv]\.weight$|^tok_embeddings\.weight$"),
-    "llm": ("a language model in transformers' format",
-            r"^(?:model|transformer)\.(?:layers|h)\.\d+\.|^(?:model\.embed_tokens|lm_head)\.weight$"),
-    "eva_vit": ("an EVA ViT", r"blocks\.\d+\.attn\.q_bias$"),
-    "vit": ("a ViT", r"blocks\.\d+\.attn\.(?:qkv|q_proj)\.weight$"),
-    "vision": ("an image network", None),  # by a convolution of 3 channels
-    "resume": ("the optimizer and random state of a training run, without weights", None),
-    "gguf": ("a GGUF file", None),
-    "unknown": ("a weight file of another model", None),
-}  # fmt: skip
-# The kinds that hold no weights, and what to do about each.
-OTHERS = {
-    "lfs": ("a git-lfs pointer, not weights", "run `git lfs pull` in the folder it was cloned to"),
-    "html": ("a web page, not weights", "the download went to a page about the file: fetch the file itself"),
-    "text": ("a text file, not weights", "download the file itself"),
-    "empty": ("an empty file", "download it again"),
-    "truncated": ("cut off: its end is missing", "download it again to the end"),
-    "damaged": ("damaged, or no weight file", "download it again, or write the path of the right file"),
-    "code": ("a pickle that would run code, which is never done here", "take a file that holds tensors only"),
-    "folder": ("a folder, not a file", "write the path of the weight file in it"),
-    "missing": ("not there", "write the path of the file"),
-}
-KINDS = {kind: words for kind, (words, _) in (MODELS | OTHERS).items()}
-DOWNLOAD_AGAIN = {kind: what for kind, (_, what) in OTHERS.items()}
-NO_WEIGHTS = set(OTHERS)
-
-# How files begin that are neither safetensors nor torch; compared in lower case.
-HEADS = {
-    b"version https://git-lfs": "lfs", b"<!doctype": "html", b"<html": "html", b"<head": "html", b"<?xml": "html",
-    b"<error": "html", b"gguf": "gguf",
-}  # fmt: skip
+_ENTRIES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+KINDS = {kind: entry["is"] for kind, entry in _ENTRIES.items()}
+DOWNLOAD_AGAIN = {kind: entry["do"] for kind, entry in _ENTRIES.items() if "do" in entry}
+NO_WEIGHTS = set(DOWNLOAD_AGAIN)
+NAMES = {kind: re.compile(entry["names"]) for kind, entry in _ENTRIES.items() if "names" in entry}
+HEADS = {kind: tuple(map(str.encode, entry["heads"])) for kind, entry in _ENTRIES.items() if "heads" in entry}
 
 
 @dataclass(frozen=True)
@@ -128,18 +96,11 @@ def identify(path: str | Path) -> FileFacts:
         return FileFacts(path, "missing", note=error.strerror or "")
     if not head:
         return FileFacts(path, "empty")
-    start = head.lstrip().lower()
-    for beginning, kind in HEADS.items():
-        if start.startswith(beginning):
+    for kind, heads in HEADS.items():
+        if head.lstrip().lower().startswith(heads):
             return FileFacts(path, kind, size)
-    return _identify_safetensors(path, size) if is_safetensors(path) else _identify_torch(path, head, size)
-
-
-def is_safetensors(path: Path) -> bool:
-    """Whether the content is safetensors; the file name does not matter."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+    is_safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
+    return _identify_safetensors(path, size) if is_safetensors else _identify_torch(path, head, size)
 
 
 def _identify_safetensors(path: Path, size: int) -> FileFacts:
@@ -197,17 +158,12 @@ def load_torch(path: Path) -> Any:
 
 
 def _by_names(path: Path, size: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> FileFacts:
-    """The facts of a file whose header could be read."""
-    kind, note = _kind(tensors), ""
+    """The facts of a file whose header could be read: the names of its tensors decide."""
+    kind, note = next((kind for kind, names in NAMES.items() if any(map(names.search, tensors))), "unknown"), ""
+    if kind == "unknown" and any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values()):
+        kind = "vision"
     if not tensors and {"optimizer", "param_groups"} & set(facts):
         kind = "resume"
     if kind == "unknown":
         note = f"{', '.join(list(tensors)[:3])}, ..." if tensors else f"it holds {', '.join(list(facts)[:5])}"
     return FileFacts(path, kind, size, note, tensors, facts)
-
-
-def _kind(tensors: dict[str, Tensor]) -> str:
-    for kind, (_, pattern) in MODELS.items():
-        if pattern and any(re.search(pattern, name) for name in tensors):
-            return kind
-    return "vision" if any(t.ndim == 4 and t.shape[1] == 3 for t in tensors.values()) else "unknown"

@@ -16,10 +16,7 @@ OPTIMIZERS.register("sgd")(torch.optim.SGD)
 
 def create_optimizer(run: RunConfig, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """`run.optimizer` over what is trained in `model`; AdamW is fused on CUDA.
-
-    Raises:
-        ConfigError: it takes no such `run.optimizer_kwargs`.
-    """
+    Raises ConfigError: it takes no such `run.optimizer_kwargs`."""
     optimizer, kwargs = OPTIMIZERS.get(run.optimizer), dict(run.optimizer_kwargs)
     if device.type == "cuda" and "fused" in inspect.signature(optimizer).parameters:
         kwargs.setdefault("fused", True)

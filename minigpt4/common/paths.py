@@ -1,16 +1,17 @@
-"""Paths in a config -> files; reading and writing texts; checksums."""
+"""Paths in a config -> files; files that are written whole or not at all; checksums."""
 
 import codecs
 import hashlib
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from glob import glob
 from pathlib import Path
 
 from braceexpand import braceexpand
 
 from .errors import DataError
-from .file_system import whole_file
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PROJECT = PACKAGE.parent  # the clone, when the package is installed with `pip install -e`
@@ -29,10 +30,7 @@ def resolve_path(path: str) -> str:
 def expand_shards(storage: str | Sequence[str]) -> list[str]:
     """`/data/{00000..01255}.tar`, `/data/*.tar`, a URL pattern or a list of these -> shard names, in order. A name that
     exists as it is written is no pattern. Relative ones are tried as in `resolve_path`.
-
-    Raises:
-        ValueError: braces that do not match.
-    """
+    Raises ValueError: braces that do not match."""
     found: list[str] = []
     for pattern in [storage] if isinstance(storage, str) else storage:
         if pattern.startswith(REMOTE):
@@ -61,11 +59,7 @@ def _expand(pattern: str) -> list[str]:
 
 def read_text(file: str | os.PathLike) -> str:
     """Return the text of a UTF-8 file, with or without a byte order mark. Lines may end in \\r\\n.
-
-    Raises:
-        DataError: another encoding, with the file, line and byte.
-        OSError
-    """
+    Raises DataError: another encoding, with the file, line and byte; or OSError."""
     content = Path(file).read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         return content.decode("utf-8")
@@ -82,6 +76,29 @@ def sha256(file: Path) -> str:
     """Return the SHA-256 of a file's content as 64 hexadecimal digits. Raises OSError."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Write `target` whole or not at all. The block writes to the temporary file beside it that it is given, which is
+    flushed and renamed at the end. When the block raises or the process is killed, `target` is as it was before."""
+    part = target.with_name(f".{target.name}.{threading.get_native_id()}.tmp")
+    try:
+        part.touch()
+        mode = part.stat().st_mode
+        yield part
+        settle(part, mode)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def settle(file: Path, mode: int) -> None:
+    """Give a file that was written its mode, and wait until the disk has it."""
+    with suppress(PermissionError):  # some network shares have no modes
+        file.chmod(mode)  # safetensors writes 0600 whatever the umask says: other users could not read it
+    with file.open("rb") as written:
+        os.fsync(written.fileno())  # a full network disk says so here
 
 
 def write_whole(file: Path, text: str) -> None:

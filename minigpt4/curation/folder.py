@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.errors import DataError
-from ..common.file_system import whole_file
-from ..common.paths import write_whole
+from ..common.paths import whole_file, write_whole
 from ..evaluation.data import Record
 from ..evaluation.page import SHOWN, document, render, write_json
 

@@ -27,9 +27,8 @@ from typing import BinaryIO, ClassVar
 import webdataset as wds
 from webdataset.gopen import Pipe
 
-from ..common.file_system import whole_file
 from ..common.logger import log
-from ..common.paths import REMOTE
+from ..common.paths import REMOTE, whole_file
 from . import faults
 from .faults import IMAGES, MAX_MEMBER, SampleFault, short
 

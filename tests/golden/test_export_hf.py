@@ -258,6 +258,15 @@ def test_what_blip2_cannot_be_is_refused(golden_dir, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+def test_others_may_read_the_files(exported, tmp_path):
+    """safetensors writes them for their owner only, whatever the umask says."""
+    assert cli.main(["import-hf", str(exported.hf), "--out", str(tmp_path / "back")]) == 0
+    (tmp_path / "a").write_text("")
+    mode = (tmp_path / "a").stat().st_mode
+    for folder in (exported.hf, tmp_path / "back", tmp_path / "back" / "llama"):
+        assert {file.stat().st_mode for file in folder.iterdir() if file.is_file()} == {mode}
+
+
 def test_the_way_back_needs_every_weight(exported, tmp_path, capsys):
     folder = shutil.copytree(exported.hf, tmp_path / "hf")
     state = read_state(folder / "model.safetensors")

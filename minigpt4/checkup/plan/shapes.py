@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
+from ...common.checkpoint import empty_weights
 from ...common.errors import ConfigError, did_you_mean
-from ...common.memory import empty_weights
 from ...common.paths import resolve_path
 from ...common.schema import Config, LoraConfig, ModelConfig
 from ...models.adapters import add_lora, create_projection

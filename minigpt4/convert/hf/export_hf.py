@@ -6,70 +6,49 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
 from torch import nn
 from transformers import Blip2Config, Blip2ForConditionalGeneration
 
-from ...common.checkpoint import load_exact, named_tensors, save_weights
 from ...common.config import load_config
 from ...common.errors import CheckpointError, ConfigError
 from ...common.paths import resolve_path
 from ...common.precision import DTYPES, NAMES
-from ...common.schema import Config, ModelConfig
+from ...common.schema import ModelConfig
 from ...models.eva_vit import encode_tokens
 from ...models.llm_loading import stored_dtype
 from ...tasks import build_model, chat_processor
-from ..folders import whole_folder, write_json
-from .layout import IMAGE_TOKEN, INDEX_FILE, OWN_SETTINGS, to_hf
+from ..folders import whole_folder
+from .layout import IMAGE_TOKEN, OWN_SETTINGS, SHARD, blip2_with, to_hf
 from .text import write_generation_config, write_model_card, write_processor
 
 # BLIP-2 in transformers has one epsilon for all vision norms; the original has these two.
 VIT_EPS, LN_VISION_EPS = 1e-6, 1e-5
 EPS_ERROR = 1e-5  # largest relative error of ln_vision that the ViT's epsilon may cause
-SHARD = "2GB"  # a shard is in memory twice while it is written
 VIT_KEYS = {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias"}
-# Notes of the model card
-ROW_NEW = "Its row is new, a copy of row 0, and `suppress_tokens` prevents it from being generated."
-ROW_FREE = "Its row was not used by the tokenizer."
-EPS_NOTE = (
-    "`post_layernorm` had epsilon 1e-5 in training. BLIP-2 has one value for all vision norms, here the ViT's 1e-6, "
-    "a relative change of its output of at most {:.0e} (on black, grey, white and noise)."
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg-path", required=True, help="config of the model, e.g. eval_configs/minigpt4_eval.yaml")
     parser.add_argument("--out", required=True, help="the folder to write; must not exist")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="dtype of the weights (default: that of the files)")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of all but the Q-Former (default: that of the files)")
     parser.add_argument("--options", nargs="+", default=[], metavar="a.b=c", help="override keys of the config")
 
 
 def run(args: argparse.Namespace) -> int:
-    config = load_config(args.cfg_path, args.options, mode="chat")
-    export(config, Path(args.out), args.dtype)
-    return 0
-
-
-def export(config: Config, out: Path, dtype: str | None = None) -> None:
-    """Write the folder, completely or not at all.
-
-    Args:
-        dtype: fp32, fp16, bf16; None: the dtype of the files. The Q-Former stays in fp32, as in transformers.
-    Raises:
-        ConfigError: transformers' BLIP-2 cannot represent this model.
-        CheckpointError: `out` exists or cannot be written, or its ViT does not fit.
-    """
+    """Write the folder, completely or not at all."""
+    config, out = load_config(args.cfg_path, args.options, mode="chat"), Path(args.out)
     check_config(config.model)
-    llm_dtype = dtype or NAMES.get(stored_dtype(resolve_path(config.model.llama_model)), "auto")
+    llm_dtype = args.dtype or NAMES.get(stored_dtype(resolve_path(config.model.llama_model)), "auto")
     as_stored = {"low_resource": False, "device_map": None, "vit_precision": "fp32", "llama_precision": llm_dtype}
     with whole_folder(out) as folder:
         model, see = build_model(replace(config.model, **as_stored), "cpu").eval(), chat_processor(config)
-        hf_config, notes = write_weights(model, folder, DTYPES[dtype] if dtype else None)
+        whole = write_weights(model, folder, DTYPES.get(args.dtype))
         processor = write_processor(model, see, folder)
-        write_generation_config(model, processor, hf_config, folder)
-        write_model_card(config, hf_config, folder, name=out.name, **notes)
+        write_generation_config(model, processor, whole.config, folder)
+        write_model_card(config, whole, folder, out.name)
     size = sum(file.stat().st_size for file in out.iterdir())
-    print(f"{out}: {notes['parameters']:,} parameters, {notes['dtypes']}, {size / 1e9:.2f} GB")
+    print(f"{out}: {whole.num_parameters():,} parameters, {size / 1e9:.2f} GB")
+    return 0
 
 
 def check_config(config: ModelConfig) -> None:
@@ -88,29 +67,22 @@ def check_config(config: ModelConfig) -> None:
 
 
 @torch.no_grad()
-def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> tuple[Blip2Config, dict]:
-    """Write config.json and the weights -> the config, and notes for the model card.
-
-    Only the tensors that change are copied, and one shard at a time.
-    """
+def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> Blip2ForConditionalGeneration:
+    """Write config.json and the weights, in `dtype` or in that of the files; the Q-Former stays in fp32, as in
+    transformers. Only the tensors that change are copied, and one shard at a time."""
     llm = model.llama_model
     if model.config.lora:
-        merge_lora(llm)
-    ends = {id(llm.get_input_embeddings().weight), id(llm.get_output_embeddings().weight)}
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        for module in llm.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.merge()
     own_rows = len(llm.get_input_embeddings().weight)
     # The image token's id is the first free one of the tokenizer; its row is new where the table ends there.
     vocabulary = model.tokenizer.get_vocab()
     image_id = vocabulary.get(IMAGE_TOKEN, max(vocabulary.values()) + 1)
     rows = max(own_rows, image_id + 1)
-    published, seen = {}, set()
-    for name, tensor in model.published_tensors().items():
-        # a tied head is the embeddings under a second name; LoRA was merged
-        if id(tensor) not in seen and ".lora_" not in name:
-            seen.add(id(tensor))
-            # New rows are copies of row 0: a new token is never more likely than token 0, so greedy text is the same.
-            grown = rows > own_rows and id(tensor) in ends
-            published[name] = torch.cat([tensor, tensor[:1].expand(rows - own_rows, -1)]) if grown else tensor.detach()
-    state = to_hf(published)
+    state = to_hf({name: t.detach() for name, t in model.published_tensors().items() if ".lora_" not in name})
     if dtype is not None:
         state = {k: v if k.startswith(("qformer.", "query_tokens")) else v.to(dtype) for k, v in state.items()}
     settings = {key: getattr(model.config, key) for key in OWN_SETTINGS} | {
@@ -118,49 +90,30 @@ def write_weights(model: nn.Module, folder: Path, dtype: torch.dtype | None) -> 
         "llm_generation": llm.generation_config.to_diff_dict(),
         "llm_chat_template": model.tokenizer.chat_template,
     }
-    error = eps_error(model)
-    if error > EPS_ERROR:
+    if (error := eps_error(model)) > EPS_ERROR:
         raise CheckpointError(
             "export-hf cannot write this model: transformers' BLIP-2 has one epsilon for all vision norms, which would "
             f"be a relative error of {error:.0e} in ln_vision, because the ViT's output varies so little"
         )
-    tied = llm.config.tie_word_embeddings
     config = Blip2Config(
         vision_config=vision_config(model),
         qformer_config=model.Qformer.config.to_dict(),
-        text_config=llm.config.to_dict() | {"vocab_size": rows, "_name_or_path": ""},
+        text_config=llm.config.to_dict() | {"_name_or_path": ""},
         num_query_tokens=model.query_tokens.shape[1],
         image_token_index=image_id,
-        tie_word_embeddings=tied,
-        architectures=["Blip2ForConditionalGeneration"],
-        dtype=dtype or llm.dtype,
+        tie_word_embeddings=llm.config.tie_word_embeddings,
         minigpt4=settings,
     )
-    with torch.device("meta"):
-        theirs = named_tensors(Blip2ForConditionalGeneration(config))
-    required = {name for name in theirs if not (tied and name.endswith("lm_head.weight"))}
-    load_exact(theirs, state, "export-hf: the model", required=required, device="meta")
+    whole = blip2_with(config, state, "export-hf: the model")
+    if rows > own_rows:
+        whole.resize_token_embeddings(rows, mean_resizing=False)
+        for end in (whole.get_input_embeddings(), whole.get_output_embeddings()):
+            # A copy of row 0: the new token is never more likely than token 0, so greedy text is the same.
+            end.weight[own_rows:] = end.weight[0]
+    whole.save_pretrained(folder, max_shard_size=SHARD, save_original_format=False)
+    config.dtype = dtype or llm.dtype  # save_pretrained wrote the dtype of the first weight, the ViT's
     config.save_pretrained(folder)
-    split = split_torch_state_dict_into_shards(state, max_shard_size=SHARD)
-    for file, names in split.filename_to_tensors.items():
-        save_weights({name: state[name] for name in names}, folder / file)
-    if split.is_sharded:
-        write_json({"metadata": split.metadata, "weight_map": split.tensor_to_filename}, folder / INDEX_FILE)
-    return config, {
-        "parameters": sum(tensor.numel() for tensor in state.values()),
-        "dtypes": " and ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})),
-        "row_note": ROW_NEW if rows > own_rows else ROW_FREE,
-        "eps_note": EPS_NOTE.format(error),
-    }
-
-
-def merge_lora(llm: nn.Module) -> None:
-    """Add the LoRA matrices to their weights, in the weights' dtype."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for module in llm.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
+    return whole
 
 
 def vision_config(model: nn.Module) -> dict:

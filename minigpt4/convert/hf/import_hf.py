@@ -7,25 +7,26 @@ them. Every weight is bit for bit the folder's.
 import argparse
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
-import torch
 import yaml
 from torch import Tensor
-from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationConfig
+from transformers import Blip2Config, GenerationConfig
 
-from ...common.checkpoint import atomic_save, load_exact, named_tensors, save_weights
+from ...common.checkpoint import atomic_save, read_state
 from ...common.errors import CheckpointError
+from ...common.schema import QFormerConfig
 from ...models.eva_vit import EVA_CLIP_G
 from ...models.llm_checks import read_json, weight_files
-from ..folders import whole_folder, write_json
-from .layout import IMAGE_TOKEN, INDEX_FILE, OWN_SETTINGS, to_published
+from ..folders import whole_folder
+from .layout import IMAGE_TOKEN, OWN_SETTINGS, SHARD, blip2_with, to_published
 from .text import plain_tokenizer
 
-LLM = "language_model."
-QFORMER_SIZES = (
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "cross_attention_frequency",
-)  # fmt: skip
+# Keys of model.vit_kwargs (timm's) and their names in transformers; model.qformer_kwargs have transformers' names.
+VIT_SIZES = {"patch_size": "patch_size", "embed_dim": "hidden_size", "depth": "num_hidden_layers",
+             "num_heads": "num_attention_heads", "qkv_bias": "qkv_bias"}  # fmt: skip
+QFORMER_SIZES = [size.name for size in fields(QFormerConfig) if size.name != "dropout"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,39 +65,14 @@ def read_config(folder: Path) -> Blip2Config:
 
 
 def write_llm(folder: Path, config: Blip2Config, out: Path) -> dict[str, Tensor]:
-    """Write the LLM's folder shard by shard, without the row of the image token. Returns the other weights.
-
-    Raises:
-        CheckpointError: a weight is missing or of another shape.
-    """
-    files, text, rows = weight_files(folder), config.text_config, config.minigpt4["llm_vocab_size"]
-    with torch.device("meta"):
-        model = Blip2ForConditionalGeneration(config)
-    targets, llm = named_tensors(model), model.language_model
-    ends = {id(llm.get_input_embeddings().weight), id(llm.get_output_embeddings().weight)}
-    vocabulary = {name for name, tensor in targets.items() if id(tensor) in ends}
-    required = {name for name in targets if not (text.tie_word_embeddings and name.endswith("lm_head.weight"))}
-    found = {name: tensor for file in files for name, tensor in file.tensors.items()}
-    load_exact(dict(targets), found, folder, required=required, device="meta")
-    out.mkdir()
-    others, weight_map = {}, {}
-    for file in files:
-        shard = {}
-        for name in file.tensors:
-            tensor = file.value(name)
-            if name.startswith(LLM):
-                shard[name.removeprefix(LLM)] = tensor[:rows] if name in vocabulary else tensor
-            else:
-                others[name] = tensor
-        if shard:
-            save_weights(shard, out / file.path.name)
-            weight_map |= dict.fromkeys(shard, file.path.name)
-    if len(files) > 1:
-        write_json({"metadata": {}, "weight_map": weight_map}, out / INDEX_FILE)
-    text.vocab_size = rows
-    text.save_pretrained(out)
-    GenerationConfig.from_dict(config.minigpt4["llm_generation"]).save_pretrained(out)
-    return others
+    """Write the LLM's folder, without the row of the image token. Returns the other weights.
+    Raises CheckpointError: a weight is missing or of another shape."""
+    state = {name: tensor for file in weight_files(folder) for name, tensor in read_state(file.path).items()}
+    llm = blip2_with(config, state, folder).language_model
+    llm.resize_token_embeddings(config.minigpt4["llm_vocab_size"])
+    llm.generation_config = GenerationConfig.from_dict(config.minigpt4["llm_generation"])
+    llm.save_pretrained(out, max_shard_size=SHARD)
+    return {name: tensor for name, tensor in state.items() if not name.startswith("language_model.")}
 
 
 def write_tokenizer(folder: Path, config: Blip2Config, out: Path) -> None:
@@ -116,14 +92,7 @@ def write_yaml(folder: Path, config: Blip2Config, out: Path, partial: Path) -> N
     width, ratio = vision.hidden_size, EVA_CLIP_G["mlp_ratio"]
     if int(width * ratio) != vision.intermediate_size:  # timm rounds down
         ratio = round((vision.intermediate_size + 0.5) / width, 6)
-    vit = {
-        "patch_size": vision.patch_size,
-        "embed_dim": width,
-        "depth": vision.num_hidden_layers,
-        "num_heads": vision.num_attention_heads,
-        "mlp_ratio": ratio,
-        "qkv_bias": vision.qkv_bias,
-    }
+    vit = {key: getattr(vision, theirs) for key, theirs in VIT_SIZES.items()} | {"mlp_ratio": ratio}
     pixels = read_json(folder / "processor_config.json")["image_processor"]
     model = {
         "arch": "mini_gpt4",

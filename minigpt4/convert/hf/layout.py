@@ -4,13 +4,17 @@ Two things are not one to one. EVA has separate biases for queries and values an
 has one bias for all three, zero for the keys. And the LLM gets a row for the image token.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
+from transformers import Blip2Config, Blip2ForConditionalGeneration
 
+from ...common.checkpoint import load_exact, named_tensors
 from ...common.errors import CheckpointError
 
 IMAGE_TOKEN = "<ImageHere>"
-INDEX_FILE = "model.safetensors.index.json"  # transformers' name
+SHARD = "2GB"  # size of a weight file
 # Keys of our model config that transformers' config does not have; import-hf needs them.
 OWN_SETTINGS = (
     "conv_template", "end_sym", "pad_token", "temperature", "repetition_penalty", "max_txt_len", "prompt_template",
@@ -32,6 +36,19 @@ _PARTS = (
     ("llama_proj", "language_projection", ()),
     ("llama_model", "language_model", ()),
 )
+
+
+def blip2_with(config: Blip2Config, state: dict[str, Tensor], source: str | Path) -> Blip2ForConditionalGeneration:
+    """transformers' model, whose parameters are the tensors of `state` themselves, in their own dtypes.
+    Raises CheckpointError: a weight of `source` is missing, unexpected or of another shape."""
+    with torch.device("meta"):
+        model = Blip2ForConditionalGeneration(config)
+    targets, tied = named_tensors(model), config.text_config.tie_word_embeddings
+    required = {name for name in targets if not (tied and name.endswith("lm_head.weight"))}
+    load_exact(targets, state, source, required=required, device="meta")
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    return model
 
 
 def renamed(name: str, back: bool = False) -> str:
@@ -61,10 +78,7 @@ def to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename weights in transformers to the published names.
-
-    Raises:
-        CheckpointError: a weight that MiniGPT-4 does not have, such as a bias of the keys.
-    """
+    Raises CheckpointError: a weight that MiniGPT-4 does not have, such as a bias of the keys."""
     found = {}
     for name, tensor in state.items():
         published = renamed(name, back=True)

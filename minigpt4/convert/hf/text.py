@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 from torch import nn
-from transformers import Blip2Config, GenerationConfig, PreTrainedTokenizerFast
+from transformers import Blip2Config, Blip2ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerFast
 
 from ...common.paths import resolve_path
 from ...common.schema import Config
@@ -18,6 +18,7 @@ from .files.processing_minigpt4 import MiniGPT4ImageProcessor, MiniGPT4Processor
 from .layout import IMAGE_TOKEN
 
 FILES = Path(__file__).parent / "files"
+TOKENIZER_OPTIONS = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length")
 
 
 def write_processor(model: nn.Module, vis_processor, folder: Path) -> MiniGPT4Processor:
@@ -49,9 +50,6 @@ def image_tokenizer(tokenizer) -> PreTrainedTokenizerFast:
     found = plain_tokenizer(tokenizer.backend_tokenizer.to_str(), options, padding_side="left")
     found.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     return found
-
-
-TOKENIZER_OPTIONS = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length")
 
 
 def plain_tokenizer(tokenizer_json: str, options: dict, **more) -> PreTrainedTokenizerFast:
@@ -94,21 +92,13 @@ def write_generation_config(model: nn.Module, processor: MiniGPT4Processor, conf
     ).save_pretrained(folder)
 
 
-def write_model_card(config: Config, hf_config: Blip2Config, folder: Path, **notes) -> None:
-    """Write README.md, which model hubs show."""
-    options, paths = GenerationConfig.from_pretrained(folder), config.model
-    files = {key: getattr(paths, key) for key in ("vit_ckpt", "q_former_model", "ckpt", "llama_model")}
-    card = (
-        (FILES / "model_card.md")
-        .read_text()
-        .format(
-            hf=hf_config,
-            options=options,
-            stop=", ".join(f"`{mark}`" for mark in options.stop_strings),
-            cfg_path=Path(config.path).name,
-            usage=(FILES / "usage.py.txt").read_text().strip(),
-            **{key: Path(path).name if path else "random numbers" for key, path in files.items()},
-            **notes,
-        )
-    )
-    (folder / "README.md").write_text(card)
+def write_model_card(config: Config, whole: Blip2ForConditionalGeneration, folder: Path, name: str) -> None:
+    """Write README.md, which model hubs show. `whole` is the exported model."""
+    options, usage = GenerationConfig.from_pretrained(folder), (FILES / "usage.py.txt").read_text().strip()
+    paths = {key: getattr(config.model, key) for key in ("vit_ckpt", "q_former_model", "ckpt", "llama_model")}
+    facts = {key: Path(path).name if path else "random numbers" for key, path in paths.items()} | {
+        "name": name, "cfg_path": Path(config.path).name, "usage": usage, "hf": whole.config, "options": options,
+        "stop": ", ".join(f"`{mark}`" for mark in options.stop_strings), "parameters": whole.num_parameters(),
+        "dtypes": " and ".join(sorted({str(weight.dtype).removeprefix("torch.") for weight in whole.parameters()})),
+    }  # fmt: skip
+    (folder / "README.md").write_text((FILES / "model_card.md").read_text().format(**facts))

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from ...common.checkpoint import load_exact
+from ...common.checkpoint import load_exact, weight_file
 from ...common.errors import CheckpointError, some
 from ...models.llm import create_llm
 from ...models.llm_checks import read_json, weight_files
-from ..folders import weight_file
 
 # Meta's name -> (transformers' name, the axis along which it is split over the files; None: each file has all of it).
 IN_LAYER = {
@@ -59,11 +58,7 @@ def config_json(sizes: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 class MetaLlama:
-    """A LLaMA folder in Meta's format.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or not of this model.
-    """
+    """A LLaMA folder in Meta's format. Raises CheckpointError: a file is missing, damaged, or not of this model."""
 
     def __init__(self, folder: Path):
         self.folder, params = folder, read_json(folder / "params.json")
@@ -77,14 +72,13 @@ class MetaLlama:
             shapes = {name: tensor.shape for name, tensor in first.tensors.items()}
             width, heads = params["dim"], params["n_heads"]
             count = width // shapes["layers.0.attention.wq.weight"][0]
-            self.dtype = first.tensors["norm.weight"].dtype
             self.sizes = LlamaConfig(
                 hidden_size=width, intermediate_size=shapes["layers.0.feed_forward.w1.weight"][0] * count,
                 num_hidden_layers=params["n_layers"], num_attention_heads=heads,
                 num_key_value_heads=params.get("n_kv_heads") or heads, vocab_size=shapes["tok_embeddings.weight"][0],
                 rms_norm_eps=params["norm_eps"], rope_theta=params.get("rope_theta", 10000.0),
                 # Not in params.json: LLaMA 1 is fp16 and reads 2,048 tokens, Llama 2 is bf16 and reads 4,096.
-                max_position_embeddings=4096 if self.dtype == torch.bfloat16 else 2048,
+                max_position_embeddings=4096 if first.tensors["norm.weight"].dtype == torch.bfloat16 else 2048,
             )  # fmt: skip
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: params.json and consolidated.00.pth are no LLaMA: {error}") from None
@@ -93,13 +87,14 @@ class MetaLlama:
             missing, others = some(set(names) - set(here)) or "none", some(set(here) - set(names)) or "none"
             raise CheckpointError(f"{folder}: this model has {count} files; missing: {missing}; of another: {others}")
         self.files = [first, *(weight_file(folder / name) for name in names[1:])]
-        origin = {f"{new}.weight": (f"{old}.weight", axis) for old, (new, axis) in OUTSIDE.items()}
-        for i in range(params["n_layers"]):
-            for old, (new, axis) in IN_LAYER.items():
-                origin[f"model.layers.{i}.{new}.weight"] = (f"layers.{i}.{old}.weight", axis)
-        self._origin, parts = origin, {}
+        self._origin = {f"{new}.weight": (f"{old}.weight", axis) for old, (new, axis) in OUTSIDE.items()} | {
+            f"model.layers.{i}.{new}.weight": (f"layers.{i}.{old}.weight", axis)
+            for i in range(params["n_layers"])
+            for old, (new, axis) in IN_LAYER.items()
+        }
+        parts = {}
         for name, tensor in weights_of(self.sizes).items():
-            old, axis = origin[name]
+            old, axis = self._origin[name]
             parts[old] = tensor if axis is None else tensor.chunk(count, axis)[0]
         for file in self.files:
             # rope.freqs are the rotary frequencies, which transformers computes itself.
@@ -120,22 +115,17 @@ class MetaLlama:
 
 class TransformersLlama:
     """A LLaMA folder in transformers format: config.json and .bin or .safetensors files.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or not of this model.
-    """
+    Raises CheckpointError: a file is missing, damaged, or not of this model."""
 
     def __init__(self, folder: Path):
         self.folder, self.config = folder, read_json(folder / "config.json")
-        if self.config.get("model_type") != "llama":
-            found = self.config.get("model_type")
+        if (found := self.config.get("model_type")) != "llama":
             raise CheckpointError(f"{folder}: config.json says model_type {found!r}, not 'llama'")
         self.sizes = LlamaConfig.from_dict(self.config)
         self.files = weight_files(folder)
         self._place = {name: file for file in self.files for name in file.tensors}
         found = {name: file.tensors[name] for name, file in self._place.items()}
         load_exact(weights_of(self.sizes), found, folder, device="meta")
-        self.dtype = found["model.norm.weight"].dtype
 
     def read(self, name: str) -> Tensor:
         """The tensor by its name. Do not write to it."""
@@ -147,10 +137,7 @@ Llama = MetaLlama | TransformersLlama
 
 def open_llama(folder: Path) -> Llama:
     """Open a LLaMA folder of either format; check names and shapes, read no weights.
-
-    Raises:
-        CheckpointError: neither format; or see the two classes.
-    """
+    Raises CheckpointError: neither format; or see the two classes."""
     if (folder / "config.json").is_file():
         return TransformersLlama(folder)
     if (folder / "params.json").is_file():

@@ -6,27 +6,32 @@ before the first byte is written. The folder appears when it is complete.
 """
 
 import argparse
+import hashlib
+import json
 import shutil
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import LlamaConfig
 
 from ...common.checkpoint import atomic_save, finite
-from ...common.errors import CheckpointError, UserError
+from ...common.errors import CheckpointError, UserError, some
 from ...common.identify import gigabytes
 from ...common.paths import sha256
 from ...common.precision import DTYPES
+from ...models.llm_checks import read_json
 from ..folders import whole_folder, write_json
 from .llama_meta import STRUCTURE, Llama, TransformersLlama, config_json, describe, open_llama, weights_of
-from .tokenizer import find_tokenizer, read_pieces, special_tokens, write_tokenizer
-from .verify import INDEX, RECORD, read_record, verify
+from .tokenizer import check_tokenizer, find_tokenizer, read_pieces, special_tokens, write_tokenizer
 
 SHARD = "2GB"
+INDEX = "model.safetensors.index.json"
+RECORD = "prepare_vicuna.json"  # the kind of model, and the checksums of its weight files
 SPARE_BYTES = 20_000_000  # tokenizer, records, and the file system's own needs
 DELTA_NORM = 0.1  # the final norm's weights average 1 and more in a LLaMA, under 0.01 in a delta
 
@@ -41,29 +46,10 @@ class Job:
     specials: dict[str, str]  # bos_token, eos_token, unk_token
     ids: dict[str, int | None]  # bos, eos, pad
     kind: str  # 'Vicuna v0', 'Vicuna v1.1 or later', 'LLaMA'
+    sizes: LlamaConfig
     dtype: torch.dtype
-    max_shard: int | str  # bytes, or 2GB
-
-    @property
-    def sizes(self):
-        return (self.delta or self.base).sizes
-
-    @cached_property
-    def weights(self) -> dict[str, Tensor]:
-        """The weights of the result on the meta device."""
-        return weights_of(self.sizes, self.dtype)
-
-    @cached_property
-    def plan(self) -> dict[str, list[str]]:
-        """File name -> names of its tensors."""
-        try:
-            return split_torch_state_dict_into_shards(self.weights, max_shard_size=self.max_shard).filename_to_tensors
-        except ValueError:
-            raise UserError(f"--max-shard-size: {self.max_shard!r} is not a size; write e.g. 5GB or 500MB") from None
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.weights.values())
+    plan: dict[str, list[str]]  # file name -> names of its tensors
+    bytes: int
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the result, by its name. Raises CheckpointError when it holds NaN or infinity."""
@@ -78,11 +64,7 @@ class Job:
 
 
 def open_job(base: Path, delta: Path | None, max_shard: int | str = SHARD, dtype: torch.dtype = torch.float16) -> Job:
-    """Open both folders and check that they belong together.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or the two folders do not make a Vicuna.
-    """
+    """Open both folders. Raises CheckpointError: a file is missing or damaged, or the two do not make a Vicuna."""
     first = open_llama(base)
     second = open_llama(delta) if delta else None
     if _norm(first) < DELTA_NORM:
@@ -101,7 +83,13 @@ def open_job(base: Path, delta: Path | None, max_shard: int | str = SHARD, dtype
     kind = "LLaMA" if second is None else "Vicuna v1.1 or later" if pad is None else "Vicuna v0"
     specials = special_tokens(delta or base, pieces)
     ids = {key: pieces.piece_to_id(specials[f"{key}_token"]) for key in ("bos", "eos")} | {"pad": pad}
-    return Job(first, second, model, specials, ids, kind, dtype, max_shard)
+    weights = weights_of(sizes, dtype)
+    try:
+        plan = split_torch_state_dict_into_shards(weights, max_shard_size=max_shard).filename_to_tensors
+    except ValueError:
+        raise UserError(f"--max-shard-size: {max_shard!r} is not a size; write e.g. 5GB or 500MB") from None
+    size = sum(weight.nbytes for weight in weights.values())
+    return Job(first, second, model, specials, ids, kind, sizes, dtype, plan, size)
 
 
 def _norm(llama: Llama) -> float:
@@ -119,7 +107,7 @@ def _check_pair(base: Llama, delta: Llama, pieces: int) -> None:
             "not 0; if it is Vicuna v0, write its folder as model.llama_model, and nothing is to be done"
         )
     named = "vicuna" in str(getattr(base, "config", {}).get("_name_or_path", "")).lower()
-    made = (read_record(base.folder) or {}).get("kind", "LLaMA")
+    made = read_json(base.folder / RECORD, optional=True).get("kind", "LLaMA")
     if named or made != "LLaMA" or base.sizes.vocab_size != pieces:
         rows = f"{base.sizes.vocab_size:,} rows of vocabulary, LLaMA's tokenizer {pieces:,}"
         raise CheckpointError(f"--base {base.folder}: Vicuna already ({rows}); --base must be LLaMA as it came")
@@ -139,15 +127,16 @@ def _check_pair(base: Llama, delta: Llama, pieces: int) -> None:
 
 
 def prepare(job: Job, out: Path) -> None:
-    """Make the folder, whole or not at all.
-
-    Raises:
-        UserError: the disk is too small.
-        CheckpointError: `out` exists, an input is damaged, or the disk is full.
-    """
+    """Make the folder, whole or not at all. Raises UserError: the disk is too small; CheckpointError: `out` exists, an
+    input is damaged, or the disk fills up."""
     write = partial(save_file, metadata={"format": "pt"})  # older versions of transformers need it
     with whole_folder(out) as folder:
-        _check_disk(job, folder)
+        need, free = job.bytes + SPARE_BYTES, shutil.disk_usage(folder).free
+        if need > free:
+            raise UserError(
+                f"--out: {gigabytes(need)} are to be written, the disk has {gigabytes(free)} free; "
+                f"free {gigabytes(need - free)}, or choose a folder on another disk"
+            )
         digests = {}
         for name, tensors in job.plan.items():
             atomic_save({tensor: job.tensor(tensor) for tensor in tensors}, folder / name, write)
@@ -162,14 +151,31 @@ def prepare(job: Job, out: Path) -> None:
         write_json(config_json(job.sizes, job.dtype) | tokens, folder / "config.json")
 
 
-def _check_disk(job: Job, folder: Path) -> None:
-    """Raises UserError when the disk has no room for the result."""
-    need, free = job.bytes + SPARE_BYTES, shutil.disk_usage(folder).free
-    if need > free:
-        raise UserError(
-            f"--out: {gigabytes(need)} are to be written, the disk has {gigabytes(free)} free; "
-            f"free {gigabytes(need - free)}, or choose a folder on another disk"
-        )
+def verify(folder: Path) -> int:
+    """Print the results of all checks of a folder that `prepare` made; return 0 when all passed, else 1.
+    Raises CheckpointError: not made by prepare-vicuna, a file is missing, or unreadable."""
+    record = read_json(folder / RECORD, optional=True)
+    if not record:
+        raise CheckpointError(f"{folder}: has no {RECORD}: it was not made by prepare-vicuna")
+    lost = [name for name in (*record["files"], "config.json") if not (folder / name).is_file()]
+    if lost:
+        raise CheckpointError(f"{folder}: {some(lost)} is missing; make the folder anew")
+    llama = TransformersLlama(folder)
+    print(f"\n{folder}: {record['kind']}\n  {describe(llama.sizes)}")
+    print(f"  shapes      {len(weights_of(llama.sizes))} tensors, each as a LLaMA of these sizes has it", flush=True)
+    files = record["files"]
+    damaged = [name for name, known in files.items() if sha256(folder / name) != known]
+    whole = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()[:16]
+    print(f"  checksums   {len(files) - len(damaged)} of {len(files)} files right; all together {whole}", flush=True)
+    line, faults = check_tokenizer(folder, llama.config)
+    print(f"  tokenizer   {line}")
+    faults = [f"tokenizer: {fault}" for fault in faults]
+    if damaged:
+        faults.append(f"{some(damaged)}: not what was written; make the folder anew")
+    for fault in faults:
+        print(f"  WRONG: {fault}")
+    print("  FAILED" if faults else "  all checks passed")
+    return 1 if faults else 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

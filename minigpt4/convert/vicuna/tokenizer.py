@@ -21,10 +21,7 @@ PROBES = ("###", " ###Human: Hello, world ###Assistant: ", "a\n###", "  two spac
 
 def find_tokenizer(folders: list[Path]) -> Path:
     """The tokenizer.model of the first folder that has one; Meta's is one folder up.
-
-    Raises:
-        CheckpointError: there is none, the folders' tokenizers differ, or it is not LLaMA's.
-    """
+    Raises CheckpointError: there is none, the folders' tokenizers differ, or it is not LLaMA's."""
     found = []
     for folder in folders:
         places = [folder, folder.parent] if (folder / "params.json").is_file() else [folder]
@@ -62,12 +59,9 @@ def special_tokens(folder: Path, pieces: SentencePieceProcessor) -> dict[str, st
     """bos, eos and unk of the folder's special_tokens_map.json; LLaMA's own where it names none.
 
     FastChat keeps the delta's tokens too. Early conversions of LLaMA wrote empty strings.
-
-    Raises:
-        CheckpointError: a special token is not in the vocabulary.
-    """
+    Raises CheckpointError: a special token is not in the vocabulary."""
     file = folder / "special_tokens_map.json"
-    named = read_json(file) if file.is_file() else {}
+    named = read_json(file, optional=True)
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     for key in tokens:
         token = named.get(key)
@@ -92,13 +86,8 @@ def write_tokenizer(model: Path, out: Path, specials: dict[str, str], pad: int |
 
 
 def check_tokenizer(folder: Path, config: dict[str, Any]) -> tuple[str, list[str]]:
-    """Load the folder's tokenizer as the model does and compare it with sentencepiece.
-
-    Args:
-        config: the folder's config.json.
-    Returns:
-        one line that describes the tokenizer, and a list of faults.
-    """
+    """Load the folder's tokenizer as the model does and compare it with sentencepiece and with config.json -> one line
+    that describes the tokenizer, and a list of faults."""
     pieces = read_pieces(folder / "tokenizer.model")
     has_pad = config["vocab_size"] == len(pieces) + 1
     faults = _not_llamas(pieces)

@@ -1,16 +1,8 @@
 """MiniGPT-4's processor for transformers: puts the image where the prompt says and tokenizes as in training.
 
-It needs only transformers, torch, PIL and numpy. `Blip2Processor` puts the image before BOS, which this model never saw
-in training. Here `<ImageHere>` in a prompt becomes the image's tokens, each text between
-images is tokenized separately (so it gets the tokenizer's leading-space piece), and BOS comes first, once.
-
-```python
-processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
-prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-inputs = processor(images=[image], text=prompt)
-output = model.generate(**inputs, tokenizer=processor.tokenizer)
-(answer,) = processor.answers(output, inputs)
-```
+It needs only transformers, torch, PIL and numpy; README.md beside it shows its use. `Blip2Processor` puts the image
+before BOS, which this model never saw in training. Here `<ImageHere>` in a prompt becomes the image's tokens, each text
+between images is tokenized separately (so it gets the tokenizer's leading-space piece), and BOS comes first, once.
 """
 
 import codecs
@@ -37,15 +29,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
 
 def _eight_bits(values: np.ndarray, sixteen_bits: bool) -> np.ndarray:
     """Scale grey values (H, W) to uint8. Other ranges than 16 bits are stretched, from 0 or the smallest value to the
-    largest. Raises ValueError: values that are not finite.
-    """
+    largest. Raises ValueError: values that are not finite."""
     if not np.isfinite(values).all():
         raise ValueError("its pixels hold NaN or infinity; write finite values, e.g. of 0..1")
     if sixteen_bits:
@@ -148,11 +138,8 @@ class MiniGPT4Processor(ProcessorMixin):
         return ids
 
     def answers(self, output_ids: torch.Tensor, inputs: BatchFeature | None = None) -> list[str]:
-        """The answers (B strings) in what `generate` returned (B, T), each cut at its first stop.
-
-        Args:
-            inputs: the processor's output, whose prompts are removed (transformers' `generate` returns them too).
-        """
+        """The answers (B strings) in what `generate` returned (B, T), each cut at its first stop. `inputs` is the
+        processor's output, whose prompts are removed (transformers' `generate` returns them too)."""
         start = inputs["input_ids"].shape[1] if inputs is not None else 0
         return [self.answer(row[start:]) for row in output_ids.tolist()]
 
