@@ -11,6 +11,8 @@ from unittest import mock
 import torch
 from torch import nn
 
+from minigpt4.models.unpadded import leave_padding_out
+
 from .full import WARM_UP, MadeBatches, llm_config, random_model, read_config, train
 from .setting import NotRun, Setting
 
@@ -21,6 +23,7 @@ WAYS = {
     "AdamW fused": {"optimizer_kwargs": {"fused": True}},
     "eager attention": {"attention": "eager"},
     "flash attention 2": {"attention": "flash_attention_2"},
+    "padding computed too": {"padding": True},
     "torch.compile": {"compile": True},  # the last: layers stay compiled
 }
 
@@ -40,6 +43,7 @@ class Bench:
     def measure(self, way: str) -> dict:
         keys = {"optimizer_kwargs": {"fused": False}} | WAYS[way]
         attention = keys.pop("attention", "sdpa" if self.setting.cuda else "eager")
+        padding = keys.pop("padding", False)
         if attention == "flash_attention_2" and not (self.setting.cuda and find_spec("flash_attn")):
             raise NotRun("flash-attn is not installed, or there is no GPU")
         config = read_config(self.setting, "stage 1")
@@ -51,6 +55,8 @@ class Bench:
                 parameter.copy_(start)
                 parameter.grad = None
         self.model.llama_model.set_attn_implementation(attention)
+        if not padding:
+            leave_padding_out(self.model.llama_model)
         task = MadeBatches(config.run.batch_size_train, config.model.image_size, config.model.max_txt_len)
         with self._quick_compiler():
             rows = train(self.setting, config, task, self.model, way.replace(" ", "_"), self.steps, **keys)

@@ -22,6 +22,7 @@ from minigpt4.common.precision import resolve_precision
 from minigpt4.common.schema import Config
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.models.shapes import MiniGPT4Shapes
+from minigpt4.models.unpadded import leave_padding_out
 from minigpt4.runners.runner import Runner
 
 from .setting import GIB, Setting
@@ -81,6 +82,7 @@ def random_model(setting: Setting, config: Config, llm: LlamaConfig, training: b
         attention = config.model.attn_implementation
         auto = "sdpa" if setting.cuda else "eager"
         model.llama_model.set_attn_implementation(auto if attention == "auto" else attention)
+        leave_padding_out(model.llama_model)
     model.tokenizer = StandInTokenizer()
     # The planner counts the longest instruction.
     model.prompt_list = model.prompt_list and [max(model.prompt_list, key=len)]
