@@ -5,6 +5,7 @@ figures; each step is a command that a user could type, and is printed as such. 
 """
 
 import argparse
+import hashlib
 import json
 import operator
 from dataclasses import dataclass
@@ -117,7 +118,10 @@ class Study:
         self.places, self.qformer, self.more = places, qformer, more
         self.folder = places.out / "ablations"
         self.folder.mkdir(parents=True, exist_ok=True)
-        keep_to(self.folder / "made_with.json", {"Q-Former": sha256(qformer), "options": list(more)})
+        config = json.dumps(load_config(CONFIG, more, mode="show").plain(), sort_keys=True)
+        made_with = {"Q-Former": sha256(qformer), "options": list(more)}
+        made_with["config"] = hashlib.sha256(config.encode()).hexdigest()  # an edited YAML is another study
+        keep_to(self.folder / "made_with.json", made_with)
 
     def options(self, arm: str, seed: int) -> list[str]:
         """What a training run overrides of CONFIG."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -109,6 +110,15 @@ def test_runs_that_were_made_otherwise_are_not_mixed_in(study, tmp_path, capsys)
     assert "stage0 is not finished: `minigpt4 tiny` trains it" in capsys.readouterr().err
     assert study(*part, "--qformer", "missing.pth") == (1, [])
     assert "missing.pth: no such file" in capsys.readouterr().err
+
+
+def test_an_edited_config_is_another_study(study, tmp_path, monkeypatch, capsys):
+    assert study("--arms", "base", "--seeds", "1")[0] == 0
+    edited = tmp_path / "edited.yaml"
+    edited.write_text(f"base: {Path(ablations.CONFIG).resolve()}\nrun: {{init_lr: 0.5}}\n")
+    monkeypatch.setattr(ablations, "CONFIG", str(edited))
+    assert study("--arms", "base", "--seeds", "1") == (1, [])
+    assert "was begun with" in capsys.readouterr().err
 
 
 def test_each_arm_changes_its_own_keys_in_training_and_evaluation(study, tmp_path):
