@@ -30,6 +30,7 @@ from minigpt4.models.mini_gpt4 import MiniGPT4
 from .golden_set import read_arrays, read_meta, write_published_files
 
 TOLERANCE = 1e-4
+LEVEL = 0.0151  # one of 255 levels of a pixel, after normalization: as far as the resizing of training may differ
 # Arrays that are what the numbers were made from, or that show in another array.
 INPUTS = {"image", "images", "chat_image", "raw_uint8", "train_crop_ijhw"}
 Arrays = dict[str, np.ndarray]
@@ -46,6 +47,8 @@ class Row:
     exact: bool  # ids, labels, masks: must be equal
 
     def holds(self, tolerance: float = TOLERANCE) -> bool:
+        if self.array == "train_out":
+            tolerance = max(tolerance, LEVEL)
         return self.error <= (0 if self.exact else tolerance)
 
 

@@ -137,6 +137,8 @@ class ProcessorConfig:
     min_scale: float | None = key(None, "Smallest fraction of the area that a training crop keeps.", above=0, most=1)
     max_scale: float | None = key(None, "Largest fraction of the area that a training crop keeps.", above=0, most=1)
     flip: bool | None = key(None, "Mirror half of the training images, at random.")
+    scaled_jpeg: bool | None = key(None, "Decode large JPEGs at a reduced scale, from which no crop is enlarged; "
+                                   "pixels and the drawn crops differ.")
     prompt: str | None = key(None, "Text before every caption.")
     max_words: int | None = key(None, "Longest caption, in words; longer ones are cut.", least=1)
     extra: dict = key({}, "Free keys for a processor of your own.")

@@ -136,11 +136,11 @@ def clean_caption(caption: Any, text_processor: Callable[[str], str]) -> str:
     return text
 
 
-def read_image_file(path: Path) -> Image.Image:
-    """Read and decode a picture. Raises SampleFault, BrokenImage, HugeImage."""
+def read_image_file(path: Path, decode: Callable[[bytes, str], Any] = decode_image) -> Image.Image | Any:
+    """Read a picture and `decode` it. Raises SampleFault, BrokenImage, HugeImage."""
     for attempt in itertools.count():
         try:
-            return decode_image(path.read_bytes(), path.name)
+            return decode(path.read_bytes(), path.name)
         except OSError as error:
             if fault := pause_after(error, attempt, str(path)):
                 raise fault from None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..common.errors import DataError
 from ..common.paths import read_text
+from ..processors.image_processors import decoder_of
 from .faults import BadJson, clean_caption, decode_json, read_image_file
 from .stream import permutation_stream
 
@@ -45,7 +46,9 @@ class ImageTextSource:
 
     def picture(self, path: Path) -> Tensor:
         """The model's input of a picture: pixels (3, H, W), or features (N, D_vit)."""
-        return self.features(path) if self.features else self.vis_processor(read_image_file(path))
+        if self.features:
+            return self.features(path)
+        return self.vis_processor(read_image_file(path, decoder_of(self.vis_processor)))
 
 
 def read_filter_cap(folder: str) -> list[Pair]:

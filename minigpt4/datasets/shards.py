@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..processors.image_processors import decode_image
+from ..processors.image_processors import decoder_of
 from .faults import IMAGES, PAUSES, NoCaption, NoImage, Unreadable, clean_caption, decode_json, short
 from .shard_files import read_shard
 from .stream import seed_of
@@ -64,5 +64,5 @@ class ShardSource:
         if "json" not in raw:
             raise NoCaption("no .json member")
         caption = clean_caption(decode_json(raw["json"]).get("caption"), self.text_processor)
-        image = decode_image(raw[extension], f"its {extension}")
+        image = decoder_of(self.vis_processor)(raw[extension], f"its {extension}")
         return {"image": self.vis_processor(image), "text_input": caption}
