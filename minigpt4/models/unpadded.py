@@ -55,16 +55,16 @@ def hidden_states(llm: transformers.PreTrainedModel, embeds: Tensor, batch: dict
     real, flat = batch["real_positions"], embeds.flatten(0, 1)
     hidden = decoder(
         inputs_embeds=flat.index_select(0, real)[None], position_ids=positions.flatten().index_select(0, real)[None],
-        attention_mask=mask, use_cache=False, real_positions=real, padded_shape=(rows, length),
+        attention_mask=mask, use_cache=False, real_positions=real,
     ).last_hidden_state[0]  # (T, D_llm)  # fmt: skip
     return torch.zeros_like(flat).index_copy(0, real, hidden).view_as(embeds)
 
 
 def unpadded_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    real_positions: Tensor | None = None, padded_shape: tuple[int, int] = (0, 0), **options,
+    real_positions: Tensor | None = None, **options,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """transformers' attention of the name without PREFIX; with real_positions, of rows laid out as `padded_shape`.
+    """transformers' attention of the name without PREFIX; with real_positions, of rows laid out as the mask's.
 
     Args:
         query, key, value: (1, heads, T, D).
@@ -79,10 +79,29 @@ def unpadded_attention(
     if real_positions is None:  # a chat
         return attention(module, query, key, value, attention_mask, **options)
 
+    rows, _, _, length = attention_mask.shape  # as numbers beside it they would be compiled anew for every batch
+
     def padded(states: Tensor) -> Tensor:  # (1, heads, T, D) -> (B, heads, S, D)
         flat = states[0].transpose(0, 1).flatten(1)
-        laid = flat.new_zeros(padded_shape[0] * padded_shape[1], flat.shape[1]).index_copy(0, real_positions, flat)
-        return laid.view(*padded_shape, states.shape[1], states.shape[3]).transpose(1, 2)
+        laid = flat.new_zeros(rows * length, flat.shape[1]).index_copy(0, real_positions, flat)
+        return laid.view(rows, length, states.shape[1], states.shape[3]).transpose(1, 2)
 
     output, weights = attention(module, padded(query), padded(key), padded(value), attention_mask, **options)
-    return output.flatten(0, 1).index_select(0, real_positions)[None], weights
+    picked = _Picked.apply(output.flatten(2).flatten(0, 1), real_positions)
+    return picked.view(1, len(real_positions), *output.shape[2:]), weights
+
+
+class _Picked(torch.autograd.Function):
+    """`rows.index_select(0, index)` for an index without repeats, whose backward need not add: half of a layer's time
+    when it is compiled."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.rows = len(rows)
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.rows, gradient.shape[1]).index_copy(0, index, gradient), None

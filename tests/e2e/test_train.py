@@ -123,6 +123,9 @@ def test_compiled_layers_learn_the_same(make_model, golden):
     assert gradient()[0] == pytest.approx(loss, rel=1e-5)
     assert counters["stats"]["unique_graphs"] == 2
     assert torch.allclose(gradient()[1], plain, rtol=1e-3, atol=1e-5)
+    samples["text_input"] = ["a small dog is sitting on the grass", "the river near a mountain"]
+    gradient()
+    assert counters["stats"]["unique_graphs"] == 2, "compiled anew for another length"
 
 
 # -- stopping and going on --------------------------------------------------------------------------------------------
