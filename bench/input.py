@@ -28,10 +28,10 @@ BATCH, SCALE = 32, (0.5, 1.0)
 @functools.cache
 def _photo(number: int) -> bytes:
     generator = torch.Generator().manual_seed(number)
-    pixels = torch.zeros(1, 3, 375, 500)
-    for side, strength in ((4, 90.0), (30, 40.0), (200, 12.0)):  # large and small things, and some noise
+    pixels = torch.zeros(1, 3, 256, 256)
+    for side, strength in ((4, 90.0), (30, 40.0), (128, 12.0)):  # large and small things, and some noise
         noise = torch.randn(1, 3, side, side, generator=generator) * strength
-        pixels += nn.functional.interpolate(noise, size=(375, 500), mode="bilinear")
+        pixels += nn.functional.interpolate(noise, size=(256, 256), mode="bilinear")
     pixels = (pixels + 128).clamp(0, 255).byte()[0].permute(1, 2, 0).numpy()
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=90)
@@ -39,7 +39,7 @@ def _photo(number: int) -> bytes:
 
 
 def photo(number: int = 0) -> io.BytesIO:
-    """A made JPEG of 500 x 375, with about as many bytes as a photo."""
+    """A made JPEG of 256 x 256, as img2dataset writes them for stage 1."""
     return io.BytesIO(_photo(number))
 
 
@@ -89,6 +89,6 @@ def images(setting: Setting) -> list[Line]:
 
         best = setting.alternate({name: lambda batch=batch: take(batch) for name, batch in made.items()})
     rate = {name: BATCH * batches / seconds for name, seconds in best.items()}
-    what, unit, note = "images of a worker", f"images/{setting.unit}", "JPEG of 500 x 375 -> 224 x 224"
+    what, unit, note = "images of a worker", f"images/{setting.unit}", "JPEG of 256 x 256 -> 224 x 224"
     peers = {"PIL": "webdataset, PIL, torchvision", "torchvision": "webdataset, torchvision in uint8"}
     return [Line(what, unit, rate["ours"], rate[name], peer, "ours >= 1200", note) for name, peer in peers.items()]
