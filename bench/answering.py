@@ -94,7 +94,7 @@ def decode(setting: Setting) -> list[Line]:
     speed = gigabytes / min(best["copy"], best["read"])
     ms, unit = {name: 1000 * seconds for name, seconds in best.items()}, f"m{setting.unit}"
     dtype = str(default.dtype).removeprefix("torch.")
-    total, linear = sum(p.numel() for p in llm.parameters()), linear_weights(llm)
+    total, linear = sum(p.numel() for p in default.parameters()), linear_weights(default)
 
     def share(name: str, size: float) -> Line:
         least = size * 1e-6 / speed  # ms

@@ -53,7 +53,7 @@ def with_pil(shard: str) -> Iterator:
         transforms.RandomResizedCrop(224, SCALE, interpolation=BICUBIC), transforms.ToTensor(),
         transforms.Normalize(CLIP_MEAN, CLIP_STD),
     ])  # fmt: skip
-    samples = wds.WebDataset([shard] * 10_000, shardshuffle=False).shuffle(1000).decode("pil")
+    samples = wds.WebDataset([shard] * 10_000, shardshuffle=False).shuffle(100).decode("pil")
     return iter(
         samples.to_tuple("jpg", "json").map_tuple(see, lambda meta: meta["caption"]).batched(BATCH, partial=False)
     )
@@ -68,7 +68,7 @@ def with_torchvision(shard: str) -> Iterator:
     def decode(content: bytes) -> Tensor:
         return see(tv_io.decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)))
 
-    samples = wds.WebDataset([shard] * 10_000, shardshuffle=False).shuffle(1000)
+    samples = wds.WebDataset([shard] * 10_000, shardshuffle=False).shuffle(100)
     return iter(samples.to_tuple("jpg", "json").map_tuple(decode, bytes.decode).batched(BATCH, partial=False))
 
 
