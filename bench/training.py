@@ -195,11 +195,11 @@ def run_of(setting: Setting, folder: str, rank: int, world: int, port: int) -> f
         os.environ |= dict(zip(names, map(str, (rank, rank, world, world, port, "127.0.0.1")), strict=True))
     torch.manual_seed(0)  # the same weights
     model, steps = SizeS(setting), 3 if setting.quick else 15
-    keys = {"max_epoch": 1, "iters_per_epoch": steps, "log_freq": 1, "amp": False, "device": "cpu", "num_workers": 0}
-    config = Config(model=model.config, run=RunConfig(output_dir=f"{folder}/{world}", **keys))
-    Runner(
-        config, MadeBatches(sizes.batch_of(model, "stage 1", quick=setting.quick)), model, torch.device("cpu")
-    ).train()
+    batch = sizes.batch_of(model, "stage 1", quick=setting.quick)
+    keys = dict(max_epoch=1, iters_per_epoch=steps, log_freq=1, amp=False, device="cpu", num_workers=0)
+    run = RunConfig(output_dir=f"{folder}/{world}", batch_size_train=len(batch["image"]), **keys)
+    config = Config(model=model.config, run=run)
+    Runner(config, MadeBatches(batch), model, torch.device("cpu")).train()
     return max(row["samples_per_second"] for row in read_log(Path(folder, str(world), "log.jsonl"))[1:])
 
 
