@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar o
 # uv installs the same wheels sooner; where it cannot reach them (a mirror that only pip is told of), pip does.
 INSTALL = install() { $(BIN)/uv pip install --python $(BIN)/python -c requirements.lock "$$@" || $(PIP) "$$@"; }; install
 
-.PHONY: help quickstart demo tiny test test-fast gpu-check lint format lock clean
+.PHONY: help quickstart demo tiny test test-fast bench gpu-check lint format lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -48,6 +48,10 @@ test: $(VENV)/installed-dev  ## run all tests (unit, golden, end to end)
 
 test-fast: $(VENV)/installed-dev  ## run the unit and golden tests only
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -n 2 --dist loadfile
+
+bench: $(VENV)/installed-dev  ## on two idle cores, 15 minutes: speed and memory beside peers (docs/performance.md)
+	$(BIN)/minigpt4 weights
+	$(BIN)/python -m bench
 
 gpu-check: $(VENV)/installed-dev  ## on a GPU of 80 GB, 8 minutes: the numbers, speed and memory (docs/gpu.md)
 	$(BIN)/python -m tests.gpu

@@ -36,7 +36,7 @@ MAY_IMPORT = {
 def imported(file: Path) -> set[str]:
     """Full names of what a file imports, anywhere in it; `from a import b` gives a.b."""
     names = set()
-    package = ("minigpt4", *file.relative_to(PACKAGE).parent.parts)
+    package = file.relative_to(PROJECT).parent.parts
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
@@ -53,9 +53,22 @@ def room(name: str) -> str | None:
     return parts[1] if parts[0] == "minigpt4" and len(parts) > 1 else None
 
 
-def test_the_package_does_not_import_the_recipes():
-    """They are not in the wheel; cli.py loads their verbs by name, where they are there."""
-    assert not {f"{f}: {name}" for f in FILES for name in imported(f) if name.split(".")[0] == "recipes"}
+BESIDE = {"recipes", "bench", "tests"}  # the folders beside the package, not in the wheel
+
+
+def test_the_package_does_not_import_what_lies_beside_it():
+    """cli.py loads the recipes' verbs by name, where they are there."""
+    assert not {f"{f}: {name}" for f in FILES for name in imported(f) if name.split(".")[0] in BESIDE}
+
+
+def test_the_bench_imports_the_package_alone():
+    """It measures what users have; neither the recipes nor the tests import it."""
+    files = sorted(PROJECT.glob("bench/*.py"))
+    assert "minigpt4.runners.runner.Runner" in set().union(*map(imported, files))
+    assert not {f"{f}: {n}" for f in files for n in imported(f) if n.split(".")[0] in BESIDE - {"bench"}}
+    others = [*PROJECT.glob("recipes/**/*.py"), *PROJECT.glob("*.py")]
+    assert not {f"{f}: {n}" for f in others for n in imported(f) if n.split(".")[0] == "bench"}
+    assert [str(f) for f in files if len(f.read_text(encoding="utf-8").splitlines()) > 300] == []
 
 
 def test_the_reader_reads():
