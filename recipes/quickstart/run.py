@@ -4,7 +4,6 @@ Everything goes into one folder, and each step that is finished there is reused 
 """
 
 import argparse
-import hashlib
 import json
 import operator
 import shlex
@@ -21,6 +20,7 @@ from minigpt4.common.logger import read_log
 from minigpt4.common.paths import resolve_path, sha256
 from minigpt4.common.schema import Config
 from minigpt4.conversation.prompts import DEFAULT_QUESTION
+from minigpt4.evaluation.answering import digest
 from minigpt4.evaluation.page import write_json
 from minigpt4.weights.small import fetch_all
 from recipes.steps import Clock, call, minutes
@@ -176,7 +176,7 @@ def fingerprint(plan: Plan, config: Config, *files: Path) -> str:
     frozen = (config.model.q_former_model, config.model.vit_ckpt)
     files += (plan.data / PARAMETERS, *(Path(resolve_path(file)) for file in frozen if file))
     digests = [sha256(file) for file in files if file.is_file()]
-    return hashlib.sha256(json.dumps([config.plain(), digests], sort_keys=True).encode()).hexdigest()
+    return digest([config.plain(), digests])
 
 
 def set_aside_if_outdated(folder: Path, clock: Clock, now: str) -> None:

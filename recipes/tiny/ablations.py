@@ -5,7 +5,6 @@ figures; each step is a command that a user could type, and is printed as such. 
 """
 
 import argparse
-import hashlib
 import json
 import operator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from minigpt4.common.config import load_config
 from minigpt4.common.errors import UserError
 from minigpt4.common.logger import read_log
 from minigpt4.common.paths import sha256
+from minigpt4.evaluation.answering import digest
 from minigpt4.evaluation.page import write_json
 from recipes.steps import Clock, call, minutes
 
@@ -118,9 +118,8 @@ class Study:
         self.places, self.qformer, self.more = places, qformer, more
         self.folder = places.out / "ablations"
         self.folder.mkdir(parents=True, exist_ok=True)
-        config = json.dumps(load_config(CONFIG, more, mode="show").plain(), sort_keys=True)
-        made_with = {"Q-Former": sha256(qformer), "options": list(more)}
-        made_with["config"] = hashlib.sha256(config.encode()).hexdigest()  # an edited YAML is another study
+        config = digest(load_config(CONFIG, more, mode="show").plain())  # an edited YAML is another study
+        made_with = {"Q-Former": sha256(qformer), "options": list(more), "config": config}
         keep_to(self.folder / "made_with.json", made_with)
 
     def options(self, arm: str, seed: int) -> list[str]:
